@@ -1,0 +1,40 @@
+"""Symbolic pruning of language models: every metric-based pruner is one line over W, G and X."""
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+# Public name -> module that holds it. Resolved on first use, so that `import prunekit` costs nothing
+# and bad parameters are refused before torch is loaded.
+_PUBLIC = {
+    "UsageError": "errors",
+    "load_model": "models",
+    "token_windows": "data",
+    "Gradients": "pruning.stats",
+    "Activations": "pruning.stats",
+    "collect_gradients": "pruning.stats",
+    "collect_activations": "pruning.stats",
+    "prune": "pruning.prune",
+    "ObsOptions": "pruning.obs",
+    "layer_errors": "evaluate.layers",
+    "perplexity": "evaluate.perplexity",
+    "compare": "evaluate.compare",
+    "Tree": "metric.tree",
+    "METHODS": "metric.catalogue",
+    "start_run": "workbook.runs",
+}
+__all__ = ["__version__", *_PUBLIC]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'prunekit' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"prunekit.{_PUBLIC[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,317 @@
+"""Windows of tokens by role. Roles never share text: calibration, gradient, search, select, test."""
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import random
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import UsageError, did_you_mean
+from .hub import hub_or_cache
+
+ROLES = ("calibration", "gradient", "search", "select", "test")
+CORPORA = ("embedded", "wikitext2", "c4", "ptb")
+# `select` and `test` are a corpus's validation and test split. The other roles, and these two where there is no such
+# split, divide the rest of it in these proportions.
+SHARES = {"calibration": 0.4, "gradient": 0.2, "search": 0.4, "select": 0.125, "test": 0.125}
+_OWN_SPLIT = {"select": "validation", "test": "test"}
+EMBEDDED_TEST_WINDOWS = 256
+_C4_TEST_DOCUMENTS, _C4_TEST_WINDOWS = 1100, 256
+
+
+@dataclass(frozen=True, eq=False)
+class Corpus:
+    """Texts by split ("all" if there are none). `running`: one text that may be cut anywhere; otherwise documents."""
+
+    name: str
+    splits: dict[str, list[str]]
+    running: bool
+    joiner: str = "\n\n"
+
+    def split_of(self, role: str) -> str:
+        own = _OWN_SPLIT.get(role)
+        return own if own in self.splits else "train" if "train" in self.splits else "all"
+
+    def share(self, role: str) -> tuple[float, float]:
+        """The part of its split that a role owns, as bounds in [0, 1]."""
+        if self.split_of(role) == _OWN_SPLIT.get(role):
+            return 0.0, 1.0
+        sharing = [other for other in ROLES if self.split_of(other) == self.split_of(role)]
+        total = sum(SHARES[other] for other in sharing)
+        before = sum(SHARES[other] for other in sharing[:sharing.index(role)])
+        return before / total, (before + SHARES[role]) / total
+
+
+def token_windows(corpus: str | Path, tokenizer: Any, role: str, n: int | None = None, seqlen: int = 128, seed: int = 0, *,
+                  roles: str = "disjoint", windows: str | Path | None = None, cache_dir: str | None = None) -> Tensor:
+    """Token ids of n windows of a corpus, LongTensor (n, seqlen).
+
+    corpus: `embedded` (or `embedded:almanac+stories`, some of its registers), `wikitext2`, `c4`, `ptb`, or a path: a
+    text file, .jsonl or .parquet (column `text`), a folder of {train,validation,test}.txt, a `save_to_disk` folder.
+    roles: `disjoint` (every role its own text, windows drawn without overlap or repeat), or `published`: calibration
+    and gradient windows start anywhere in the train split, by `random.Random(seed)`, as in the published lib/data.py,
+    so that they are the same windows when corpus and seed are. The test role is always the consecutive windows of the
+    test text (n: the first n; None or 0: all). windows: a safetensors file with tensors by role, which overrides all.
+
+    Raises UsageError for unknown names, missing files or network, and too little text.
+    """
+    _known("role", role, ROLES)
+    _known("roles", roles, ("disjoint", "published"))
+    if n is None and role != "test":
+        raise UsageError(f"role {role} needs a number of windows n.")
+    if windows:
+        return _from_file(Path(windows), role, n, seqlen)
+    if tokenizer is None:
+        raise UsageError("the model has no tokenizer; give windows as a safetensors file, or a model with a tokenizer.")
+    name, _, part = str(corpus).partition(":")
+    if name == "embedded":
+        return _embedded_windows(tokenizer, role, n, seqlen, seed, part)
+    loaded = load_corpus(str(corpus), cache_dir)
+    if role == "test":
+        return _test_windows(loaded, tokenizer, n, seqlen)
+    if roles == "published":
+        return _published_windows(loaded, tokenizer, n, seqlen, seed)
+    return _disjoint_windows(loaded, tokenizer, role, n, seqlen, seed)
+
+
+def leaks(corpus: str, gradient_corpus: str, test_corpus: str, roles: str = "disjoint") -> bool:
+    """Whether statistics and test text come from one corpus, or calibration and gradient windows may coincide."""
+    return test_corpus in (corpus, gradient_corpus) or (roles == "published" and corpus == gradient_corpus)
+
+
+def fingerprint(corpus: str | Path) -> str:
+    """A short hash that changes when a corpus on disk changes; for a named corpus, its name."""
+    name = str(corpus).partition(":")[0]
+    if name == "embedded":
+        from .embedded import world
+
+        folder = Path(world.__file__).parent
+        return _digest(sorted(folder.glob("*.py")), str(corpus))
+    path = Path(str(corpus)).expanduser()
+    if name in CORPORA or not path.exists():
+        return str(corpus)
+    return _digest(sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path], "")
+
+
+def _digest(files: Iterable[Path], salt: str) -> str:
+    digest = hashlib.sha256(salt.encode())
+    for file in files:
+        with file.open("rb") as handle:
+            digest.update(hashlib.file_digest(handle, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
+# --- corpora -------------------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=4)
+def load_corpus(corpus: str, cache_dir: str | None = None) -> Corpus:
+    """Read a corpus of the hub or of this disk. Raises UsageError if it cannot be found or holds no text."""
+    path = Path(corpus).expanduser()
+    found = _from_hub(corpus, cache_dir) if corpus in CORPORA else _from_disk(path)
+    empty = [split for split, texts in found.splits.items() if not any(text.strip() for text in texts)]
+    if empty:
+        raise UsageError(f"corpus '{corpus}' holds no text in its split {empty[0]}.")
+    return found
+
+
+def _from_hub(name: str, cache_dir: str | None) -> Corpus:
+    from datasets import load_dataset
+
+    sources = {
+        "wikitext2": ({"path": "Salesforce/wikitext", "name": "wikitext-2-raw-v1"}, "text"),
+        "ptb": ({"path": "ptb-text-only/ptb_text_only", "name": "penn_treebank", "revision": "refs/convert/parquet"}, "sentence"),
+        "c4": ({"path": "allenai/c4", "data_files": {"train": "en/c4-train.00000-of-01024.json.gz",
+                                                      "validation": "en/c4-validation.00000-of-00008.json.gz"}}, "text"),
+    }
+    options, column = sources[name]
+    try:
+        with hub_or_cache():
+            data = load_dataset(**options, cache_dir=cache_dir)
+    except Exception as error:  # the hub client raises a dozen kinds of error for one fact
+        raise UsageError(f"corpus '{name}' ({options['path']}) cannot be had from the hub; connect to the network, or give a "
+                         "local file or folder as corpus.") from error
+    splits = {split: list(data[split][column]) for split in data}
+    if name == "c4":
+        splits["test"] = splits.pop("validation")[:_C4_TEST_DOCUMENTS]
+    return Corpus(name, splits, running=name != "c4", joiner="\n\n" if name == "wikitext2" else " ")
+
+
+def _from_disk(path: Path) -> Corpus:
+    if not path.exists():
+        raise UsageError(f"corpus '{path}' is neither a known corpus{did_you_mean(str(path), CORPORA)} nor a file or folder.")
+    if path.is_file():
+        texts = _read_file(path)
+        return Corpus(path.stem, {"all": texts}, running=path.suffix not in {".jsonl", ".json", ".parquet"})
+    files = {file.stem: file for file in path.glob("*.txt")}
+    if {"train", "test"} <= files.keys():
+        return Corpus(path.name, {split: _read_file(file) for split, file in files.items()
+                                  if split in ("train", "validation", "test")}, running=True)
+    if (path / "dataset_dict.json").is_file() or (path / "dataset_info.json").is_file():
+        return _from_saved(path)
+    raise UsageError(f"corpus folder '{path}' holds neither train.txt and test.txt nor a data set saved with save_to_disk.")
+
+
+def _from_saved(path: Path) -> Corpus:
+    from datasets import DatasetDict, load_from_disk
+
+    data = load_from_disk(str(path))
+    parts = data if isinstance(data, DatasetDict) else {"all": data}
+    for split, part in parts.items():
+        if "text" not in part.column_names:
+            raise UsageError(f"corpus '{path}' has no column 'text' in {split} (it has {', '.join(part.column_names)}).")
+    return Corpus(path.name, {split: list(part["text"]) for split, part in parts.items()}, running=False)
+
+
+def _read_file(path: Path) -> list[str]:
+    """The documents of a file: a text file is one, JSONL and parquet one per row (column `text`)."""
+    try:
+        if path.suffix == ".parquet":
+            import pandas as pd
+
+            return pd.read_parquet(path, columns=["text"])["text"].tolist()
+        content = path.read_text(encoding="utf-8")
+        if path.suffix in {".jsonl", ".json"}:
+            return [json.loads(line)["text"] for line in content.splitlines() if line.strip()]
+        return [content]
+    except UnicodeDecodeError as error:
+        raise UsageError(f"corpus file {path} is not UTF-8 text; convert it first.") from error
+    except (KeyError, TypeError) as error:
+        raise UsageError(f"corpus file {path} has a row without a field 'text'.") from error
+    except (ValueError, OSError) as error:
+        raise UsageError(f"corpus file {path} cannot be read ({str(error).splitlines()[0][:120]}).") from error
+
+
+# --- windows -------------------------------------------------------------------------------------------------------
+
+
+def _from_file(path: Path, role: str, n: int | None, seqlen: int) -> Tensor:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise UsageError(f"windows file {path} does not exist.")
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UsageError(f"windows file {path} is not a safetensors file ({error}).") from error
+    if role not in tensors:
+        raise UsageError(f"windows file {path} has no windows for role {role} (it has {', '.join(sorted(tensors))}).")
+    found = tensors[role].long()
+    if found.ndim != 2 or found.shape[1] != seqlen:
+        raise UsageError(f"windows file {path} holds {role} windows of shape {tuple(found.shape)}; set seqlen to their length.")
+    if n and n > len(found):
+        raise UsageError(f"windows file {path} holds {len(found)} {role} windows where {n} are asked for.")
+    return found[:n] if n else found
+
+
+def _embedded_windows(tokenizer: Any, role: str, n: int | None, seqlen: int, seed: int, registers: str) -> Tensor:
+    """Consecutive windows of a stream of fresh documents, each closed by the end-of-text token."""
+    from .embedded import world
+
+    documents = world.documents(role, 0 if role == "test" else seed, registers.split("+") if registers else None)
+    count = n or EMBEDDED_TEST_WINDOWS
+    ids: list[int] = []
+    while len(ids) < count * seqlen:
+        for tokens in _encode(tokenizer, list(itertools.islice(documents, 64))):
+            ids += [*tokens, tokenizer.eos_token_id]
+    return torch.tensor(ids[:count * seqlen]).view(count, seqlen)
+
+
+def _test_windows(corpus: Corpus, tokenizer: Any, n: int | None, seqlen: int) -> Tensor:
+    if corpus.running:
+        ids = torch.tensor(_role_tokens(corpus, tokenizer, "test"))
+    else:
+        text = corpus.joiner.join(_role_documents(corpus, "test"))
+        ids = torch.tensor(_encode(tokenizer, [text], special=True)[0])
+    count = len(ids) // seqlen if corpus.name != "c4" else min(len(ids) // seqlen, _C4_TEST_WINDOWS)
+    if count < max(n or 0, 1):
+        raise _too_little(corpus, "test", n or 1, seqlen, count)
+    return ids[:(n or count) * seqlen].view(-1, seqlen)
+
+
+def _disjoint_windows(corpus: Corpus, tokenizer: Any, role: str, n: int, seqlen: int, seed: int) -> Tensor:
+    """n of the consecutive windows of the role's own text, drawn without repeat; from documents, one window each."""
+    generator = random.Random(f"{role}/{seed}")
+    if corpus.running:
+        ids = torch.tensor(_role_tokens(corpus, tokenizer, role))
+        whole = ids[:len(ids) // seqlen * seqlen].view(-1, seqlen)
+        if len(whole) < n:
+            raise _too_little(corpus, role, n, seqlen, len(whole))
+        return whole[sorted(generator.sample(range(len(whole)), n))]
+    documents = _role_documents(corpus, role)
+    generator.shuffle(documents)
+    found = list(itertools.islice(_inside(documents, tokenizer, seqlen, generator), n))
+    if len(found) < n:
+        raise _too_little(corpus, role, n, seqlen, len(found))
+    return torch.stack(found)
+
+
+def _published_windows(corpus: Corpus, tokenizer: Any, n: int, seqlen: int, seed: int) -> Tensor:
+    """The sampling of the published lib/data.py, window for window."""
+    generator = random.Random(seed)
+    texts = corpus.splits[corpus.split_of("calibration")]
+    if corpus.running:
+        ids = torch.tensor(_encode(tokenizer, [" ".join(texts)], special=True)[0])
+        if len(ids) <= seqlen:
+            raise _too_little(corpus, "calibration", n, seqlen, 0)
+        starts = [generator.randint(0, len(ids) - seqlen - 1) for _ in range(n)]
+        return torch.stack([ids[start:start + seqlen] for start in starts])
+    drawn = (texts[generator.randint(0, len(texts) - 1)] for _ in range(1000 * n))  # an end, if none is long enough
+    found = list(itertools.islice(_inside(drawn, tokenizer, seqlen, generator, special=True), n))
+    if len(found) < n:
+        raise _too_little(corpus, "calibration", n, seqlen, len(found))
+    return torch.stack(found)
+
+
+def _inside(documents: Iterable[str], tokenizer: Any, seqlen: int, generator: random.Random, special: bool = False
+            ) -> Iterator[Tensor]:
+    """One window, anywhere, of every document longer than seqlen tokens."""
+    for document in documents:
+        ids = _encode(tokenizer, [document], special=special)[0]
+        if len(ids) > seqlen:
+            start = generator.randint(0, len(ids) - seqlen - 1)
+            yield torch.tensor(ids[start:start + seqlen])
+
+
+def _role_documents(corpus: Corpus, role: str) -> list[str]:
+    """The documents of a role: those of its split whose hash falls into its share, so that no two roles share one."""
+    low, high = corpus.share(role)
+    texts = corpus.splits[corpus.split_of(role)]
+    return [text for text in texts
+            if low <= int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big") / 2**48 < high]
+
+
+def _role_tokens(corpus: Corpus, tokenizer: Any, role: str) -> list[int]:
+    """The tokens of a role in a running text: its share of the tokens of its split."""
+    ids = _split_tokens(corpus, tokenizer, corpus.split_of(role))
+    low, high = (round(bound * len(ids)) for bound in corpus.share(role))
+    return ids[low:high]
+
+
+@lru_cache(maxsize=4)
+def _split_tokens(corpus: Corpus, tokenizer: Any, split: str) -> list[int]:
+    return _encode(tokenizer, [corpus.joiner.join(corpus.splits[split])], special=True)[0]
+
+
+def _encode(tokenizer: Any, texts: list[str], *, special: bool = False) -> list[list[int]]:
+    """Token ids of texts of any length (the tokenizer's warning about its model's context says nothing here)."""
+    return tokenizer(texts, add_special_tokens=special, verbose=False)["input_ids"]
+
+
+def _too_little(corpus: Corpus, role: str, n: int, seqlen: int, found: int) -> UsageError:
+    return UsageError(f"corpus '{corpus.name}' has text for {found} {role} windows of {seqlen} tokens where {n} are asked for; "
+                      "ask for fewer or shorter windows, or give more text.")
+
+
+def _known(what: str, name: str, known: tuple[str, ...]) -> None:
+    if name not in known:
+        raise UsageError(f"{what} '{name}' is not known{did_you_mean(name, known)}.")

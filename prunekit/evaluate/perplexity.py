@@ -1,0 +1,117 @@
+"""Perplexity, with what its windows say about its uncertainty."""
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from ..errors import UsageError
+from .compare import bootstrap_means
+
+LOGIT_BUDGET = 2**25  # logits alive at once: 128 MiB in float32
+_BATCH_TOKENS = 4096
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """exp(mean of `nll`). nll: mean negative log-likelihood of each window, nats per predicted token, float64."""
+
+    nll: np.ndarray
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def value(self) -> float:
+        return math.exp(self.nll.mean())
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % bootstrap interval over windows (percentile, fixed seed)."""
+        low, high = np.quantile(bootstrap_means(self.nll), [0.025, 0.975])
+        return math.exp(low), math.exp(high)
+
+    def row(self) -> dict[str, Any]:
+        low, high = self.interval
+        return {**self.meta, "ppl": self.value, "low": low, "high": high}
+
+
+def perplexity(model: nn.Module, tokens: Tensor, seqlen: int = 128, *, progress: bool = True,
+               meta: dict[str, Any] | None = None) -> Perplexity:
+    """ppl = exp(mean over windows of (1/(seqlen-1)) * sum over t of -ln p(x_t | x_<t)).
+
+    tokens: a text (1-D), cut into consecutive windows of seqlen with the rest dropped, or windows (n, seqlen). The
+    mean is over windows, as in the published lib/eval.py; context length is part of the metric's name.
+
+    Raises UsageError if there is not one whole window, if a token is not in the vocabulary, or if a loss is not finite.
+    """
+    windows = cut(tokens, seqlen)
+    vocabulary = model.get_input_embeddings().num_embeddings
+    if int(windows.max()) >= vocabulary:
+        raise UsageError(f"token {int(windows.max())} is not in the model's vocabulary of {vocabulary}; these windows were "
+                         "made with another tokenizer.")
+    training = model.training
+    model.eval()
+    losses = []
+    try:
+        with torch.no_grad():
+            loss = _window_losses(model)
+            for batch in tqdm(windows.split(max(1, _BATCH_TOKENS // seqlen)), desc="perplexity", disable=not progress,
+                              leave=False):
+                losses.append(loss(batch).double().cpu())
+    finally:
+        model.train(training)
+    nll = torch.cat(losses).numpy()
+    if not np.isfinite(nll).all():
+        raise UsageError(f"the loss of {int((~np.isfinite(nll)).sum())} of {len(nll)} windows is not finite; evaluate in float32.")
+    return Perplexity(nll, {"seqlen": seqlen, "windows": len(nll), "dtype": str(model.dtype).removeprefix("torch."), **(meta or {})})
+
+
+def cut(tokens: Tensor, seqlen: int) -> Tensor:
+    """Consecutive windows (n, seqlen) of a text (1-D), the rest dropped; windows pass if they have that length."""
+    if tokens.ndim == 2 and tokens.shape[1] == seqlen and len(tokens):
+        return tokens
+    if tokens.ndim != 1 or len(tokens) < seqlen:
+        raise UsageError(f"tokens of shape {tuple(tokens.shape)} hold no window of {seqlen}; give more text, windows of that "
+                         "length, or a shorter seqlen.")
+    return tokens[:len(tokens) // seqlen * seqlen].view(-1, seqlen)
+
+
+def _window_losses(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    """ids (n, seqlen) -> mean loss of each window, (n,) float32, with at most LOGIT_BUDGET logits alive at once."""
+    device, head = model.get_input_embeddings().weight.device, model.get_output_embeddings()
+    body = getattr(model, model.base_model_prefix, None)
+    direct = body is not None and head is not None and _head_is_all(model, body, head, device)
+    chunk = max(1, LOGIT_BUDGET // model.get_input_embeddings().num_embeddings)
+
+    def of_logits(logits: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(logits.float(), targets.to(logits.device), reduction="none")
+
+    def losses(ids: Tensor) -> Tensor:
+        ids = ids.to(device)
+        targets = ids[:, 1:].reshape(-1)
+        if direct:
+            hidden = body(input_ids=ids, use_cache=False)[0][:, :-1].flatten(0, 1)
+            parts = [of_logits(head(h), t) for h, t in zip(hidden.split(chunk), targets.split(chunk), strict=True)]
+        else:  # heads that scale or cap their logits: whole windows through the model itself
+            few = max(1, chunk // ids.shape[1])
+            parts = [of_logits(model(input_ids=part, use_cache=False).logits[:, :-1].flatten(0, 1), part[:, 1:].reshape(-1))
+                     for part in ids.split(few)]
+        return torch.cat(parts).view(len(ids), -1).mean(1)
+    return losses
+
+
+def _head_is_all(model: nn.Module, body: nn.Module, head: nn.Module, device: torch.device) -> bool:
+    """Whether the logits are nothing but the output head on the body's last hidden state."""
+    ids = torch.arange(8, device=device)[None] % head.weight.shape[0]
+    try:
+        plain = head(body(input_ids=ids, use_cache=False)[0])
+    except (TypeError, RuntimeError):
+        return False
+    logits = model(input_ids=ids, use_cache=False).logits
+    return plain.shape == logits.shape and torch.allclose(plain, logits, rtol=1e-3, atol=1e-3)

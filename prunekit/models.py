@@ -1,0 +1,221 @@
+"""Loading causal language models, and finding what in them can be pruned."""
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .errors import UsageError, did_you_mean
+from .hub import hub_or_cache
+
+EMBEDDED = {name: Path(__file__).parent / "embedded" / name.partition("/")[2] for name in ("embedded/llama", "embedded/opt")}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_SEARCHED = 256 * 2**20  # files up to this size are hashed whole, larger ones by their ends
+
+
+# --- loading -----------------------------------------------------------------------------------------------------
+
+
+def load_model(source: str | Path, *, dtype: str = "auto", device: str = "auto", cache_dir: str | None = None
+               ) -> tuple[nn.Module, Any]:
+    """Load a causal language model, in eval mode, and its tokenizer (`None` if it has none).
+
+    source: `embedded/llama`, `embedded/opt`, a Hugging Face directory, or a hub id. Weights are read from
+    safetensors only and no code is taken from the source. dtype: `float32`, `bfloat16`, `float16`, or `auto`:
+    float32 on the CPU, the checkpoint's own dtype elsewhere. device: a torch device, `auto` (the GPU if there
+    is one, spread by accelerate if there are several, else the CPU) or `balanced` (accelerate's device map).
+
+    Raises UsageError if there is no such model, if it is not a decoder, or if it holds pickled weights only.
+    """
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    path = locate(source)
+    placement = _placement(device)
+    options: dict[str, Any] = {"dtype": _dtype(dtype, placement), "use_safetensors": True, "cache_dir": cache_dir}
+    if "device_map" in placement:
+        options["device_map"] = placement["device_map"]
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # a bar of milliseconds in every notebook says nothing
+    try:
+        with _source(path):
+            model = AutoModelForCausalLM.from_pretrained(path, **options)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise _load_error(str(source), path, error) from error
+    finally:
+        if bars:
+            logging.enable_progress_bar()
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise UsageError(f"model '{source}' is an encoder-decoder; only decoder-only models can be pruned here.")
+    if getattr(model, "is_quantized", False):
+        raise UsageError(f"model '{source}' is quantized; prune the unquantized checkpoint, then quantize.")
+    if "device" in placement:
+        model.to(placement["device"])
+    return model.eval(), _tokenizer(path, cache_dir)
+
+
+def locate(source: str | Path) -> str:
+    """The directory or hub id behind a model's name, as a string. Raises UsageError for a path that is not there."""
+    name = str(source)
+    if name in EMBEDDED:
+        return str(EMBEDDED[name])
+    if name.startswith("embedded/"):
+        raise UsageError(f"model '{name}' is not in the package{did_you_mean(name, EMBEDDED)}.")
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise UsageError(f"model '{name}' is a directory without config.json; give a Hugging Face model directory.")
+        return str(path)
+    if path.exists() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith("."):
+        raise UsageError(f"model '{name}' is not a directory; give embedded/llama, embedded/opt, a Hugging Face "
+                         "model directory, or a hub id such as facebook/opt-125m.")
+    return name
+
+
+def fingerprint(source: str | Path) -> str:
+    """A short hash that changes when the model's files change (a hub id: its cached revision)."""
+    path = Path(locate(source))
+    if path.is_dir():
+        digest = hashlib.sha256()
+        for file in sorted(path.iterdir()):
+            if file.suffix in {".json", ".safetensors"} and file.name != "prunekit.json":
+                digest.update(file.name.encode())
+                digest.update(_file_digest(file))
+        return digest.hexdigest()[:16]
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(str(source), "config.json")
+    return f"{source}@{Path(cached).parent.name[:12]}" if isinstance(cached, str) else str(source)
+
+
+def _file_digest(file: Path) -> bytes:
+    with file.open("rb") as handle:
+        if file.stat().st_size <= _SEARCHED:
+            return hashlib.file_digest(handle, "sha256").digest()
+        ends = handle.read(2**20)
+        handle.seek(-(2**20), 2)
+        return hashlib.sha256(ends + handle.read() + str(file.stat().st_size).encode()).digest()
+
+
+def _source(path: str) -> AbstractContextManager[None]:
+    return nullcontext() if Path(path).is_dir() else hub_or_cache()
+
+
+def _placement(device: str) -> dict[str, Any]:
+    """How to place the weights: {"device": torch.device} or {"device_map": …}."""
+    if device == "balanced" or (device == "auto" and torch.cuda.device_count() > 1):
+        return {"device_map": "auto"}
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        place = torch.device(device)
+        torch.empty(1, device=place)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"device '{device}' is not available here; use auto, cpu, or one that torch can see.") from error
+    return {"device": place}
+
+
+def _dtype(name: str, placement: dict[str, Any]) -> torch.dtype | str:
+    if name == "auto":
+        on_cpu = "device" in placement and placement["device"].type == "cpu"
+        return torch.float32 if on_cpu else "auto"
+    if name not in DTYPES:
+        raise UsageError(f"dtype '{name}' is not known{did_you_mean(name, ['auto', *DTYPES])}.")
+    return DTYPES[name]
+
+
+def _load_error(source: str, path: str, error: Exception) -> UsageError:
+    local = Path(path).is_dir()
+    if local and not list(Path(path).glob("*.safetensors")):
+        return UsageError(f"model '{source}' holds no .safetensors weights; convert it first (pickled weights are "
+                          "never loaded, since they can run code).")
+    reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+    if local:
+        return UsageError(f"model '{source}' cannot be loaded: {reason}")
+    return UsageError(f"model '{source}' is neither a directory here nor a hub model that can be reached and loaded "
+                      f"without its own code; check the spelling and the network, or give a directory ({reason})")
+
+
+def _tokenizer(path: str, cache_dir: str | None) -> Any:
+    from transformers import AutoTokenizer
+
+    local = Path(path)
+    files = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
+    if local.is_dir() and not any((local / file).is_file() for file in files):
+        return None
+    try:
+        with _source(path):
+            return AutoTokenizer.from_pretrained(path, cache_dir=cache_dir)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"the tokenizer of model '{path}' cannot be loaded: {str(error).splitlines()[0][:200]}") from error
+
+
+# --- what can be pruned ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """One prunable linear map y = W x: a linear module, or one expert's slice of a three-dimensional parameter.
+
+    `weight` is a view of shape (out, in) on the model's own storage: writing to it prunes the model.
+    """
+
+    name: str  # Hugging Face module path; an expert's slice ends in [e]
+    block: int
+    module: nn.Module  # the module that holds the parameter
+    parameter: nn.Parameter
+    transposed: bool = False  # stored (in, out), as GPT-2's Conv1D
+    expert: int | None = None
+
+    @property
+    def weight(self) -> Tensor:
+        weight = self.parameter.detach() if self.expert is None else self.parameter.detach()[self.expert]
+        return weight.T if self.transposed else weight
+
+    @property
+    def kind(self) -> str:
+        """The layer's place inside its block, e.g. `self_attn.q_proj`."""
+        return re.sub(r"^.*?\.\d+\.", "", self.name)
+
+
+def decoder_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
+    """The list of decoder blocks and its module path. Raises UsageError if the model has none."""
+    depth = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    for path, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == depth and depth:
+            return path, module
+    raise UsageError(f"{type(model).__name__} has no list of {depth} decoder blocks; only decoder-only language models "
+                     "can be pruned here.")
+
+
+def prunable_layers(model: nn.Module) -> list[list[Layer]]:
+    """Per decoder block, every linear layer in it. Routers, embeddings and the output head are not prunable."""
+    path, blocks = decoder_blocks(model)
+    return [list(_layers_of(block, f"{path}.{index}", index)) for index, block in enumerate(blocks)]
+
+
+def _layers_of(block: nn.Module, prefix: str, index: int) -> Iterator[Layer]:
+    from transformers.pytorch_utils import Conv1D
+
+    experts = {len(p) for m in block.modules() for p in m.parameters(recurse=False) if p.ndim == 3}
+    for path, module in block.named_modules():
+        name = f"{prefix}.{path}"
+        if isinstance(module, nn.Linear) and not (experts and module.out_features in experts | {1}):
+            yield Layer(name, index, module, module.weight)
+        elif isinstance(module, Conv1D):
+            yield Layer(name, index, module, module.weight, transposed=True)
+        elif isinstance(module, nn.modules.conv._ConvNd):
+            continue
+        else:
+            for key, parameter in module.named_parameters(recurse=False):
+                if parameter.ndim == 3:
+                    for expert in range(len(parameter)):
+                        yield Layer(f"{name}.{key}[{expert}]", index, module, parameter, expert=expert,
+                                    transposed=bool(getattr(module, "is_transposed", False)))

@@ -1,0 +1,99 @@
+"""From scores to masks: which weights a comparison group keeps. `keep` is True where the weight stays."""
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import UsageError, did_you_mean
+from .pattern import GROUPS, parse_pattern
+
+
+def keep_mask(S: Tensor, sparsity: float, pattern: str = "unstructured", group: str = "row") -> Tensor:
+    """The weights that stay under scores S (out, in), float32: bool (out, in).
+
+    pattern `n:m`: in every m consecutive inputs of a row the n lowest scores go. Unstructured, group `row`: in every
+    row the int(in * sparsity) lowest go, ties in order of position. Group `layer`: everything up to the value at
+    position int(numel * sparsity) of the sorted scores goes (at least the target). Group `variant`: Wanda's bisection
+    on each row's cumulative sorted score. Source: the published lib/prune.py.
+
+    Raises UsageError if the pattern does not divide the inputs, if the group is unknown, or if a score is not finite.
+    """
+    if group not in GROUPS:
+        raise UsageError(f"group '{group}' is not known{did_you_mean(group, GROUPS)}.")
+    if not torch.isfinite(S).all():
+        raise UsageError("the scores are not finite, so they order nothing; use another metric or check G and X.")
+    ratio = parse_pattern(pattern)
+    if ratio:
+        return keep_n_of_m(S, *ratio)
+    if sparsity == 0:
+        return torch.ones_like(S, dtype=torch.bool)
+    if group == "row":
+        return keep_rows(S, int(S.shape[1] * sparsity))
+    if group == "layer":
+        return keep_above(S, int(S.numel() * sparsity))
+    return keep_variant(S, sparsity)
+
+
+def keep_rows(S: Tensor, count: int) -> Tensor:
+    """Remove exactly the `count` lowest scores of every row; among equal scores the leftmost go first."""
+    if count == 0:
+        return torch.ones_like(S, dtype=torch.bool)
+    bound = kth_smallest(S, count)
+    keep = S > bound
+    surplus = S.shape[1] - count - keep.sum(1)
+    rows = surplus.nonzero().squeeze(1)  # rows where ties at the bound (or the bound itself) leave some to keep
+    if len(rows):
+        tied = S[rows] == bound[rows]
+        from_right = tied.flip(1).cumsum(1).flip(1)
+        keep[rows] |= tied & (from_right <= surplus[rows, None])
+    return keep
+
+
+def keep_n_of_m(S: Tensor, n: int, m: int) -> Tensor:
+    """Remove exactly the n lowest scores of every m consecutive inputs; among equal scores the leftmost go first."""
+    if S.shape[1] % m:
+        raise UsageError(f"pattern {n}:{m} needs inputs in multiples of {m}, but the layer has {S.shape[1]}.")
+    columns = [column.contiguous() for column in S.reshape(-1, m).unbind(1)]
+    rank = [torch.zeros(columns[0].shape, dtype=torch.uint8, device=S.device) for _ in columns]
+    for i in range(m):  # a place's rank is the number of places it does not precede: m(m-1)/2 comparisons, no sort
+        for j in range(i + 1, m):
+            first = columns[i] <= columns[j]
+            rank[j] += first
+            rank[i] += ~first
+    return torch.stack([place >= n for place in rank], dim=1).view(S.shape)
+
+
+def keep_above(S: Tensor, position: int) -> Tensor:
+    """One threshold for the whole matrix: what exceeds the value at `position` (from 0) of the sorted scores stays."""
+    return S > kth_smallest(S.reshape(1, -1), position + 1)
+
+
+def keep_variant(S: Tensor, sparsity: float) -> Tensor:
+    """Wanda's variant: per row, the leading run of sorted scores whose sum is at most alpha * (row sum) goes.
+
+    alpha is bisected in [0, 0.8] from 0.4 until the share of zeros is within 0.001 of the target or the bracket
+    closes. Raises UsageError if a score is negative, since a cumulative sum then orders nothing.
+    """
+    if (S < 0).any():
+        raise UsageError("the variant cumulates scores, which needs a metric that is never negative.")
+    order = torch.sort(S, dim=1, stable=True)
+    cumulative, total = order.values.cumsum(1), S.sum(1, keepdim=True)
+    low, high, alpha = 0.0, 0.8, 0.4
+    while True:
+        counts = (cumulative <= total * alpha).sum(1, keepdim=True)
+        share = counts.sum().item() / S.numel()
+        if abs(share - sparsity) <= 0.001 or high - low < 0.001:
+            break
+        low, high = (low, alpha) if share > sparsity else (alpha, high)
+        alpha = (low + high) / 2
+    # The reference zeroes everything up to the last counted score, so ties with it go too.
+    bound = torch.where(counts > 0, order.values.gather(1, (counts - 1).clamp(min=0)), -torch.inf)
+    return S > bound
+
+
+def kth_smallest(S: Tensor, k: int) -> Tensor:
+    """The k-th smallest (from 1) of every row, (rows, 1). Selection, not a sort: linear in the row."""
+    if S.device.type == "cpu":
+        return torch.from_numpy(np.partition(S.numpy(), k - 1, axis=1)[:, k - 1:k])
+    return S.kthvalue(k, dim=1, keepdim=True).values

@@ -1,0 +1,45 @@
+"""Sparsity patterns as text, checked without loading torch."""
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+
+from ..errors import UsageError
+
+GROUPS = ("row", "layer", "variant")
+
+
+def parse_pattern(pattern: str) -> tuple[int, int] | None:
+    """`"unstructured"` -> None; `"n:m"` -> (n, m): n zeros in every m consecutive inputs of a row, 0 < n < m.
+
+    Raises UsageError for anything else.
+    """
+    if pattern == "unstructured":
+        return None
+    match = re.fullmatch(r"(\d{1,3}):(\d{1,3})", pattern) if isinstance(pattern, str) else None
+    if not match or not 0 < int(match[1]) < int(match[2]):
+        raise UsageError(f"pattern {pattern!r} is not known; give \"unstructured\" or \"n:m\" with 0 < n < m, "
+                         "such as \"2:4\" (quoted).")
+    return int(match[1]), int(match[2])
+
+
+def check_sparsity(sparsity: float, pattern: str = "unstructured") -> float:
+    """The share of zeros as a float in [0, 1), equal to n/m for an N:M pattern. Raises UsageError otherwise."""
+    if isinstance(sparsity, bool) or not isinstance(sparsity, (int, float)) or not 0 <= sparsity < 1:
+        raise UsageError(f"sparsity {sparsity!r} is not a share of zeros; give a number from 0 up to (not including) 1.")
+    ratio = parse_pattern(pattern)
+    if ratio and not math.isclose(sparsity, ratio[0] / ratio[1]):
+        raise UsageError(f"sparsity {sparsity} does not fit pattern {pattern}, which removes exactly "
+                         f"{ratio[0] / ratio[1]:g}; set sparsity to that or the pattern to \"unstructured\".")
+    return float(sparsity)
+
+
+def per_block(sparsity: float | Sequence[float], pattern: str, blocks: int) -> list[float]:
+    """One checked sparsity per decoder block. Raises UsageError if a list has another length."""
+    if not isinstance(sparsity, Sequence) or isinstance(sparsity, str):
+        return [check_sparsity(sparsity, pattern)] * blocks
+    if len(sparsity) != blocks:
+        raise UsageError(f"{len(sparsity)} sparsities were given for a model of {blocks} decoder blocks; give one number "
+                         "or one per block.")
+    return [check_sparsity(value, pattern) for value in sparsity]

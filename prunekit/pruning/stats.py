@@ -1,0 +1,281 @@
+"""What a metric sees of a layer besides its weight: G by backward; X and H by forward."""
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from ..errors import UsageError, did_you_mean
+from ..models import Layer, prunable_layers
+from .walk import InputGroup, Walk
+
+GRADIENT_NORMS = ("l2", "l1")
+ACTIVATION_NORMS = ("l2", "l1")
+
+
+# --- forward: X and H ---------------------------------------------------------------------------------------------
+
+
+@dataclass
+class InputStatistics:
+    """What the inputs of a group of layers looked like over n windows, accumulated in float32."""
+
+    n: int
+    X: Tensor  # (1, in): (1/n) sum over windows and tokens of x_j squared
+    H: Tensor | None = None  # (in, in): (2/n) sum over tokens of x x^T, if asked for
+    tokens: int = 0
+
+    def add(self, x: Tensor) -> None:
+        """Take in one batch of inputs x (tokens, in), any dtype."""
+        self.tokens += len(x)
+        exact = x.float()
+        if self.H is not None:
+            self.H += _gram(x, exact) * (2 / self.n)
+        self.X += exact.square().sum(0) / self.n
+
+
+def input_statistics(group: InputGroup, n: int, *, hessian: bool = False) -> InputStatistics:
+    """Empty statistics for a group of layers that share an input."""
+    device, width = group.layers[0].weight.device, group.inputs
+    H = torch.zeros(width, width, device=device) if hessian else None
+    return InputStatistics(n, torch.zeros(1, width, device=device), H)
+
+
+def _gram(x: Tensor, exact: Tensor) -> Tensor:
+    """x^T x in float32. A product of two bfloat16 numbers is exact in float32, so the fast unit loses nothing."""
+    if x.dtype != torch.bfloat16 or x.device.type != "cpu":
+        return exact.T @ exact
+    backend = torch.backends.mkldnn.matmul
+    before = backend.fp32_precision
+    try:
+        backend.fp32_precision = "bf16"
+        return exact.T @ exact
+    finally:
+        backend.fp32_precision = before
+
+
+# --- tensors by layer name, with how they were made ----------------------------------------------------------------
+
+
+class LayerTensors(Mapping[str, Tensor]):
+    """Tensors by layer, with how they were made in `meta`.
+
+    Keys are Hugging Face module paths. A layer is found by its block and its place in it, so that files of the
+    published code (`self_attn.q_proj_layer_0`) answer to the same names.
+    """
+
+    kind = "tensor"
+
+    def __init__(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any] | None = None):
+        self.meta: dict[str, Any] = dict(meta or {})
+        self._tensors = dict(tensors)
+        self._names = {_place(name): name for name in self._tensors}
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._tensors[self._names[_place(name)]]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def check(self, layers: list[Layer]) -> None:
+        """Raise UsageError unless every one of the layers is here, in its own shape and finite."""
+        for layer in layers:
+            if _place(layer.name) not in self._names:
+                raise UsageError(f"the {self.kind}s hold nothing for layer {layer.name}; they were made with another model "
+                                 "(collect them with this one).")
+            found, wanted = tuple(self[layer.name].shape), self._shape(layer)
+            if found != wanted:
+                raise UsageError(f"the {self.kind} of layer {layer.name} has shape {found} where the model needs {wanted}; "
+                                 "it was made with another model (collect it with this one).")
+            if not torch.isfinite(self[layer.name]).all():
+                raise UsageError(f"the {self.kind} of layer {layer.name} is not finite; collect it again, in float32.")
+
+    @staticmethod
+    def _shape(layer: Layer) -> tuple[int, ...]:
+        return tuple(layer.weight.shape)
+
+    def save(self, path: str | Path, *, dtype: torch.dtype | None = None) -> Path:
+        """Write a .safetensors file that says how it was made; `dtype=torch.float16` halves it, as published."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tensors = {name: tensor.to(dtype or tensor.dtype).contiguous() for name, tensor in self._tensors.items()}
+        save_file(tensors, path, metadata={"kind": self.kind, "prunekit": json.dumps(self.meta, sort_keys=True)})
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path):
+        """Read a .safetensors file, or a .pth file of the published code, by content and not by suffix.
+
+        Tensors come back in float32. Raises UsageError if the file is missing, torn, or holds anything but tensors
+        (pickled code is never run).
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise UsageError(f"{cls.kind} file {path} does not exist.")
+        with path.open("rb") as file:
+            start = file.read(9)
+        if start[8:9] == b"{":
+            tensors, meta = _read_safetensors(path, cls.kind)
+        else:
+            tensors, meta = _read_pth(path, cls.kind), {"source": path.name}
+        for name in tensors:
+            if _place(name) is None:
+                raise UsageError(f"{cls.kind} file {path} holds '{name}', which names no layer of a decoder block.")
+        return cls({name: tensor.float() for name, tensor in tensors.items()}, meta)
+
+
+class Gradients(LayerTensors):
+    """G per layer, (out, in) float32, by `collect_gradients` or from a file."""
+
+    kind = "gradient"
+
+
+class Activations(LayerTensors):
+    """The mean over windows of the inputs' column norms per layer, (in,) float32, by `collect_activations`."""
+
+    kind = "activation"
+
+    @staticmethod
+    def _shape(layer: Layer) -> tuple[int, ...]:
+        return (layer.weight.shape[1],)
+
+
+def _place(name: str) -> tuple[int, str] | None:
+    """(block, place in the block) of `model.layers.0.self_attn.q_proj` or `self_attn.q_proj_layer_0`."""
+    published = re.fullmatch(r"(.+)_layer_(\d+)", name)
+    if published:
+        return int(published[2]), published[1]
+    path = re.fullmatch(r"[^\d]*?\.(\d+)\.(.+)", name)
+    return (int(path[1]), path[2]) if path else None
+
+
+def _read_safetensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    try:
+        with safe_open(path, "pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except (SafetensorError, OSError) as error:
+        raise UsageError(f"{kind} file {path} is damaged ({error}); collect it again.") from error
+    if header.get("kind", kind) != kind:
+        raise UsageError(f"file {path} holds {header['kind']}s, not {kind}s.")
+    return tensors, json.loads(header.get("prunekit", "{}"))
+
+
+def _read_pth(path: Path, kind: str) -> dict[str, Tensor]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a damaged or hostile file makes the reader raise
+        raise UsageError(f"{kind} file {path} is neither safetensors nor a file of plain tensors; it is damaged or holds "
+                         "code, which is never run. Collect it again.") from error
+    if not isinstance(content, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items()):
+        raise UsageError(f"{kind} file {path} does not map layer names to tensors; collect it again.")
+    return content
+
+
+# --- backward: G ---------------------------------------------------------------------------------------------------
+
+
+def collect_gradients(model: nn.Module, windows: Tensor, *, norm: str = "l2", scale: float = 100.0,
+                      progress: bool = True, meta: Mapping[str, Any] | None = None) -> Gradients:
+    """G of every prunable layer over windows (n, seqlen), each window one sample; (out, in) float32.
+
+    With g the gradient of a window's mean-token cross-entropy, `l2`: G = sqrt(sum (scale g)^2); `l1`: G = sum |scale g|.
+    The model is in eval mode; each layer's gradient is added and freed as soon as the backward pass has made it, so
+    that no more than one is ever alive. Source: the published lib/gradient_computation.py (which keeps float16).
+
+    Raises UsageError on an unknown norm or a loss that is not finite.
+    """
+    if norm not in GRADIENT_NORMS:
+        raise UsageError(f"gradient norm '{norm}' is not known{did_you_mean(norm, GRADIENT_NORMS)}.")
+    layers = [layer for block in prunable_layers(model) for layer in block]
+    parameters = {id(layer.parameter): layer.parameter for layer in layers}
+    sums = {key: torch.zeros_like(p, dtype=torch.float32) for key, p in parameters.items()}
+
+    def add(parameter: nn.Parameter) -> None:
+        g = parameter.grad.float()
+        sums[id(parameter)].addcmul_(g, g) if norm == "l2" else sums[id(parameter)].add_(g.abs_())
+        parameter.grad = None
+
+    with _differentiating(model, list(parameters.values()), add):
+        for index, window in enumerate(tqdm(windows, desc="gradients", disable=not progress, leave=False)):
+            ids = window[None].to(model.get_input_embeddings().weight.device)
+            loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+            if not torch.isfinite(loss):
+                raise UsageError(f"the loss of gradient window {index} is {loss.item()}; load the model in float32.")
+            (loss * scale).backward()
+    if norm == "l2":
+        for total in sums.values():
+            total.sqrt_()
+    made = {"kind": "gradient", "norm": norm, "scale": scale, "n": len(windows), "seqlen": windows.shape[1],
+            "dtype": str(model.dtype).removeprefix("torch."), **(meta or {})}
+    return Gradients({layer.name: _oriented(layer, sums[id(layer.parameter)]) for layer in layers}, made)
+
+
+def _oriented(layer: Layer, total: Tensor) -> Tensor:
+    total = total if layer.expert is None else total[layer.expert]
+    return (total.T if layer.transposed else total).cpu()
+
+
+class _differentiating:
+    """For a while, let gradients flow to the given parameters only, handing each over as soon as it is complete."""
+
+    def __init__(self, model: nn.Module, parameters: list[nn.Parameter], receive: Callable[[nn.Parameter], None]):
+        self.model, self.parameters, self.receive = model, parameters, receive
+
+    def __enter__(self) -> None:
+        self.before = [(p, p.requires_grad) for p in self.model.parameters()]
+        self.training = self.model.training
+        self.model.eval()
+        self.model.requires_grad_(False)
+        for parameter in self.parameters:
+            parameter.requires_grad_(True)
+        self.handles = [p.register_post_accumulate_grad_hook(self.receive) for p in self.parameters]
+        self.grad = torch.enable_grad()
+        self.grad.__enter__()
+
+    def __exit__(self, *exception: object) -> None:
+        self.grad.__exit__(*exception)
+        for handle in self.handles:
+            handle.remove()
+        for parameter, flag in self.before:
+            parameter.requires_grad_(flag)
+            parameter.grad = None
+        self.model.train(self.training)
+
+
+# --- the published `--task activation` -----------------------------------------------------------------------------
+
+
+def collect_activations(model: nn.Module, windows: Tensor, *, norm: str = "l2", progress: bool = True,
+                        meta: Mapping[str, Any] | None = None) -> Activations:
+    """Column norms of every prunable layer's input x in the dense model, mean over n windows; (in,) float32.
+
+    `l2`: (1/n) sum over tokens of x_j^2, which is the X of the metrics; `l1`: (1/n) sum over tokens of |x_j|.
+    Raises UsageError on an unknown norm.
+    """
+    if norm not in ACTIVATION_NORMS:
+        raise UsageError(f"activation norm '{norm}' is not known{did_you_mean(norm, ACTIVATION_NORMS)}.")
+    found: dict[str, Tensor] = {}
+    for step in Walk(model, windows, one_shot=True, progress=progress):
+        sums = {id(group): torch.zeros(group.inputs) for group in step.groups}
+
+        def observe(group: InputGroup, x: Tensor) -> None:
+            values = x.float().square() if norm == "l2" else x.float().abs()
+            sums[id(group)] += values.sum(0).cpu() / len(windows)
+
+        step.collect(observe)
+        found |= {layer.name: sums[id(group)].clone() for group in step.groups for layer in group.layers}
+    made = {"kind": "activation", "norm": norm, "n": len(windows), "seqlen": windows.shape[1], **(meta or {})}
+    return Activations(found, made)

@@ -3,13 +3,14 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from .errors import UsageError, did_you_mean
@@ -47,7 +48,7 @@ def load_model(source: str | Path, *, dtype: str = "auto", device: str = "auto",
     try:
         with _source(path):
             model = AutoModelForCausalLM.from_pretrained(path, **options)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise _load_error(str(source), path, error) from error
     finally:
         if bars:
@@ -58,7 +59,7 @@ def load_model(source: str | Path, *, dtype: str = "auto", device: str = "auto",
         raise UsageError(f"model '{source}' is quantized; prune the unquantized checkpoint, then quantize.")
     if "device" in placement:
         model.to(placement["device"])
-    return model.eval(), _tokenizer(path, cache_dir)
+    return model.eval(), load_tokenizer(source, cache_dir=cache_dir)
 
 
 def locate(source: str | Path) -> str:
@@ -143,18 +144,19 @@ def _load_error(source: str, path: str, error: Exception) -> UsageError:
                       f"without its own code; check the spelling and the network, or give a directory ({reason})")
 
 
-def _tokenizer(path: str, cache_dir: str | None) -> Any:
+def load_tokenizer(source: str | Path, *, cache_dir: str | None = None) -> Any:
+    """The tokenizer of a model, without its weights; `None` if the directory has none. Raises UsageError if it is broken."""
     from transformers import AutoTokenizer
 
-    local = Path(path)
+    path = locate(source)
     files = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
-    if local.is_dir() and not any((local / file).is_file() for file in files):
+    if Path(path).is_dir() and not any((Path(path) / file).is_file() for file in files):
         return None
     try:
         with _source(path):
             return AutoTokenizer.from_pretrained(path, cache_dir=cache_dir)
     except (OSError, ValueError) as error:
-        raise UsageError(f"the tokenizer of model '{path}' cannot be loaded: {str(error).splitlines()[0][:200]}") from error
+        raise UsageError(f"the tokenizer of model '{source}' cannot be loaded: {str(error).splitlines()[0][:200]}") from error
 
 
 # --- what can be pruned ------------------------------------------------------------------------------------------
@@ -170,9 +172,13 @@ class Layer:
     name: str  # Hugging Face module path; an expert's slice ends in [e]
     block: int
     module: nn.Module  # the module that holds the parameter
-    parameter: nn.Parameter
+    key: str = "weight"  # its name there
     transposed: bool = False  # stored (in, out), as GPT-2's Conv1D
     expert: int | None = None
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        return getattr(self.module, self.key)
 
     @property
     def weight(self) -> Tensor:
@@ -204,18 +210,23 @@ def prunable_layers(model: nn.Module) -> list[list[Layer]]:
 def _layers_of(block: nn.Module, prefix: str, index: int) -> Iterator[Layer]:
     from transformers.pytorch_utils import Conv1D
 
-    experts = {len(p) for m in block.modules() for p in m.parameters(recurse=False) if p.ndim == 3}
+    experts = [path for path, module in block.named_modules() if not isinstance(module, nn.modules.conv._ConvNd)
+               and any(parameter.ndim == 3 for parameter in module.parameters(recurse=False))]
     for path, module in block.named_modules():
         name = f"{prefix}.{path}"
-        if isinstance(module, nn.Linear) and not (experts and module.out_features in experts | {1}):
-            yield Layer(name, index, module, module.weight)
+        if isinstance(module, nn.Linear):
+            if not _routes(path, experts):
+                yield Layer(name, index, module)
         elif isinstance(module, Conv1D):
-            yield Layer(name, index, module, module.weight, transposed=True)
-        elif isinstance(module, nn.modules.conv._ConvNd):
-            continue
-        else:
+            yield Layer(name, index, module, transposed=True)
+        elif path in experts:
             for key, parameter in module.named_parameters(recurse=False):
-                if parameter.ndim == 3:
-                    for expert in range(len(parameter)):
-                        yield Layer(f"{name}.{key}[{expert}]", index, module, parameter, expert=expert,
-                                    transposed=bool(getattr(module, "is_transposed", False)))
+                for expert in range(len(parameter)) if parameter.ndim == 3 else ():
+                    yield Layer(f"{name}.{key}[{expert}]", index, module, key, expert=expert,
+                                transposed=bool(getattr(module, "is_transposed", False)))
+
+
+def _routes(path: str, experts: Iterable[str]) -> bool:
+    """Does a linear module choose among experts, or weigh a shared one? It is named so, and stands next to them."""
+    mixtures = {expert.rpartition(".")[0] + "." for expert in experts}
+    return any(path.startswith(mixture) and re.match(r"(\w*_)?(gate|router)\b", path[len(mixture):]) for mixture in mixtures)

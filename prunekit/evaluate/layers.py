@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from ..models import prunable_layers
-from ..pruning.stats import input_statistics
-from ..pruning.walk import InputGroup, Walk
+from ..pruning.stats import collect_inputs
+from ..pruning.walk import Walk
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,16 +26,9 @@ def layer_errors(pruned: nn.Module, dense: nn.Module, windows: Tensor, *, progre
     rows = []
     with torch.no_grad():
         for step in Walk(dense, windows, one_shot=True, progress=progress):
-            found = {id(group): input_statistics(group, len(windows), hessian=True) for group in step.groups}
-
-            def observe(group: InputGroup, x: Tensor) -> None:
-                found[id(group)].add(x)
-
-            step.collect(observe)
-            for group in step.groups:
-                H = found[id(group)].H
-                for layer in group.layers:
-                    W = layer.weight.float()
-                    error, total = (((M @ H) * M).sum().item() for M in (W - others[layer.name].weight.float(), W))
-                    rows.append({"layer": layer.name, "block": layer.block, "kind": layer.kind, "error": error / total})
+            inputs = collect_inputs(step, len(windows), hessian=True)
+            for layer in step.layers:
+                W, H = layer.weight.float(), inputs[layer.name].H
+                error, total = (((M @ H) * M).sum().item() for M in (W - others[layer.name].weight.float(), W))
+                rows.append({"layer": layer.name, "block": layer.block, "kind": layer.kind, "error": error / total})
     return pd.DataFrame(rows)

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,11 +16,14 @@ from ..models import Layer, prunable_layers
 from .masks import keep_mask
 from .obs import Factor, ObsOptions, inverse_factor, obs_update
 from .pattern import parse_pattern, per_block
-from .stats import Gradients, InputStatistics, input_statistics
-from .walk import InputGroup, Walk
+from .stats import Gradients, InputStatistics, collect_inputs
+from .walk import Resident, Walk
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+_MAGNITUDE = Tree.parse("W")
 
 
 @dataclass(frozen=True)
@@ -35,8 +38,16 @@ class Report:
         """Share of zeros over all prunable weights."""
         return sum(row["zeros"] for row in self.rows) / sum(row["numel"] for row in self.rows)
 
+    @property
+    def target(self) -> float:
+        """The share of zeros that was asked for, over all prunable weights."""
+        return round(sum(row["target"] * row["numel"] for row in self.rows) / sum(row["numel"] for row in self.rows), 9)
+
     def to_frame(self) -> pd.DataFrame:
-        """One row per layer: block, kind, target and reached sparsity, zeros, weights, damping, dead inputs."""
+        """One row per layer: block, kind, target and reached sparsity, zeros, weights, damping, dead inputs.
+
+        An expert of a mixture also has `tokens`, how many reached it, and `unseen`: none did, so magnitude decided.
+        """
         import pandas as pd
 
         return pd.DataFrame([{**self.meta, **row} for row in self.rows])
@@ -56,45 +67,46 @@ def prune(model: nn.Module, windows: Tensor | None, method: str | Tree | Method,
     gradients, on missing windows, and on an input width that the pattern does not divide; and, naming the layer, on
     scores that are not finite.
     """
-    plan = _Plan.make(model, windows, method, sparsity, pattern, gradients, group, update, obs)
+    plan = Plan.make(model, windows, method, sparsity, pattern, gradients, group, update, obs)
     started = time.perf_counter()
     rows: list[dict[str, Any]] = []
     with torch.no_grad():
-        for index, layers, statistics in _blocks(model, windows, plan, one_shot, progress):
+        for index, layers, statistics in measured_blocks(model, windows, plan, one_shot, progress):
             for layer in layers:
                 rows.append(plan.prune_layer(layer, plan.sparsities[index], statistics.get(layer.name)))
     order = {layer.name: place for place, layer in enumerate(plan.layers)}
     rows.sort(key=lambda row: order[row["layer"]])
-    meta = {"method": plan.method.name, "metric": str(plan.method.tree or "w²/U_ii²"), "group": plan.method.group,
-            "update": plan.method.update or "", "pattern": pattern, "one_shot": one_shot,
-            "n": 0 if windows is None else len(windows), "seqlen": 0 if windows is None else windows.shape[1]}
-    return Report(rows, meta | {"seconds": round(time.perf_counter() - started, 3)})
+    return Report(rows, plan.meta(windows, one_shot) | {"seconds": round(time.perf_counter() - started, 3)})
 
 
-def _blocks(model: nn.Module, windows: Tensor | None, plan: _Plan, one_shot: bool, progress: bool
-            ) -> Iterator[tuple[int, list[Layer], dict[str, _Inputs]]]:
-    """(block, its layers, what their inputs looked like); no forward pass for methods that read no inputs."""
+def measured_blocks(model: nn.Module, windows: Tensor | None, plan: Plan, one_shot: bool, progress: bool, *,
+                    resident: Resident | None = None, finished: int = 0
+                    ) -> Iterator[tuple[int, list[Layer], dict[str, _Inputs]]]:
+    """(block, its layers, what their inputs looked like); no forward pass for methods that read no inputs.
+
+    The first `finished` blocks are pruned already, so only walked through.
+    """
     if not plan.reads_inputs:
-        for index, layers in enumerate(prunable_layers(model)):
-            yield index, layers, {}
+        for index, layers in list(enumerate(prunable_layers(model)))[finished:]:
+            with (resident or Resident()).block(index):
+                yield index, layers, {}
         return
-    for step in Walk(model, windows, one_shot=one_shot, progress=progress):
-        collected = {id(group): input_statistics(group, len(windows), hessian=plan.method.update is not None)
-                     for group in step.groups}
-
-        def observe(group: InputGroup, x: Tensor) -> None:
-            collected[id(group)].add(x)
-
-        step.collect(observe)
-        inputs = {id(group): _Inputs(collected[id(group)]) for group in step.groups}
-        yield step.index, step.layers, {layer.name: inputs[id(group)] for group in step.groups for layer in group.layers}
+    for step in Walk(model, windows, one_shot=one_shot, progress=progress, resident=resident):
+        if step.index < finished:
+            continue
+        collected = collect_inputs(step, len(windows), hessian=plan.method.update is not None)
+        shared = {id(found): _Inputs(found) for found in collected.values()}
+        inputs = {name: shared[id(found)] for name, found in collected.items()}
+        collected.clear(), shared.clear()
+        yield step.index, step.layers, inputs
+        inputs.clear()  # before the pass through the pruned block
 
 
 class _Inputs:
     """A group's statistics, with the inverse Hessian factored once for all layers that share them."""
 
     def __init__(self, statistics: InputStatistics):
-        self.X = statistics.X
+        self.X, self.tokens = statistics.X, statistics.tokens
         self._H, self._factor = statistics.H, None
 
     def factor(self, options: ObsOptions) -> Factor:
@@ -104,7 +116,7 @@ class _Inputs:
 
 
 @dataclass(frozen=True)
-class _Plan:
+class Plan:
     """Everything that was asked for, checked."""
 
     method: Method
@@ -120,7 +132,7 @@ class _Plan:
 
     @classmethod
     def make(cls, model: nn.Module, windows: Tensor | None, method: str | Tree | Method, sparsity: float | Sequence[float],
-             pattern: str, gradients: Gradients | None, group: str | None, update: str | None, obs: ObsOptions) -> _Plan:
+             pattern: str, gradients: Gradients | None, group: str | None, update: str | None, obs: ObsOptions) -> Plan:
         found = resolve(method, group, update)
         blocks = prunable_layers(model)
         layers = [layer for block in blocks for layer in block]
@@ -137,15 +149,29 @@ class _Plan:
             raise UsageError(f"method {found.name} reads the layers' inputs; pass calibration windows.")
         return plan
 
+    def meta(self, windows: Tensor | None, one_shot: bool) -> dict[str, Any]:
+        """What was asked for, in the words of the report."""
+        n, seqlen = (0, 0) if windows is None else windows.shape
+        return {"method": self.method.name, "tree": str(self.method.tree or "w²/U_ii²"), "group": self.method.group,
+                "update": self.method.update or "", "pattern": self.pattern, "one_shot": one_shot, "n": n, "seqlen": seqlen}
+
     def prune_layer(self, layer: Layer, sparsity: float, inputs: _Inputs | None) -> dict[str, Any]:
         row = {"layer": layer.name, "block": layer.block, "kind": layer.kind, "target": sparsity}
+        if layer.expert is not None:
+            row |= {"tokens": inputs.tokens if inputs else None, "unseen": self._unseen(layer, inputs)}
+        plan = replace(self, method=replace(self.method, tree=_MAGNITUDE, update=None)) if row.get("unseen") else self
         try:
-            keep, solver = self._apply(layer, sparsity, inputs)
+            keep, solver = plan._apply(layer, sparsity, inputs)
         except UsageError as error:
             raise UsageError(f"layer {layer.name}: {error}") from error
         zeros = keep.numel() - int(keep.sum())
         row |= {"zeros": zeros, "numel": keep.numel(), "sparsity": zeros / keep.numel(), "excess": zeros / keep.numel() - sparsity}
         return row | solver
+
+    def _unseen(self, layer: Layer, inputs: _Inputs | None) -> bool:
+        """Did no token reach this expert? Its statistics are then all zero, so its weights are ranked by magnitude."""
+        reads_G = "G" in self.method.needs
+        return bool(inputs and not inputs.tokens) or (reads_G and not self.gradients[layer.name].any().item())
 
     def _apply(self, layer: Layer, sparsity: float, inputs: _Inputs | None) -> tuple[Tensor, dict[str, Any]]:
         method, tree = self.method, self.method.tree

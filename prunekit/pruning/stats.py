@@ -4,7 +4,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from tqdm.auto import tqdm
 
 from ..errors import UsageError, did_you_mean
-from ..models import Layer, prunable_layers
-from .walk import InputGroup, Walk
+from ..models import Layer, decoder_blocks, prunable_layers
+from .walk import InputGroup, Step, Walk
 
 GRADIENT_NORMS = ("l2", "l1")
 ACTIVATION_NORMS = ("l2", "l1")
@@ -43,11 +46,15 @@ class InputStatistics:
         self.X += exact.square().sum(0) / self.n
 
 
-def input_statistics(group: InputGroup, n: int, *, hessian: bool = False) -> InputStatistics:
-    """Empty statistics for a group of layers that share an input."""
-    device, width = group.layers[0].weight.device, group.inputs
-    H = torch.zeros(width, width, device=device) if hessian else None
-    return InputStatistics(n, torch.zeros(1, width, device=device), H)
+def collect_inputs(step: Step, n: int, *, hessian: bool = False) -> dict[str, InputStatistics]:
+    """One pass of n windows through a block: the statistics of every layer's input, shared where the input is."""
+    found: dict[int, InputStatistics] = {}
+    for group in step.groups:
+        width, device = group.inputs, group.layers[0].weight.device
+        H = torch.zeros(width, width, device=device) if hessian else None
+        found[id(group)] = InputStatistics(n, torch.zeros(1, width, device=device), H)
+    step.collect(lambda group, x: found[id(group)].add(x))
+    return {layer.name: found[id(group)] for group in step.groups for layer in group.layers}
 
 
 def _gram(x: Tensor, exact: Tensor) -> Tensor:
@@ -77,11 +84,12 @@ class LayerTensors(Mapping[str, Tensor]):
 
     def __init__(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any] | None = None):
         self.meta: dict[str, Any] = dict(meta or {})
-        self._tensors = dict(tensors)
-        self._names = {_place(name): name for name in self._tensors}
+        self._tensors = tensors  # perhaps still on disk
+        self._names = {_place(name): name for name in tensors}
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._tensors[self._names[_place(name)]]
+        found = self._tensors[self._names[_place(name)]]
+        return found if isinstance(found, Tensor) else found.read(torch.float32)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)
@@ -110,7 +118,7 @@ class LayerTensors(Mapping[str, Tensor]):
         """Write a .safetensors file that says how it was made; `dtype=torch.float16` halves it, as published."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        tensors = {name: tensor.to(dtype or tensor.dtype).contiguous() for name, tensor in self._tensors.items()}
+        tensors = {name: tensor.to(dtype or tensor.dtype).contiguous() for name, tensor in self.items()}
         save_file(tensors, path, metadata={"kind": self.kind, "prunekit": json.dumps(self.meta, sort_keys=True)})
         return path
 
@@ -187,13 +195,19 @@ def _read_pth(path: Path, kind: str) -> dict[str, Tensor]:
 # --- backward: G ---------------------------------------------------------------------------------------------------
 
 
-def collect_gradients(model: nn.Module, windows: Tensor, *, norm: str = "l2", scale: float = 100.0,
-                      progress: bool = True, meta: Mapping[str, Any] | None = None) -> Gradients:
+def collect_gradients(model: nn.Module, windows: Tensor, *, norm: str = "l2", scale: float = 100.0, local: bool = False,
+                      gradient_checkpointing: bool = False, offload: str | Path | None = None, progress: bool = True,
+                      meta: Mapping[str, Any] | None = None) -> Gradients:
     """G of every prunable layer over windows (n, seqlen), each window one sample; (out, in) float32.
 
     With g the gradient of a window's mean-token cross-entropy, `l2`: G = sqrt(sum (scale g)^2); `l1`: G = sum |scale g|.
     The model is in eval mode; each layer's gradient is added and freed as soon as the backward pass has made it, so
     that no more than one is ever alive. Source: the published lib/gradient_computation.py (which keeps float16).
+
+    local: g is the gradient of |block(x)|, the norm of what the layer's own block returns for the window, as in Wanda++
+    (arXiv 2503.04992, regional gradients): no backward pass through the model, one block's activations alive.
+    gradient_checkpointing: compute every block's activations again in the backward pass instead of keeping them.
+    offload: a directory for the sums, which are then memory-mapped files (4 bytes per weight; yours to delete).
 
     Raises UsageError on an unknown norm or a loss that is not finite.
     """
@@ -201,17 +215,17 @@ def collect_gradients(model: nn.Module, windows: Tensor, *, norm: str = "l2", sc
         raise UsageError(f"gradient norm '{norm}' is not known{did_you_mean(norm, GRADIENT_NORMS)}.")
     layers = [layer for block in prunable_layers(model) for layer in block]
     parameters = {id(layer.parameter): layer.parameter for layer in layers}
-    sums = {key: torch.zeros_like(p, dtype=torch.float32) for key, p in parameters.items()}
+    sums = {key: _zeros(p, Path(offload) / f"{place:05d}.f32" if offload else None)
+            for place, (key, p) in enumerate(parameters.items())}
 
     def add(parameter: nn.Parameter) -> None:
-        g = parameter.grad.float()
+        g = parameter.grad.to(sums[id(parameter)].device, torch.float32)
         sums[id(parameter)].addcmul_(g, g) if norm == "l2" else sums[id(parameter)].add_(g.abs_())
         parameter.grad = None
 
-    with _differentiating(model, list(parameters.values()), add):
-        for index, window in enumerate(tqdm(windows, desc="gradients", disable=not progress, leave=False)):
-            ids = window[None].to(model.get_input_embeddings().weight.device)
-            loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+    losses = _block_norms(model, windows, progress) if local else _losses(model, windows, progress)
+    with _differentiating(model, list(parameters.values()), add), _recomputed(model, gradient_checkpointing and not local):
+        for index, loss in losses:
             if not torch.isfinite(loss):
                 raise UsageError(f"the loss of gradient window {index} is {loss.item()}; load the model in float32.")
             (loss * scale).backward()
@@ -219,8 +233,47 @@ def collect_gradients(model: nn.Module, windows: Tensor, *, norm: str = "l2", sc
         for total in sums.values():
             total.sqrt_()
     made = {"kind": "gradient", "norm": norm, "scale": scale, "n": len(windows), "seqlen": windows.shape[1],
-            "dtype": str(model.dtype).removeprefix("torch."), **(meta or {})}
+            "dtype": str(model.dtype).removeprefix("torch."), **({"local": True} if local else {}), **(meta or {})}
     return Gradients({layer.name: _oriented(layer, sums[id(layer.parameter)]) for layer in layers}, made)
+
+
+def _losses(model: nn.Module, windows: Tensor, progress: bool) -> Iterator[tuple[int, Tensor]]:
+    """(window, its mean-token cross-entropy)."""
+    for index, window in enumerate(tqdm(windows, desc="gradients", disable=not progress, leave=False)):
+        ids = window[None].to(model.get_input_embeddings().weight.device)
+        yield index, model(input_ids=ids, labels=ids, use_cache=False).loss
+
+
+def _block_norms(model: nn.Module, windows: Tensor, progress: bool) -> Iterator[tuple[int, Tensor]]:
+    """Per block: (window, the norm of the block's output for it)."""
+    for step in Walk(model, windows, one_shot=True, progress=progress, batch=1):
+        for index, output in enumerate(step.outputs()):
+            yield index, output.float().norm()
+
+
+@contextmanager
+def _recomputed(model: nn.Module, wanted: bool) -> Iterator[None]:
+    """For a while, keep of every block only what goes in (transformers' own checkpointing works in training mode only)."""
+    blocks = decoder_blocks(model)[1] if wanted else []
+    own = [block.__dict__.get("forward") for block in blocks]
+    try:
+        for block in blocks:
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+        yield
+    finally:
+        for block, forward in zip(blocks, own, strict=True):
+            del block.forward
+            if forward is not None:
+                block.forward = forward
+
+
+def _zeros(parameter: Tensor, path: Path | None) -> Tensor:
+    """Zeros in float32, in the parameter's shape: beside it, or in a new file."""
+    if path is None:
+        return torch.zeros_like(parameter, dtype=torch.float32)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    return torch.from_file(str(path), shared=True, size=parameter.numel(), dtype=torch.float32).view(parameter.shape)
 
 
 def _oriented(layer: Layer, total: Tensor) -> Tensor:
@@ -267,15 +320,15 @@ def collect_activations(model: nn.Module, windows: Tensor, *, norm: str = "l2", 
     """
     if norm not in ACTIVATION_NORMS:
         raise UsageError(f"activation norm '{norm}' is not known{did_you_mean(norm, ACTIVATION_NORMS)}.")
+    measure = torch.Tensor.square if norm == "l2" else torch.Tensor.abs
     found: dict[str, Tensor] = {}
     for step in Walk(model, windows, one_shot=True, progress=progress):
         sums = {id(group): torch.zeros(group.inputs) for group in step.groups}
-
-        def observe(group: InputGroup, x: Tensor) -> None:
-            values = x.float().square() if norm == "l2" else x.float().abs()
-            sums[id(group)] += values.sum(0).cpu() / len(windows)
-
-        step.collect(observe)
-        found |= {layer.name: sums[id(group)].clone() for group in step.groups for layer in group.layers}
+        step.collect(partial(_add_columns, sums, measure))
+        found |= {layer.name: sums[id(group)] / len(windows) for group in step.groups for layer in group.layers}
     made = {"kind": "activation", "norm": norm, "n": len(windows), "seqlen": windows.shape[1], **(meta or {})}
     return Activations(found, made)
+
+
+def _add_columns(sums: dict[int, Tensor], measure: Callable[[Tensor], Tensor], group: InputGroup, x: Tensor) -> None:
+    sums[id(group)] += measure(x.float()).sum(0).cpu()

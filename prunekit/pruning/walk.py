@@ -5,8 +5,8 @@ that and the hidden states that reach it, so it needs to know nothing about any 
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from ..errors import UsageError
 from ..models import Layer, decoder_blocks, prunable_layers
+from .experts import ExpertInputs, one_by_one
 
 BATCH_TOKENS = 4096  # tokens per forward call
 _PROBE_TOKENS = 8
@@ -23,13 +24,16 @@ _PROBE_TOKENS = 8
 Observe = Callable[["InputGroup", Tensor], None]  # called with x of shape (tokens, in)
 
 
-class _Stop(Exception):
+class Stop(Exception):
     """Ends a forward pass once everything wanted has been seen."""
 
 
 @dataclass(frozen=True, eq=False)
 class InputGroup:
-    """Layers of a block that read the same input tensor (q, k and v; gate and up), so share its statistics."""
+    """Layers of a block that read the same input tensor (q, k and v; gate and up), so share its statistics.
+
+    An expert's slice is a group of its own: only the tokens sent to that expert reach it.
+    """
 
     layers: tuple[Layer, ...]
 
@@ -46,7 +50,7 @@ class _Call:
     kwargs: dict[str, Any]
     keyword: str | None
 
-    def __call__(self, block: nn.Module, hidden: Tensor) -> Any:
+    def __call__(self, block: Callable[..., Any], hidden: Tensor) -> Any:
         if self.keyword:
             return block(*self.args, **{**self.kwargs, self.keyword: hidden})
         return block(hidden, *self.args[1:], **self.kwargs)
@@ -64,48 +68,73 @@ class Step:
     _walk: "Walk" = field(repr=False)
     _outputs_kept: bool = False
 
+    def outputs(self) -> Iterator[Tensor]:
+        """Forward all windows: the block's outputs batch by batch, differentiable where the caller differentiates."""
+        for hidden in self._walk._hidden:
+            yield _first(self._walk._calls[len(hidden)][self.index](self.block, hidden.to(_device(self.block))))
+
+    @torch.no_grad()
     def collect(self, observe: Observe) -> None:
         """Forward all windows, handing every group's input, (tokens, in) in the model's dtype, to `observe`.
 
-        The pass ends at the input of the last layer, unless its outputs are wanted (one-shot statistics).
+        The pass ends at the input of the last layer, unless its outputs are wanted (one-shot statistics) or there are
+        experts, of which any may come last.
         """
         keep = self._walk.one_shot
-        with _observing(self, observe, stop_early=not keep):
+        with _observing(self, observe, stop_early=not keep and all(layer.expert is None for layer in self.layers)):
             self._walk._forward(self, store=keep)
         self._outputs_kept = keep
+
+
+class Resident:
+    """Where a model's blocks are while it is walked: in memory throughout. A subclass may bring and drop them."""
+
+    def block(self, index: int) -> AbstractContextManager[None]:
+        """Around everything that is done with a block."""
+        return nullcontext()
+
+    def entrance(self, model: nn.Module) -> torch.device:
+        """Where token ids go in."""
+        return model.get_input_embeddings().weight.device
 
 
 class Walk:
     """Iterate over the decoder blocks of a model, each with the hidden states of the blocks before it.
 
     windows: token ids (n, seqlen). Whatever is done to a block between two steps (pruning, say) is what the next
-    block's inputs come from; with `one_shot` they come from the block as it was when `Step.collect` ran.
+    block's inputs come from; with `one_shot` they come from the block as it was when `Step.collect` ran. batch: windows
+    per forward call (by default as many as make 4096 tokens).
 
     Raises UsageError if the model calls its blocks in a way that cannot be replayed.
     """
 
-    def __init__(self, model: nn.Module, windows: Tensor, *, one_shot: bool = False, progress: bool = True):
+    def __init__(self, model: nn.Module, windows: Tensor, *, one_shot: bool = False, progress: bool = True,
+                 resident: Resident | None = None, batch: int | None = None):
         if windows.ndim != 2 or windows.shape[1] < 2:
             raise UsageError(f"windows have shape {tuple(windows.shape)}; give token ids of shape (n, seqlen).")
         self.model, self.windows, self.one_shot, self.progress = model, windows, one_shot, progress
+        self.batch = batch or max(1, BATCH_TOKENS // windows.shape[1])
         self.path, self.blocks = decoder_blocks(model)
         self.layers = prunable_layers(model)
-        if any(layer.weight.is_meta for layers in self.layers for layer in layers):
+        if resident is None and any(layer.weight.is_meta for layers in self.layers for layer in layers):
             raise UsageError("parts of the model are offloaded to disk or the CPU; load it whole or use prune_checkpoint.")
+        self.resident = resident or Resident()
 
     @torch.no_grad()
     def __iter__(self) -> Iterator[Step]:
         training, use_cache = self.model.training, getattr(self.model.config, "use_cache", None)
         self.model.eval()
         try:
-            groups, rewrap = self._probe()
-            self._prepare(rewrap)
-            steps = [Step(i, f"{self.path}.{i}", block, self.layers[i], groups[i], self)
-                     for i, block in enumerate(self.blocks)]
-            for step in tqdm(steps, desc="blocks", disable=not self.progress, leave=False):
-                yield step
-                if not step._outputs_kept and step is not steps[-1]:
-                    self._forward(step, store=True)
+            with one_by_one(self.model):
+                groups, rewrap = self._probe()
+                self._prepare(rewrap)
+                steps = [Step(i, f"{self.path}.{i}", block, self.layers[i], groups[i], self)
+                         for i, block in enumerate(self.blocks)]
+                for step in tqdm(steps, desc="blocks", disable=not self.progress, leave=False):
+                    with self.resident.block(step.index):
+                        yield step
+                        if not step._outputs_kept and step is not steps[-1]:
+                            self._forward(step, store=True)
         finally:
             self.model.train(training)
             self.model.config.use_cache = use_cache
@@ -113,81 +142,86 @@ class Walk:
 
     # --- one ordinary forward pass --------------------------------------------------------------------------------
 
-    def _run(self, ids: Tensor) -> None:
-        device = self.model.get_input_embeddings().weight.device
+    def _run(self, ids: Tensor, forward: Callable[[int, Callable[..., Any], Any, Any], Any]) -> None:
+        """Call the model, and `forward(index, its own forward, args, kwargs)` in place of every block."""
+        originals = [block.forward for block in self.blocks]
+        patched = [block.__dict__.get("forward") for block in self.blocks]
+
+        def instead(index: int) -> Callable[..., Any]:
+            return lambda *args, **kwargs: forward(index, originals[index], args, kwargs)
+
         try:
-            self.model(input_ids=ids.to(device), use_cache=False)
-        except _Stop:
+            for index, block in enumerate(self.blocks):
+                block.forward = instead(index)
+            self.model(input_ids=ids.to(self.resident.entrance(self.model)), use_cache=False)
+        except Stop:
             pass
+        finally:
+            for block, own in zip(self.blocks, patched, strict=True):
+                del block.forward
+                if own is not None:
+                    block.forward = own
 
     def _probe(self) -> tuple[list[list[InputGroup]], list[Callable[[Tensor], Any]]]:
         """Run a few tokens for real: which layers share inputs, what blocks return, and does a replay agree?"""
-        seen: list[tuple[_Call, Tensor, Any]] = []
-        reads: list[list[tuple[nn.Module, Tensor]]] = [[] for _ in self.blocks]
-        with ExitStack() as stack:
-            for index, (block, layers) in enumerate(zip(self.blocks, self.layers, strict=True)):
-                def after(module, args, kwargs, output, index=index):
-                    call, hidden = self._split(index, args, kwargs)
-                    seen.append((call, hidden.clone(), output))
-                _hook(stack, block.register_forward_hook(after, with_kwargs=True))
-                for module in {id(layer.module): layer.module for layer in layers}.values():
-                    def before(module, args, index=index):
-                        reads[index].append((module, args[0]))
-                    _hook(stack, module.register_forward_pre_hook(before))
-            self._run(self.windows[:1, :_PROBE_TOKENS])
-        if len(seen) != len(self.blocks):
-            raise self._cannot(f"{len(seen)} of {len(self.blocks)} blocks were called")
-        for index, (call, hidden, output) in enumerate(seen):
-            if index and not torch.equal(hidden.cpu(), _first(seen[index - 1][2]).cpu()):
-                raise self._cannot(f"block {index} does not read what block {index - 1} returned")
-            if not torch.allclose(_first(call(self.blocks[index], hidden)), _first(output), rtol=1e-3, atol=1e-3):
-                raise self._cannot(f"block {index} called again with the same arguments gives another output")
-        return [self._grouped(i, reads[i]) for i in range(len(seen))], [_rewrapper(output) for _, _, output in seen]
+        groups: list[list[InputGroup]] = []
+        rewrap: list[Callable[[Tensor], Any]] = []
+        previous: list[Tensor] = []
 
-    def _grouped(self, index: int, reads: Sequence[tuple[nn.Module, Tensor]]) -> list[InputGroup]:
-        """Layers in the order in which they are called, those that read one tensor together."""
-        by_module: dict[int, list[Layer]] = {}
-        for layer in self.layers[index]:
-            by_module.setdefault(id(layer.module), []).append(layer)
-        by_input: dict[tuple[int, tuple[int, ...], int], list[Layer]] = {}
-        for module, x in reads:
-            key = (x.data_ptr(), tuple(x.shape), x._version)
-            by_input.setdefault(key, []).extend(by_module.pop(id(module), []))
-        if by_module:
-            names = ", ".join(layer.name for layers in by_module.values() for layer in layers)
-            raise self._cannot(f"{names} is never called with a tensor")
-        return [InputGroup(tuple(layers)) for layers in by_input.values() if layers]
+        def forward(index: int, block: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+            call, hidden = self._split(index, args, kwargs)
+            if index != len(groups):
+                raise self._cannot(f"block {index} is called where block {len(groups)} is expected")
+            if index and not _agree(hidden, previous[0].to(hidden.device), 0):
+                raise self._cannot(f"block {index} does not read what block {index - 1} returned")
+            entered = hidden.clone()
+            with self.resident.block(index):
+                with _reading(self.layers[index]) as reads:
+                    output = block(*args, **kwargs)
+                again = _first(call(block, entered))
+            if again.shape != hidden.shape or not _agree(again, _first(output), 1e-3):
+                raise self._cannot(f"block {index} called again with the same arguments gives another output")
+            groups.append(self._grouped(index, reads))
+            rewrap.append(_rewrapper(output))
+            previous[:] = [_first(output).clone()]
+            return output
+
+        self._run(self.windows[:1, :_PROBE_TOKENS], forward)
+        if len(groups) != len(self.blocks):
+            raise self._cannot(f"{len(groups)} of {len(self.blocks)} blocks were called")
+        return groups, rewrap
+
+    def _grouped(self, index: int, reads: Sequence[tuple[Layer, Tensor]]) -> list[InputGroup]:
+        """Layers in the order in which they are called, those that read one tensor together; experts last, one by one."""
+        seen = {layer.parameter for layer, _ in reads}
+        silent = ", ".join(layer.name for layer in self.layers[index] if layer.parameter not in seen)
+        if silent:
+            raise self._cannot(f"no input of {silent} is to be seen")
+        by_input: dict[tuple[int, tuple[int, ...], int], dict[str, Layer]] = {}
+        for layer, x in reads:
+            if layer.expert is None and not any(layer.name in known for known in by_input.values()):
+                by_input.setdefault((x.data_ptr(), tuple(x.shape), x._version), {})[layer.name] = layer
+        experts = [InputGroup((layer,)) for layer in self.layers[index] if layer.expert is not None]
+        return [InputGroup(tuple(layers.values())) for layers in by_input.values()] + experts
 
     def _prepare(self, rewrap: list[Callable[[Tensor], Any]]) -> None:
         """Embed all windows, and keep what each block is called with for every size of batch. No block is computed."""
-        size = max(1, BATCH_TOKENS // self.windows.shape[1])
         self._hidden: list[Tensor] = []
         self._calls: dict[int, list[_Call]] = {}
-        for ids in self.windows.split(size):
+        for ids in self.windows.split(self.batch):
             calls: list[_Call] = []
-            known = len(ids) in self._calls
-            originals = [block.__dict__.get("forward") for block in self.blocks]
 
-            def bypass(index: int) -> Callable[..., Any]:
-                def forward(*args: Any, **kwargs: Any) -> Any:
-                    call, hidden = self._split(index, args, kwargs)
-                    calls.append(call)
-                    if index == 0:
-                        self._hidden.append(hidden)
-                    if known or index == len(self.blocks) - 1:
-                        raise _Stop
-                    return rewrap[index](hidden)
-                return forward
+            def forward(index: int, block: Callable[..., Any], args: Any, kwargs: Any, calls: list[_Call] = calls,
+                        known: bool = len(ids) in self._calls) -> Any:
+                call, hidden = self._split(index, args, kwargs)
+                calls.append(call)
+                if index == 0:
+                    self._hidden.append(hidden)
+                if known or index == len(self.blocks) - 1:
+                    raise Stop
+                return rewrap[index](hidden)
 
-            try:
-                for index, block in enumerate(self.blocks):
-                    block.forward = bypass(index)
-                self._run(ids)
-            finally:
-                for block, original in zip(self.blocks, originals, strict=True):
-                    del block.forward
-                    if original is not None:
-                        block.forward = original
+            self._run(ids, forward)
             self._calls.setdefault(len(ids), calls)
 
     def _forward(self, step: Step, *, store: bool) -> None:
@@ -195,7 +229,7 @@ class Walk:
             call = self._calls[len(hidden)][step.index]
             try:
                 output = _first(call(step.block, hidden.to(_device(step.block))))
-            except _Stop:
+            except Stop:
                 continue
             if store:
                 self._hidden[position] = output
@@ -216,21 +250,44 @@ class Walk:
 
 @contextmanager
 def _observing(step: Step, observe: Observe, *, stop_early: bool) -> Iterator[None]:
-    """Hook the first layer of every input group for the time of one pass."""
-    with ExitStack() as stack:
-        for group in step.groups:
-            last = stop_early and group is step.groups[-1]
+    """Watch the first layer of every input group for the time of one pass."""
+    first = {group.layers[0]: group for group in step.groups}
 
-            def before(module: nn.Module, args: tuple[Any, ...], group: InputGroup = group, last: bool = last) -> None:
-                observe(group, args[0].reshape(-1, args[0].shape[-1]))
-                if last:
-                    raise _Stop
-            _hook(stack, group.layers[0].module.register_forward_pre_hook(before))
+    def see(layer: Layer, x: Tensor) -> None:
+        observe(first[layer], x.reshape(-1, x.shape[-1]))
+        if stop_early and first[layer] is step.groups[-1]:
+            raise Stop
+
+    with _watching(first, see):
         yield
 
 
-def _hook(stack: ExitStack, handle: Any) -> None:
-    stack.callback(handle.remove)
+@contextmanager
+def _reading(layers: Sequence[Layer]) -> Iterator[list[tuple[Layer, Tensor]]]:
+    """For a while, record which layer reads which tensor."""
+    reads: list[tuple[Layer, Tensor]] = []
+    with _watching(layers, lambda layer, x: reads.append((layer, x))):
+        yield reads
+
+
+@contextmanager
+def _watching(layers: Iterable[Layer], see: Callable[[Layer, Tensor], None]) -> Iterator[None]:
+    """Call `see(layer, x)` with every input of the layers: by hooks on modules, by their products for experts."""
+    with ExitStack() as stack:
+        for layer in layers:
+            if layer.expert is None:
+                def before(module: nn.Module, args: tuple[Any, ...], layer: Layer = layer) -> None:
+                    if args:
+                        see(layer, args[0])
+                stack.callback(layer.module.register_forward_pre_hook(before).remove)
+        experts = [layer for layer in layers if layer.expert is not None]
+        if experts:
+            stack.enter_context(ExpertInputs(experts, see))
+        yield
+
+
+def _agree(a: Tensor, b: Tensor, tolerance: float) -> bool:
+    return a.shape == b.shape and torch.allclose(a, b, rtol=tolerance, atol=tolerance, equal_nan=True)
 
 
 def _first(output: Any) -> Tensor:

@@ -1,0 +1,60 @@
+# make report   install if needed, run the embedded profile, render reports/embedded/index.html
+# make test     install if needed, run the tests                (PYTEST="-k masks" passes options on)
+# make lab      JupyterLab on the notebooks
+# make dev      ruff for this checkout, and nbdime for this clone's git
+# make clean    remove caches and rendered pages; runs/ and .venv/ stay
+#
+# PYTHON=... chooses the interpreter, PROFILE=... another profile, ARGS=... options of `prunekit run`.
+
+SHELL := /bin/bash
+VENV := .venv
+BIN := $(VENV)/bin
+PROFILE ?= embedded
+ARGS ?=
+PYTEST ?=
+PYTHON ?=
+PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
+
+.PHONY: report test lab dev clean
+
+report: $(VENV)/.installed
+	@echo "· running the notebooks of the profile '$(PROFILE)'"
+	@$(BIN)/prunekit run $(PROFILE) $(ARGS)
+
+test: $(VENV)/.installed
+	@echo "· running the tests"
+	@$(BIN)/python -m pytest $(PYTEST)
+
+lab: $(VENV)/.installed
+	@echo "· starting JupyterLab on notebooks/"
+	@JUPYTER_PREFER_ENV_PATH=1 $(BIN)/jupyter lab notebooks
+
+# git finds nbdime's drivers by full path, so that `git diff` works outside the environment too.
+dev: $(VENV)/.installed
+	@echo "· installing the development tools"
+	@$(PIP) -e .[test,dev]
+	@echo "· setting up nbdime for git diff and git merge in this clone"
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/nbdime config-git --enable
+	@git config diff.jupyternotebook.command "'$(CURDIR)/$(BIN)/git-nbdiffdriver' diff"
+	@git config merge.jupyternotebook.driver "'$(CURDIR)/$(BIN)/git-nbmergedriver' merge %O %A %B %L %P"
+
+clean:
+	@echo "· removing caches and rendered pages"
+	@find reports -mindepth 1 -maxdepth 1 ! -name gallery ! -name README.md -exec rm -rf {} + 2>/dev/null || true
+	@find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+	@rm -rf .pytest_cache .ruff_cache .hypothesis build *.egg-info
+
+$(BIN)/python:
+	@for python in $(PYTHON) python3.11 python3.12 python3.13 python3; do \
+	  if "$$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	    echo "· creating $(VENV) with $$("$$python" --version)"; "$$python" -m venv $(VENV); exit; \
+	  fi; \
+	done; \
+	echo "No usable Python found: install Python 3.11 or newer with its venv module" \
+	     "(on Debian and Ubuntu: apt install python3 python3-venv), or say PYTHON=/path/to/python." >&2; exit 1
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "· installing prunekit and what it needs into $(VENV) (several minutes the first time)"
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip
+	@$(PIP) -e .[test]
+	@touch $@

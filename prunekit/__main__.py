@@ -1,0 +1,312 @@
+"""The command line: `prunekit …`, also `python -m prunekit …`."""
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prunekit.errors import UsageError, did_you_mean
+from prunekit.workbook import manifest, params, vocabulary
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from prunekit.metric.catalogue import Method
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. Returns 0, 1 when a notebook failed, 2 when something asked for cannot be done."""
+    parser = _parser()
+    try:
+        args = parser.parse_args(_with_config(parser, list(sys.argv[1:] if argv is None else argv)))
+        return args.command(args)
+    except UsageError as error:
+        sys.stderr.write(f"prunekit: {error}\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("prunekit: stopped\n")
+        return 130
+
+
+def say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+# ---------------------------------------------------------------- arguments
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="prunekit", description="Symbolic pruning of language models.", allow_abbrev=False)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, function: Any, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        sub.set_defaults(command=function)
+        return sub
+
+    run = command("run", _run, "Run the notebooks of a profile that are not up to date, and render the report.")
+    run.add_argument("profile", help="a folder of params/")
+    run.add_argument("topics", nargs="*", metavar="TOPIC", help="only these notebooks and what they read from, as 03_baselines")
+    run.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a parameter; may be repeated")
+    run.add_argument("--force", action="store_true", help="run the notebooks even when they are up to date")
+    status = command("status", _status, "Say which notebooks of a profile are fresh, stale (and why), missing or failed.")
+    status.add_argument("profile")
+    status.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as in `run`; else those of the last run")
+    _prune_arguments(command("prune", _prune, "Prune a model, evaluate it, and save it."))
+    gradients = command("gradients", _gradients, "Collect the gradients G (or the input norms) of a model and save them.")
+    _data_arguments(gradients)
+    gradients.add_argument("--output", required=True, metavar="FILE", help="the .safetensors file to write")
+    gradients.add_argument("--activations", action="store_true", help="norms of the layers' inputs instead of gradients")
+    gradients.add_argument("--half", action="store_true", help="store float16, as published")
+    evaluate = command("evaluate", _evaluate, "Perplexity of a model on a test text, with its interval.")
+    _data_arguments(evaluate)
+    return parser
+
+
+def _data_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--config", metavar="FILE", help="a JSON or YAML file with any of these options; the command line wins")
+    add("--model", required=True, help="embedded/llama, embedded/opt, a directory, or a hub id")
+    add("--corpus", help="embedded, wikitext2, c4, ptb, or a path (default: embedded for embedded models; else c4 to "
+                         "calibrate, wikitext2 to evaluate)")
+    add("--windows", metavar="FILE", help="ready token windows (.safetensors) instead of sampling")
+    add("--roles", default="disjoint", help="disjoint, or published: the published sampling")
+    add("--nsamples", type=int, help="windows (default: 32 for embedded models, else 128)")
+    add("--seqlen", type=int, help="tokens per window (default: 128 for embedded models, else 2048)")
+    add("--test-windows", type=int, default=0, help="windows to evaluate on; 0: all")
+    add("--seed", type=int, default=0)
+    add("--norm", default="l2", help="l1 or l2")
+    add("--scale", type=float, default=100.0, help="factor on gradients, as published")
+    add("--dtype", default="auto", help="auto, float32, bfloat16, float16")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:N, mps, balanced")
+    add("--cache-dir", metavar="DIR", help="where downloads are kept")
+
+
+def _prune_arguments(parser: argparse.ArgumentParser) -> None:
+    _data_arguments(parser)
+    add = parser.add_argument
+    add("--method", help="a name of the catalogue, or a metric such as 'mul(W, sqrt(X))'")
+    add("--tree", metavar="FILE", help="a metric as a JSON tree, instead of --method")
+    add("--sparsity", type=float, default=0.5, help="share of zeros")
+    add("--pattern", default="unstructured", help="unstructured, or n:m as 2:4")
+    add("--variant", action="store_true", help="compare by cumulated score (Wanda's variant)")
+    add("--update", help="weight update: obs or obs-iter")
+    add("--one-shot", action="store_true", help="all statistics from the dense model")
+    add("--gradients", metavar="FILE", help="G from a file (.safetensors, or the published .pth)")
+    add("--gradient-corpus", help="where to collect G when no file is given (default: --corpus)")
+    add("--test-corpus", help="what to evaluate on (default: as --corpus of `evaluate`; a path given as --corpus)")
+    add("--no-evaluate", action="store_true", help="do not compute the perplexity")
+    add("--results", metavar="DIR", help="add a row to DIR/results.csv")
+    add("--save-model", metavar="DIR", help="write the pruned model, its tokenizer and prunekit.json")
+
+
+def _with_config(parser: argparse.ArgumentParser, argv: list[str]) -> list[str]:
+    """The options of `--config FILE`, put before those of the command line, which therefore win."""
+    at = next((i for i, word in enumerate(argv) if word == "--config" or word.startswith("--config=")), None)
+    if at is None or not argv[1:]:
+        return argv
+    file = argv[at].partition("=")[2] or next(iter(argv[at + 1:]), "")
+    commands = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    sub = commands.choices.get(argv[0])
+    known = {action.dest: action for action in sub._actions if action.option_strings} if sub else {}
+    options = []
+    for key, value in params.load_yaml(Path(file)).items():
+        action = known.get(key.replace("-", "_"))
+        if action is None or key in ("help", "config"):
+            raise UsageError(f"{file}: `prunekit {argv[0]}` has no option '{key}'{did_you_mean(key, known)}.")
+        flag = action.nargs == 0
+        kind = bool if flag else action.type or str
+        if wrong := params.type_problem(key, value, kind):
+            raise UsageError(f"{file}: {wrong}.")
+        options += ([action.option_strings[0]] if value else []) if flag else [f"{action.option_strings[0]}={value}"]
+    return [argv[0], *options, *argv[1:]]
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Fill in the defaults that depend on the model, and refuse what cannot be, before torch is loaded."""
+    embedded = args.model in vocabulary.EMBEDDED
+    calibrating = args.command is not _evaluate
+    args.corpus = args.corpus or ("embedded" if embedded else "c4" if calibrating else "wikitext2")
+    args.nsamples = args.nsamples if args.nsamples is not None else 32 if embedded else 128
+    args.seqlen = args.seqlen if args.seqlen is not None else 128 if embedded else 2048
+    values = {key: value for key, value in vars(args).items() if value is not None}
+    for key, value in values.items():
+        if wrong := vocabulary.problem(key, value):
+            raise UsageError(f"--{key.replace('_', '-')} {value} {wrong}.")
+    if wrong := vocabulary.combination_problem(values):
+        raise UsageError(f"{wrong[1]}.")
+
+
+# ---------------------------------------------------------------- notebooks
+
+def _run(args: argparse.Namespace) -> int:
+    from prunekit.workbook import batch
+
+    overrides = dict(params.parse_override(text) for text in args.set)
+    records = []
+    for record in batch.run_profile(args.profile, args.topics, overrides, force=args.force):
+        say(f"{record.topic:<17} {record.outcome:<8} {record.seconds:7.1f} s  {record.reason}".rstrip())
+        records.append(record)
+    from prunekit.workbook import site
+
+    say(f"report: {site.render(args.profile)}")
+    return int(any(record.outcome in ("failed", "skipped") for record in records))
+
+
+def _status(args: argparse.Namespace) -> int:
+    from prunekit.workbook import batch
+
+    overrides = dict(params.parse_override(text) for text in args.set)
+    for topic, state in batch.status(args.profile, overrides).items():
+        say(f"{topic:<17} {state.word:<12} {state.reason}".rstrip())
+    return 0
+
+
+# ---------------------------------------------------------------- models
+
+def _load(args: argparse.Namespace) -> tuple[Any, Any]:
+    import prunekit as pk
+
+    return pk.load_model(args.model, dtype=args.dtype, device=args.device, cache_dir=args.cache_dir)
+
+
+def _windows(args: argparse.Namespace, tokenizer: Any, role: str, corpus: str) -> Tensor:
+    import prunekit as pk
+
+    n = (args.test_windows or None) if role == "test" else args.nsamples
+    return pk.token_windows(corpus, tokenizer, role, n, args.seqlen, args.seed, roles=args.roles,
+                            windows=args.windows or None, cache_dir=args.cache_dir)
+
+
+def _collect(args: argparse.Namespace, model: Any, tokenizer: Any, corpus: str) -> Any:
+    import prunekit as pk
+
+    meta = {"model": args.model, "corpus": corpus, "seed": args.seed, "roles": args.roles}
+    return pk.collect_gradients(model, _windows(args, tokenizer, "gradient", corpus), norm=args.norm, scale=args.scale,
+                                meta=meta)
+
+
+def _gradients(args: argparse.Namespace) -> int:
+    _check(args)
+    output = Path(args.output)
+    if output.suffix != ".safetensors":
+        raise UsageError(f"--output {output} must end in .safetensors.")
+    import torch
+
+    import prunekit as pk
+
+    model, tokenizer = _load(args)
+    if args.activations:
+        meta = {"model": args.model, "corpus": args.corpus, "seed": args.seed}
+        found = pk.collect_activations(model, _windows(args, tokenizer, "calibration", args.corpus), norm=args.norm, meta=meta)
+    else:
+        found = _collect(args, model, tokenizer, args.corpus)
+    found.save(output, dtype=torch.float16 if args.half else None)
+    say(f"{len(found)} layers written to {output}")
+    return 0
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    _check(args)
+    model, tokenizer = _load(args)
+    _perplexity(args, model, tokenizer, args.corpus)
+    return 0
+
+
+def _perplexity(args: argparse.Namespace, model: Any, tokenizer: Any, corpus: str) -> dict[str, Any]:
+    import prunekit as pk
+
+    row = pk.perplexity(model, _windows(args, tokenizer, "test", corpus), args.seqlen).row()
+    say(f"perplexity {row['ppl']:.4f} [{row['low']:.4f}, {row['high']:.4f}] on {corpus}, {row['windows']} windows of "
+        f"{args.seqlen} tokens")
+    return row
+
+
+def _prune(args: argparse.Namespace) -> int:
+    _check(args)
+    method = _method(args)
+    target = _empty_directory(args.save_model) if args.save_model else None
+    import prunekit as pk
+
+    model, tokenizer = _load(args)
+    gradients = None
+    if "G" in method.needs:
+        if args.gradients:
+            gradients = pk.Gradients.load(args.gradients)
+        else:
+            corpus = args.gradient_corpus or args.corpus
+            say(f"{method.name} reads G and no --gradients are given: collecting them on {corpus}")
+            gradients = _collect(args, model, tokenizer, corpus)
+    windows = _windows(args, tokenizer, "calibration", args.corpus) if {"X", "H"} & method.needs else None
+    started = time.perf_counter()
+    report = pk.prune(model, windows, method, args.sparsity, args.pattern, gradients=gradients, one_shot=args.one_shot)
+    row = _row(args, method, report.sparsity, time.perf_counter() - started)
+    say(f"{method.name}: {report.sparsity:.4%} of the prunable weights are zero")
+    if target:
+        _save(model, tokenizer, target, row)
+    if not args.no_evaluate:
+        row |= _perplexity(args, model, tokenizer, _test_corpus(args))
+    if args.results:
+        _add_row(Path(args.results), row)
+    return 0
+
+
+def _method(args: argparse.Namespace) -> Method:
+    from prunekit.metric.catalogue import resolve
+    from prunekit.metric.tree import Tree
+
+    if bool(args.method) == bool(args.tree):
+        raise UsageError("give either --method or --tree.")
+    chosen = Tree.from_json(args.tree) if args.tree else args.method
+    return resolve(chosen, "variant" if args.variant else None, args.update)
+
+
+def _test_corpus(args: argparse.Namespace) -> str:
+    if args.test_corpus:
+        return args.test_corpus
+    return "wikitext2" if args.corpus == "c4" else args.corpus
+
+
+def _empty_directory(name: str) -> Path:
+    path = Path(name)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UsageError(f"--save-model {path} exists and is not an empty directory: give a new one.")
+    return path
+
+
+def _row(args: argparse.Namespace, method: Method, sparsity: float, seconds: float) -> dict[str, Any]:
+    corpora = {"corpus": args.corpus, "gradient_corpus": args.gradients or args.gradient_corpus or args.corpus,
+               "test_corpus": _test_corpus(args)}
+    from prunekit.models import fingerprint
+
+    return {"model": args.model, "model_hash": fingerprint(args.model), "method": method.name, "metric": str(method.tree or "w²/U²"), "group": method.group,
+            "update": method.update or "", "pattern": args.pattern, "target": args.sparsity, "sparsity": sparsity,
+            **(corpora if "G" in method.needs else corpora | {"gradient_corpus": ""}), "roles": args.roles,
+            "windows_file": args.windows or "",
+            "nsamples": args.nsamples, "seqlen": args.seqlen, "seed": args.seed, "seconds": round(seconds, 2),
+            **{f"version_{name}": number for name, number in manifest.versions().items()}}
+
+
+def _save(model: Any, tokenizer: Any, target: Path, row: dict[str, Any]) -> None:
+    model.save_pretrained(target)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(target)
+    manifest.write_atomic(target / "prunekit.json", json.dumps(row, indent=1, ensure_ascii=False) + "\n")
+    say(f"model written to {target}")
+
+
+def _add_row(folder: Path, row: dict[str, Any]) -> None:
+    import pandas as pd
+
+    file = folder / "results.csv"
+    frame = pd.DataFrame([row])
+    manifest.write_atomic(file, (pd.concat([pd.read_csv(file), frame]) if file.exists() else frame).to_csv(index=False))
+    say(f"row added to {file}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,270 @@
+"""Six ways of writing about the world. Each register is a function of a `Scribe` that returns one document's lines."""
+from __future__ import annotations
+
+from prunekit.embedded.entities import ATTRIBUTES, NUMBERS, Entity
+from prunekit.embedded.questions import KINDS, dialogue
+from prunekit.embedded.scribe import Scribe, cap
+
+SPOTS = ("well", "mill", "barn", "market", "bridge", "gate", "inn", "tower", "garden", "harbour")
+COUNTED = ("apples", "eggs", "coins", "stones", "beans", "nuts", "candles", "ropes", "boats", "loaves")
+
+
+# -- almanac ------------------------------------------------------------------------------------------------------------
+def almanac(w: Scribe) -> list[str]:
+    """Entries about two to four entities, facts in varied order and wording."""
+    lines = []
+    for _ in range(w.number(2, 4)):
+        entity = w.entity(w.pick(KINDS))
+        attributes = list(ATTRIBUTES[entity.kind])
+        w.rng.shuffle(attributes)
+        lines += _entry(w, entity, attributes[:w.number(4, 7)])
+    return lines
+
+
+def _entry(w: Scribe, entity: Entity, attributes: list[str]) -> list[str]:
+    lines, named = [], True
+    while attributes:
+        clause = w.said(entity, attributes.pop(), named)
+        if attributes and w.chance(0.4):
+            clause += f" and {w.said(entity, attributes.pop(), False)}"
+        lines.append(cap(clause) + ".")
+        named = w.chance(0.3)
+    return lines
+
+
+# -- stories ------------------------------------------------------------------------------------------------------------
+class Story:
+    """Who has what, and who is where, after each event."""
+
+    def __init__(self, w: Scribe, agents: int = 3, things: int = 2) -> None:
+        self.w, self.agents, self.things = w, w.people(agents), w.things(things)
+        self.at = {agent: w.pick(SPOTS) for agent in self.agents}
+        self.holder: dict[str, Entity | None] = dict.fromkeys(self.things)
+        self.left: dict[str, str] = {}
+        self.last: Entity | None = None
+
+    def opening(self) -> list[str]:
+        w = self.w
+        lines = [f"{cap(w.known(agent))} {w.pick(('was at', 'stood by', 'waited at'))} the {self.at[agent]}."
+                 for agent in self.agents]
+        for thing in self.things:
+            self.holder[thing] = agent = w.pick(self.agents)
+            lines.append(f"{agent.name} {w.pick(('had', 'carried', 'held'))} the {thing}.")
+            self.last = agent
+        return lines
+
+    def _subject(self, agent: Entity) -> str:
+        again, self.last = agent is self.last, agent
+        return cap(agent.they) if again and self.w.chance(0.6) else agent.name
+
+    def event(self) -> str:
+        """One change of the world, told."""
+        w, thing = self.w, self.w.pick(self.things)
+        holder, draw = self.holder[thing], w.rnd()
+        if holder is None:
+            taker = w.pick(self.agents)
+            self.holder[thing], self.at[taker] = taker, self.left[thing]
+            return f"{self._subject(taker)} {w.pick(('found', 'took', 'picked up'))} the {thing} at the {self.left[thing]}."
+        if draw < 0.55:
+            other = w.pick([agent for agent in self.agents if agent is not holder])
+            self.holder[thing] = other
+            if w.chance(0.3):
+                return f"{self._subject(other)} {w.pick(('took', 'got', 'won'))} the {thing} from {holder.name}."
+            return f"{self._subject(holder)} {w.pick(('gave', 'handed', 'passed'))} the {thing} to {other.name}."
+        if draw < 0.75:
+            self.holder[thing], self.left[thing] = None, self.at[holder]
+            return f"{self._subject(holder)} {w.pick(('left', 'hid', 'dropped'))} the {thing} at the {self.at[holder]}."
+        mover = w.pick(self.agents)
+        self.at[mover] = spot = w.pick([spot for spot in SPOTS if spot != self.at[mover]])
+        return f"{self._subject(mover)} {w.pick(('went to', 'walked to', 'ran to'))} the {spot}."
+
+    def truth(self, thing: str) -> str:
+        holder = self.holder[thing]
+        return f"{holder.name} had the {thing}" if holder else f"the {thing} lay at the {self.left[thing]}"
+
+    def whereabouts(self, thing: str) -> tuple[str, str]:
+        """A question about the thing and its answer."""
+        w, holder = self.w, self.holder[thing]
+        if holder:
+            return w.pick((f"who has the {thing}?", f"who holds the {thing} now?")), holder.name
+        return w.pick((f"where is the {thing}?", f"where does the {thing} lie?")), f"at the {self.left[thing]}"
+
+
+def stories(w: Scribe) -> list[str]:
+    """Things change hands; now and then, and at the end, a question or a summary that needs the state."""
+    story = Story(w, w.number(2, 4), w.number(1, 3))
+    lines = story.opening()
+    for _ in range(w.number(2, 8)):
+        lines.append(story.event())
+        if w.chance(0.25):
+            lines.append(_closing(w, story, w.pick(story.things)))
+    for thing in story.things:
+        lines.append(_closing(w, story, thing))
+    return lines
+
+
+def _closing(w: Scribe, story: Story, thing: str) -> str:
+    draw = w.rnd()
+    if draw < 0.4:
+        question, answer = story.whereabouts(thing)
+        return f"Question: {question} Answer: {answer}."
+    if draw < 0.7:
+        return f"{w.pick(('In the end', 'At nightfall', 'By then'))} {story.truth(thing)}."
+    agent = story.holder[thing] if w.chance(0.5) else None
+    agent = agent or w.pick(story.agents)
+    answer = "yes" if story.holder[thing] is agent else "no"
+    return f"Question: {w.pick(('does {} have', 'has {} got', 'is it {} who has')).format(agent.name)} the {thing}? Answer: {answer}."
+
+
+# -- reckoning ----------------------------------------------------------------------------------------------------------
+def reckoning(w: Scribe) -> list[str]:
+    """Counting, sums, ordering, the calendar."""
+    return [w.pick((_sum, _sum, _count, _order, _older, _calendar))(w) for _ in range(w.number(4, 8))]
+
+
+def _sum(w: Scribe) -> str:
+    person, goods = w.entity("person"), w.pick(COUNTED)
+    a, b = w.number(2, 30), w.number(2, 15)
+    if w.chance(0.5):
+        return (f"{person.name} had {a} {goods} and {w.pick(('found', 'bought', 'got'))} {b} more, "
+                f"so {person.they} had {a + b}.")
+    return (f"{person.name} had {a + b} {goods} and {w.pick(('lost', 'sold', 'gave away'))} {b}, "
+            f"so {person.they} kept {a}.")
+
+
+def _count(w: Scribe) -> str:
+    start, step, length = w.number(1, 60), w.pick((1, 1, 2, 3, 5, 10)), w.number(5, 9)
+    series = [start + step * i for i in range(length)]
+    if w.chance(0.3):
+        series.reverse()
+    return f"Count by {step}: {', '.join(map(str, series))}."
+
+
+def _order(w: Scribe) -> str:
+    numbers = w.some(range(10, 100), w.number(3, 5))
+    ways = (("from small to great", sorted(numbers)), ("from great to small", sorted(numbers, reverse=True)))
+    way, ordered = w.pick(ways)
+    return f"Put {', '.join(map(str, numbers))} in order {way}: {', '.join(map(str, ordered))}."
+
+
+def _older(w: Scribe) -> str:
+    a, b = w.people(2)
+    years = abs(int(a.facts["born"]) - int(b.facts["born"]))
+    older, younger = sorted((a, b), key=lambda person: int(person.facts["born"]))
+    if years == 0:
+        return f"{a.name} and {b.name} were both born in {a.facts['born']}, so they are of one age."
+    ending = f"{older.name} is older" if w.chance(0.5) else f"{younger.name} is younger"
+    return f"{a.name} was born in {a.facts['born']} and {b.name} in {b.facts['born']}, so {ending} by {years} years."
+
+
+def _calendar(w: Scribe) -> str:
+    days = w.world.days
+    start, step = w.number(0, 6), w.number(1, 6)
+    count = f"{NUMBERS[step - 2]} days" if step > 1 else "one day"
+    if w.chance(0.5):
+        return f"If today is {days[start]}, then {count} later it is {days[(start + step) % 7]}."
+    return f"If today is {days[start]}, then {count} ago it was {days[(start - step) % 7]}."
+
+
+# -- nested -------------------------------------------------------------------------------------------------------------
+def nested(w: Scribe) -> list[str]:
+    """Brackets, lists, quotations and repeated phrases: what an induction head is for."""
+    return [w.pick((_brackets, _again, _backwards, _chain, _quote, _table))(w) for _ in range(w.number(3, 5))]
+
+
+def _words(w: Scribe, count: int) -> list[str]:
+    return [w.entity(w.pick(("person", "place", "animal", "thing"))).name for _ in range(count)]
+
+
+def _brackets(w: Scribe) -> str:
+    """A random tree of depth three or less, every bracket closed by its own kind."""
+    def tree(depth: int) -> str:
+        if depth == 0 or w.chance(0.25):
+            return w.entity("thing").name
+        left, right = w.pick(("()", "[]", "{}", "<>"))
+        return f"{left} {' '.join(tree(depth - 1) for _ in range(w.number(1, 3)))} {right}"
+    return f"Nest: {tree(3)}, {tree(3)}."
+
+
+def _again(w: Scribe) -> str:
+    phrase = " ".join(_words(w, w.number(4, 9)))
+    return f"{w.pick(('Say', 'Sing', 'Write'))}: {phrase}. Again: {phrase}. And again: {phrase}."
+
+
+def _backwards(w: Scribe) -> str:
+    words = _words(w, w.number(3, 6))
+    return f"Forwards: {', '.join(words)}. Backwards: {', '.join(reversed(words))}."
+
+
+def _chain(w: Scribe) -> str:
+    """A relative clause inside a relative clause, growing by one with each line."""
+    nouns = [w.entity(w.pick(("animal", "thing"))).name for _ in range(w.number(3, 5))]
+    verbs = [w.pick(("chased", "carried", "broke", "hid", "found", "feared")) for _ in nouns]
+    lines, tail = [], f"the house of {w.entity('person').name}"
+    for noun, verb in zip(nouns, verbs):
+        tail = f"the {noun} that {verb} {tail}"
+        lines.append(f"This is {tail}.")
+    return " ".join(lines)
+
+
+def _quote(w: Scribe) -> str:
+    inner = w.entity("person")
+    clause = w.said(inner, w.pick(list(ATTRIBUTES["person"])))
+    a, b, c = w.people(3)
+    heard = f"{a.name} said that {b.name} said that {clause}."
+    return f"{heard} {c.name} answered: \"If {b.name} said that {clause}, then {a.name} heard it.\""
+
+
+def _table(w: Scribe) -> str:
+    """A key is given a value; later the key comes back and wants it."""
+    keys, values = w.some(range(10, 100), 5), w.things(5)
+    pairs = list(zip(keys, values))
+    first = ", ".join(f"{key} is {value}" for key, value in pairs)
+    w.rng.shuffle(pairs)
+    return f"List: {first}. Look up: {', '.join(f'{key} is {value}' for key, value in pairs)}."
+
+
+# -- chronicle ----------------------------------------------------------------------------------------------------------
+_DEEDS = (  # in a year, done by one of the company; {p} their
+    "{s} built a {x} for {o}", "{s} sold the {t} in {l}", "{s} married a {c} from {l}", "{s} lost the {t} on the way to {l}",
+    "{s} taught {o} the craft of the {c}", "{s} quarrelled with {o} over the {t}", "{s} bought a {b} in {l}",
+    "{s} went to {l} with {o}", "{s} fell ill, and {o} nursed {m}", "{s} found the {t} again in {l}",
+)
+
+
+def chronicle(w: Scribe) -> list[str]:
+    """Years in the life of two or three people, one place, one animal and one thing that keep coming back."""
+    company, year = w.people(w.number(2, 3)), w.number(300, 690)
+    place, thing, animal = w.entity("place").name, w.entity("thing").name, w.entity("animal").name
+    craft = w.entity("craft").name
+    refrain = f"and the {animal} of {place} {w.pick(('slept', 'sang', 'was seen', 'was not seen'))}"
+    first = company[0]
+    lines = [f"{cap(w.known(first))} and {company[1].name} {w.pick(('lived', 'met', 'worked'))} in {place}."]
+    for _ in range(w.number(4, 9)):
+        year += w.number(1, 3)
+        who = w.pick(company)
+        friend = w.pick([person for person in company if person is not who])
+        deed = w.pick(_DEEDS).format(s=who.name, o=friend.name, m=who.them, l=place, t=thing, b=animal, c=craft,
+                                     x=w.pick(("house", "boat", "wall", "cart")))
+        end = f", {refrain}" if w.chance(0.3) else ""
+        lines.append(f"In {year} {deed}{end}.")
+        if w.chance(0.35):
+            lines.append(_aside(w, who, friend))
+    return lines
+
+
+def _aside(w: Scribe, who: Entity, friend: Entity) -> str:
+    """What the chronicler adds: tense, number and pronouns at work."""
+    facts = who.facts
+    return cap(w.pick((
+        f"{who.they} was then {w.pick(('young', 'old', 'rich', 'poor'))}, and {who.their} {facts['pet']} was with {who.them}.",
+        f"{who.they} and {friend.name} were {w.pick(('friends', 'neighbours', 'rivals'))} from that day.",
+        f"people who live in {facts['home']} still speak of {who.them}.",
+        f"{friend.name}, whose {friend.facts['treasure']} was known to all, {w.pick(('laughed', 'wept', 'said nothing'))}.",
+        f"as a {facts['trade']} {who.they} {w.pick(('knew', 'did not know'))} what to do.",
+    )))
+
+
+# How often each is drawn when all are: knowledge and state cost more to learn than form does.
+SHARES = {"almanac": 4, "stories": 2, "dialogue": 3, "reckoning": 1, "nested": 1, "chronicle": 2}
+REGISTERS = {function.__name__: function for function in (almanac, stories, dialogue, reckoning, nested, chronicle)}

@@ -1,0 +1,82 @@
+"""The hand that writes: a random stream with a taste for the popular, and the sentences that state facts."""
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import TypeVar
+
+from prunekit.embedded.entities import ATTRIBUTES, Entity, World, the_world
+
+T = TypeVar("T")
+
+
+def cap(text: str) -> str:
+    return text[0].upper() + text[1:]
+
+
+class Scribe:
+    """A random stream with a taste for the popular: `person()` and its like draw from the urns by popularity."""
+
+    def __init__(self, rng: random.Random, world: World | None = None) -> None:
+        self.rnd, self.rng, self.world = rng.random, rng, world or the_world()
+
+    def pick(self, options: Sequence[T]) -> T:
+        return options[int(self.rnd() * len(options))]
+
+    def some(self, options: Sequence[T], count: int) -> list[T]:
+        """`count` different members; for urns as well, where most draws differ anyway."""
+        chosen: list[T] = []
+        while len(chosen) < count:
+            if (one := self.pick(options)) not in chosen:
+                chosen.append(one)
+        return chosen
+
+    def entity(self, kind: str) -> Entity:
+        return self.pick(self.world.urns[kind])
+
+    def people(self, count: int) -> list[Entity]:
+        return self.some(self.world.urns["person"], count)
+
+    def things(self, count: int) -> list[str]:
+        return [thing.name for thing in self.some(self.world.urns["thing"], count)]
+
+    def number(self, low: int, high: int) -> int:
+        return low + int(self.rnd() * (high - low + 1))
+
+    def chance(self, share: float) -> bool:
+        return self.rnd() < share
+
+    # -- sentences about facts ------------------------------------------------------------------------------------
+    def said(self, entity: Entity, attribute: str, named: bool = True) -> str:
+        """One fact as a clause without a full stop; `named=False` says she, he or it."""
+        if not named and entity.kind not in ("person", "place"):
+            named = True  # their phrases have an article before the name
+        subject = entity.name if named else entity.they
+        owner = entity.name + "'s" if named else entity.their
+        return self.pick(ATTRIBUTES[entity.kind][attribute][0]).format(s=subject, p=owner, v=entity.facts[attribute])
+
+    def asked(self, entity: Entity, attribute: str) -> str:
+        return self.pick(ATTRIBUTES[entity.kind][attribute][1]).format(n=entity.name)
+
+    def other(self, entity: Entity, attribute: str, count: int = 1) -> list[str]:
+        """Wrong answers of the right type."""
+        truth, chosen = entity.facts[attribute], []
+        values = self.world.values[entity.kind, attribute]
+        while len(chosen) < count:
+            value = self.pick(values)
+            if value != truth and value not in chosen:
+                chosen.append(value)
+        return chosen
+
+    def known(self, person: Entity) -> str:
+        """A person's name, often with what everybody knows of them."""
+        facts, draw = person.facts, self.rnd()
+        if draw < 0.5:
+            return person.name
+        if draw < 0.65:
+            return f"{person.name} the {facts['trade']}"
+        if draw < 0.8:
+            return f"{person.name} of {facts['home']}"
+        if draw < 0.9:
+            return f"{person.name}, who {self.pick(('loves', 'always wears'))} {facts['colour']},"
+        return f"{person.name}, who keeps a {facts['pet']},"

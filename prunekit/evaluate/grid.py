@@ -1,0 +1,68 @@
+"""One model, many ways to prune it: prune, measure, put everything back."""
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from ..models import prunable_layers
+from ..pruning.prune import Report, prune
+from ..pruning.stats import Gradients
+from .perplexity import Perplexity, perplexity
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One setting: what pruning did, and the perplexity after it."""
+
+    report: Report
+    perplexity: Perplexity
+
+    def row(self) -> dict[str, Any]:
+        """The row of a result table: setting, reached sparsity, perplexity with its 95 % interval over n windows."""
+        low, high = self.perplexity.interval
+        meta = self.report.meta
+        return {"method": meta["method"], "metric": "perplexity", "sparsity": self.report.target, "pattern": meta["pattern"],
+                "ppl": self.perplexity.value, "low": low, "high": high, "reached": self.report.sparsity,
+                "n": len(self.perplexity.nll), "calibration": meta["n"], "tree": meta["tree"], "group": meta["group"],
+                "update": meta["update"], "seconds": meta["seconds"]}
+
+
+def prune_and_measure(model: nn.Module, calibration: Tensor, test: Tensor, settings: Iterable[Mapping[str, Any]], *,
+                      gradients: Gradients | None = None, progress: bool = True) -> Iterator[Measured]:
+    """For every setting (keyword arguments of `prune`): prune the model, measure its perplexity on test windows, yield.
+
+    While a result is being looked at the model is pruned; before the next one, and at the end, its weights are the
+    dense ones again, bit for bit (a copy of the prunable weights is kept for that).
+    """
+    layers = [layer for block in prunable_layers(model) for layer in block]
+    dense = [layer.weight.clone() for layer in layers]
+
+    def restore() -> None:
+        with torch.no_grad():
+            for layer, weight in zip(layers, dense, strict=True):
+                layer.weight.copy_(weight)
+
+    try:
+        for setting in tqdm(list(settings), desc="settings", disable=not progress):
+            report = prune(model, calibration, gradients=gradients, progress=False, **setting)
+            yield Measured(report, perplexity(model, test, test.shape[1], progress=False))
+            restore()
+    finally:
+        restore()
+
+
+def kept_weights(model: nn.Module) -> dict[str, Tensor]:
+    """The keep mask of every prunable layer as it is now: bool (out, in), True where the weight is not zero."""
+    return {layer.name: layer.weight != 0 for block in prunable_layers(model) for layer in block}
+
+
+def pruned_in_common(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> float:
+    """Of the weights that either mask removes, the share that both remove (Jaccard index over all layers)."""
+    both = sum(int((~first[name] & ~second[name]).sum()) for name in first)
+    either = sum(int((~first[name] | ~second[name]).sum()) for name in first)
+    return both / either if either else 1.0

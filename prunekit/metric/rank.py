@@ -1,0 +1,298 @@
+"""Rank equivalence: the canonical form of a metric's mask, and the key that two metrics share only on a proof.
+
+A mask depends on the order of scores inside a comparison group and on nothing else. Starting from that at the root,
+`simplify.operand_contexts` passes down what can still be seen of each operand, and everything that cannot be seen is
+removed: strictly increasing functions, positive factors, shifts. Products become monomials (|t| = Π |u|^e; where only
+order is seen, all exponents share a factor), sums become integer combinations, and a term that is a strictly monotone
+function of one of its subtrees becomes that subtree.
+
+Claim: two trees with equal `rank_key` give the same masks, ties included, in exact arithmetic, on every layer where
+both are valid. It is a proof by rules, so it is not complete: different keys may still give the same mask.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from fractions import Fraction
+from functools import lru_cache
+from math import gcd
+
+from prunekit.errors import UsageError, did_you_mean
+from prunekit.metric.catalogue import GROUPS, METHODS
+from prunekit.metric.ops import PRIMITIVES
+from prunekit.metric.simplify import (
+    AFFINE,
+    ORDER,
+    RULES,
+    SCALED,
+    SHIFT,
+    Context,
+    Node,
+    Rewriter,
+    constant,
+    flat,
+    order_key,
+    rule,
+    run,
+    shape,
+    sign,
+)
+from prunekit.metric.tree import Tree
+
+RANK_RULES = (
+    rule("exp x -> x", "ORDER", "strictly increasing", "mul(W, exp(G))", modes="ORDER", signs="plain"),
+    rule("tanh x -> x", "ORDER", "strictly increasing and odd", "mul(W, tanh(G))", modes="ORDER"),
+    rule("mms x -> x", "ORDER", "positive scale and a shift", "mul(W, mms(G))", modes="AFFINE ORDER", signs="plain flip"),
+    rule("zsn x -> x", "ORDER", "positive scale and a shift", "mul(W, zsn(G))", modes="AFFINE ORDER", signs="plain flip"),
+    rule("div a b -> a", "ORDER", "a positive factor", "add(W, div(G, X))", modes="SCALE AFFINE ORDER"),
+    rule("abs x -> x", "REAL", "only magnitudes are seen", "mul(abs(zsn(W)), G)", signs="mag"),
+    rule("neg x -> x", "REAL", "this sign is not seen", "neg(W)", signs="mag flip"),
+    rule("sqr x -> x", "ORDER", "increasing in the magnitude", "mul(sqr(zsn(W)), G)", modes="ORDER", signs="mag"),
+    rule("sqrt x -> x", "ORDER", "increasing in the magnitude", "mul(sqrt(zsn(W)), G)", modes="ORDER", signs="mag"),
+    rule("sqr x -> abs x", "ORDER", "increasing in the magnitude", "mul(sqr(W), G)", modes="ORDER"),
+    rule("sqrt x -> abs x", "ORDER", "increasing in the magnitude", "mul(sqrt(W), G)", modes="ORDER"),
+    rule("log x -> abs x", "ORDER", "increasing in the magnitude", "mul(log(W), G)", modes="ORDER", signs="plain"),
+    rule("mms neg x -> neg mms x", "REAL", "mms(−x) = 1 − mms(x), a shift", "mul(W, mms(neg(G)))", modes="SHIFT"),
+    rule("mul exp a exp b -> exp add a b", "REAL", "eᵃ·eᵇ = eᵃ⁺ᵇ"),
+)
+ROW_RULES = (rule("rrow x -> x", "ORDER", "one positive factor per row", "add(rrow(W), G)", modes="ORDER"),)
+
+# Products ----------------------------------------------------------------------------------------------------
+
+Powers = dict[Node, tuple[Fraction, bool]]  # base -> exponent of its magnitude, and whether its sign counts as a factor
+
+
+@lru_cache(maxsize=1 << 14)
+def _factors(t: Node) -> tuple[int, tuple]:
+    """(±1, items): t = ± Π |u|^e · Π sgn(u). Bases proven >= 0 never carry a sign."""
+    op = t[0] if not isinstance(t, str) else ""
+    if op == "neg":
+        outer, items = _factors(t[1])
+        return -outer, items
+    if op in ("sqr", "pow", "sqrt", "abs"):
+        factor = {"sqrt": Fraction(1, 2), "abs": Fraction(1)}.get(op, Fraction(2))
+        return 1, tuple((u, (e * factor, False)) for u, (e, _) in _factors(t[1])[1])
+    if op == "mul":
+        (outer, left), (other, right) = _factors(t[1]), _factors(t[2])
+        powers: Powers = dict(left)
+        for u, (e, odd) in right:
+            known, parity = powers.get(u, (Fraction(0), False))
+            powers[u] = (known + e, parity != odd)
+        return outer * other, tuple(powers.items())
+    return 1, ((t, (Fraction(1), sign(t) != 1)),)
+
+
+def _chain(op: str, terms: list[Node]) -> Node:
+    """Right-nested, smallest first: stable under sorting of operands."""
+    first, *rest = sorted(terms, key=order_key)
+    return (op, first, _chain(op, rest)) if rest else first
+
+
+def _written(outer: int, powers: Powers, signs_seen: bool) -> Node:
+    """The smallest tree of a monomial: exponents in binary, by Horner's scheme from both ends."""
+    bits: dict[int, list[Node]] = {}
+    signed: list[Node] = []
+    for u, (e, odd) in powers.items():
+        if odd and signs_seen:
+            signed.append(u)
+            e -= 1  # a base that carries its sign has exponent 1 or more
+        scale = e.denominator.bit_length() - 1
+        for k, bit in enumerate(reversed(bin(e.numerator)[2:])):
+            if bit == "1":
+                bits.setdefault(k - scale, []).append(u)
+    outer_part, inner_part = None, None
+    for k in range(max(bits, default=0), 0, -1):
+        outer_part = ("sqr", _chain("mul", bits.get(k, []) + [outer_part] * (outer_part is not None)))
+    for k in range(min(bits, default=0), 0):
+        inner_part = ("sqrt", _chain("mul", bits.get(k, []) + [inner_part] * (inner_part is not None)))
+    plain = [u for u in bits.get(0, []) if sign(u) == 1 or not signs_seen]
+    unsigned = [u for u in bits.get(0, []) if u not in plain]
+    parts = plain + signed + ([("abs", _chain("mul", unsigned))] if unsigned else [])
+    t = _chain("mul", parts + [part for part in (outer_part, inner_part) if part is not None])
+    return ("neg", t) if outer == -1 and signs_seen else t
+
+
+def _product(t: Node, context: Context) -> Node:
+    """The monomial of t as small as it goes; positive constants dropped where a factor is free."""
+    if isinstance(t, str) or t[0] not in ("mul", "sqr", "sqrt", "abs"):
+        return t
+    outer, items = _factors(t)
+    powers = {u: p for u, p in items if not (context.mode in SCALED and constant(u) in ("+", "-"))}
+    for u, (_, odd) in items:
+        outer *= -1 if u not in powers and constant(u) == "-" and odd else 1
+    if not powers or not (context.free or max(map(shape, powers)) == shape(t)):
+        return t
+    if context.sign == "flip":
+        outer = 1
+    if context.mode == ORDER and (context.sign == "mag" or sign(t) == 1):
+        exponents = [e for e, _ in powers.values()]
+        unit = Fraction(gcd(*(e.numerator for e in exponents)), 1) / max(e.denominator for e in exponents)
+        reduced = [{u: (e / unit / 2**k, False) for u, (e, _) in powers.items()} for k in range(8)
+                   if max(exponents) >= unit * 2**k]
+    else:
+        reduced = [powers]
+    return min((_written(outer, p, context.sign != "mag") for p in reduced), key=order_key)
+
+
+# Sums --------------------------------------------------------------------------------------------------------
+
+
+def _terms(t: Node, factor: int, found: dict[Node, int]) -> dict[Node, int]:
+    op = t[0] if not isinstance(t, str) else ""
+    if op == "neg":
+        return _terms(t[1], -factor, found)
+    if op in ("add", "sub"):
+        return _terms(t[2], factor if op == "add" else -factor, _terms(t[1], factor, found))
+    found[t] = found.get(t, 0) + factor
+    return found
+
+
+def _sum(t: Node, context: Context) -> Node:
+    """The integer combination of t: like terms joined, what cancels gone, constants dropped where a shift is free."""
+    if isinstance(t, str) or t[0] not in ("add", "sub"):
+        return t
+    shifts = context.mode == SHIFT or (context.mode in (AFFINE, ORDER) and context.sign != "mag")
+    terms = {u: n for u, n in _terms(t, 1, {}).items() if n and constant(u) != "0" and not (shifts and constant(u))}
+    if not terms:
+        return t
+    if not (context.free or max(map(shape, terms)) == shape(t)):
+        return t
+    if context.mode in SCALED:
+        common = gcd(*terms.values())
+        terms = {u: n // common for u, n in terms.items()}
+    choices = [terms, {u: -n for u, n in terms.items()}][: 2 if context.sign else 1]
+    return min((_combination(c) for c in choices), key=order_key)
+
+
+def _combination(terms: dict[Node, int]) -> Node:
+    plus = [u for u, n in terms.items() for _ in range(n)]
+    minus = [u for u, n in terms.items() for _ in range(-n)]
+    if not minus:
+        return _chain("add", plus)
+    return ("sub", _chain("add", plus), _chain("add", minus)) if plus else ("neg", _chain("add", minus))
+
+
+# Monotone images ---------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=1 << 14)
+def monotone(t: Node) -> dict[Node, int]:
+    """Subtrees u of which t is a strictly increasing (1) or decreasing (-1) function, within one layer."""
+    found = {t: 1}
+    if isinstance(t, str):
+        return found
+    op, x, y = t[0], t[1], t[-1]
+    if op in ("add", "sub", "mul"):
+        return {**found, **_combined(op, x, y)}
+    kind = PRIMITIVES[op].monotone
+    if kind == "even" and sign(x) != 1:
+        return {**found, ("abs", x): 1}
+    step = {"increasing": 1, "affine": 1, "decreasing": -1, "even": 1}.get(kind)
+    if step is None:
+        return found
+    return {**{u: d * step for u, d in monotone(x).items()}, **found}
+
+
+def _combined(op: str, x: Node, y: Node) -> dict[Node, int]:
+    left, right = monotone(x), monotone(y)
+    turn = -1 if op == "sub" else 1
+    if op in ("add", "sub"):
+        if constant(y):
+            return left
+        if constant(x):
+            return {u: turn * d for u, d in right.items()}
+        return {u: d for u, d in left.items() if right.get(u) == turn * d}
+    for one, factor in ((left, constant(y)), (right, constant(x))):
+        if factor in ("+", "-"):
+            return one if factor == "+" else {u: -d for u, d in one.items()}
+    if sign(x) != 1 or sign(y) != 1:
+        return {}
+    return {u: d for u, d in left.items() if right.get(u) == d}  # of growing magnitudes the product grows, strictly
+
+
+def _image(t: Node, context: Context) -> Node:
+    if context.mode != ORDER or context.sign:
+        return t
+    bases = [(u if d == 1 else ("neg", u)) for u, d in monotone(t).items() if context.free or shape(u) == shape(t)]
+    return min(bases, key=order_key)
+
+
+def _zero(t: Node, context: Context) -> Node:
+    if constant(t) != "0":
+        return t
+    return {2: ("sub", "W", "W"), 1: ("sub", "X", "X")}.get(shape(t), t)
+
+
+_STRUCTURAL: tuple[tuple[str, Callable[[Node, Context], Node]], ...] = (
+    ("zero", _zero), ("monotone function of one subtree", _image), ("sum as integer combination", _sum),
+    ("product as monomial", _product))
+
+
+def _structural(t: Node, context: Context) -> tuple[str, Node] | None:
+    for name, method in _STRUCTURAL:
+        new = method(t, context)
+        if order_key(new) < order_key(t):
+            return name, new
+    return None
+
+
+# Keys --------------------------------------------------------------------------------------------------------
+
+
+def _reduce(tree: Tree, group: str) -> tuple[Tree | None, Rewriter]:
+    if group not in GROUPS:
+        raise UsageError(f"unknown comparison group {group!r}{did_you_mean(group, GROUPS)}")
+    if group != "variant":
+        rewriter = Rewriter((*RULES, *RANK_RULES, *(ROW_RULES if group == "row" else ())), _structural)
+        return run(tree, rewriter, Context(ORDER, "", True)), rewriter
+    if tree.sign != 1:
+        raise UsageError(f"group 'variant' cumulates scores, so it needs a metric that is never negative; {tree} is "
+                         "not proven to be")
+    rewriter = Rewriter(tuple(r for r in RULES if r.level == "BIT"))
+    found = run(tree, rewriter, Context())
+    while found is not None and found[0] == "div":  # one positive factor
+        found = Tree(found[found.span(1)])
+    return found, rewriter
+
+
+def canonical(tree: Tree, group: str = "row") -> Tree:
+    """The smallest tree found that has the same masks in this comparison group; the tree itself if it is proven
+    invalid on every layer. Idempotent, never larger. Evaluate this one: rules of order make ties in floats.
+    """
+    found, _ = _reduce(tree, group)
+    return tree if found is None else found
+
+
+def rank_key(tree: Tree, group: str = "row") -> Hashable:
+    """Equal keys: proven to give the same masks in a comparison group, at any sparsity (see the module's claim).
+
+    group: "row" (also for N:M), "layer" (also the solver's blocks), "variant" (cumulated scores: only bit-identical
+    rewrites and a positive factor). A tree proven invalid on every layer has a key of its own, ("invalid", tree).
+    Raises UsageError for an unknown group, and for "variant" with a score not proven >= 0.
+    """
+    found, _ = _reduce(tree, group)
+    return ("invalid", tuple(tree)) if found is None else (group, tuple(found))
+
+
+def explain(tree: Tree, group: str = "row") -> str:
+    """What a metric is and what it comes to, as text: drawing, LaTeX, each level rule by rule, its rank class."""
+    lines = [f"metric      {tree}", f"infix       {tree.infix()}", f"LaTeX       {tree.latex()}",
+             f"size        {tree.size} nodes, depth {tree.depth}", f"reads       {', '.join(sorted(tree.terminals))}",
+             f"homogeneous {'yes' if tree.homogeneous else 'not proven: masks may depend on how G and X were scaled'}",
+             "", tree.ascii(), ""]
+    oos = Rewriter(RULES)
+    exact = run(tree, oos, Context(ORDER))
+    if exact is None:
+        return "\n".join([*lines, "proven invalid on every layer: constant or undefined"])
+    lines += [f"opposing operations: {exact}", *_steps(oos), ""]
+    found, rewriter = _reduce(tree, group)
+    if found is None:
+        return "\n".join([*lines, "proven invalid on every layer: constant or undefined"])
+    same = [m.name for m in METHODS.values() if m.tree and m.group != "variant" and rank_key(m.tree, group) == (group, tuple(found))]
+    if {"exp", "tanh", "log"} & set(tree) - set(found):
+        lines += ["(in floats log, tanh and exp, clamped at 88, make ties: evaluate the form below, not the one above)", ""]
+    return "\n".join([*lines, f"same masks (group {group}): {found}", *_steps(rewriter), "",
+                      f"catalogue methods with this metric: {', '.join(same) or 'none'}"])
+
+
+def _steps(rewriter: Rewriter) -> list[str]:
+    return [f"  {level:5} {Tree(flat(old))}  =>  {Tree(flat(new))}   [{name}]" for name, level, old, new in rewriter.steps]

@@ -1,0 +1,188 @@
+"""A model without its weights, and its weights where and when they are needed."""
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import UsageError, did_you_mean
+from ..models import DTYPES, decoder_blocks
+from .checkpoint import Checkpoint, Entry
+from .walk import Resident, Stop
+
+
+@dataclass
+class _Origin:
+    """Where one of the model's tensors comes from: tensors of the checkpoint, as they are or converted by transformers
+    (a mixture's experts, say, are stored one by one and held in one parameter)."""
+
+    sources: list[tuple[str, str]]  # (the converter's pattern, the checkpoint's name)
+    converter: Any = None
+
+
+class Skeleton:
+    """A model on the meta device, and which tensors of a checkpoint belong where in it.
+
+    source: a local Hugging Face directory. dtype: `auto` (the checkpoint's own) or a name. Buffers that no checkpoint
+    holds (rotary frequencies) are real. Raises UsageError if the checkpoint lacks something that the model needs.
+    """
+
+    def __init__(self, source: Path, dtype: str = "auto"):
+        if dtype != "auto" and dtype not in DTYPES:
+            raise UsageError(f"dtype '{dtype}' is not known{did_you_mean(dtype, ['auto', *DTYPES])}.")
+        self.checkpoint = Checkpoint(source)
+        self.model, self.dtype = _build(source, self.checkpoint, DTYPES.get(dtype))
+        self.path, blocks = decoder_blocks(self.model)
+        self.tensors = self.model.state_dict(keep_vars=True)  # as they are without weights
+        self.origins = _origins(self.model, self.checkpoint, self.tensors)
+        self._check()
+        self.blocks = [[name for name in self.origins if name.startswith(f"{self.path}.{index}.")] for index in range(len(blocks))]
+        self.outside = [name for name in self.origins if not name.startswith(f"{self.path}.")]
+        exact = self.model._keep_in_fp32_modules_strict if self.dtype.itemsize < 4 else ()
+        exact_too = self.model._keep_in_fp32_modules if self.dtype == torch.float16 else ()
+        self._exact = {*(exact or ()), *(exact_too or ())}
+
+    def dtype_of(self, name: str) -> torch.dtype:
+        return torch.float32 if self._exact & set(name.split(".")) else self.tensors[name].dtype
+
+    def stored_name(self, name: str) -> str:
+        """What a tensor of the model is called in a checkpoint: as it was there, or if it was converted, as here."""
+        origin = self.origins[name]
+        return name if origin.converter else origin.sources[0][1]
+
+    def read(self, name: str) -> Tensor:
+        """One of the model's tensors, from the checkpoint."""
+        origin, dtype = self.origins[name], self.dtype_of(name)
+        if not origin.converter:
+            return self.checkpoint[origin.sources[0][1]].read(dtype)
+        converter = deepcopy(origin.converter)
+        for pattern, source in origin.sources:
+            converter.add_tensor(name, source, pattern, self.checkpoint[source].read(dtype))
+        result = converter.convert(name, model=self.model, config=self.model.config)[name]
+        return result[0] if isinstance(result, list) else result
+
+    def entry(self, name: str) -> Entry:
+        return Entry(self.dtype_of(name), tuple(self.tensors[name].shape), partial(self.read, name))
+
+    def size(self, names: Iterable[str]) -> int:
+        """Bytes of tensors of the model."""
+        return sum(self.dtype_of(name).itemsize * self.tensors[name].numel() for name in names)
+
+    def put(self, name: str, tensor: Tensor) -> None:
+        """Put a tensor into its place in the model."""
+        path, _, key = name.rpartition(".")
+        module = self.model.get_submodule(path)
+        if key in module._parameters:
+            module._parameters[key] = tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor, requires_grad=False)
+        else:
+            module._buffers[key] = tensor
+
+    def _check(self) -> None:
+        held = {id(self.tensors[name]) for name in self.origins}  # of tied parameters one is enough
+        for name, tensor in self.tensors.items():
+            if isinstance(tensor, nn.Parameter) and id(tensor) not in held:
+                raise UsageError(f"checkpoint {self.checkpoint.path} holds no tensor for {name}; it does not belong to its "
+                                 "config.json, or transformers converts it on loading in a way that cannot be streamed.")
+        for name, origin in self.origins.items():
+            found, wanted = self.checkpoint[origin.sources[0][1]].shape, tuple(self.tensors[name].shape)
+            if not origin.converter and found != wanted:
+                raise UsageError(f"tensor {origin.sources[0][1]} has shape {found} where config.json asks for {wanted}; the "
+                                 "checkpoint and its configuration do not belong together.")
+
+
+class Streamed(Resident):
+    """Blocks are read when the walk comes to them and dropped after, embeddings when the first block comes.
+
+    pruned: the file that holds block `index` once it is pruned, or None. It is read in place of the checkpoint's.
+    """
+
+    def __init__(self, skeleton: Skeleton, pruned: Any):
+        self.skeleton, self.pruned = skeleton, pruned
+        self.probed = False
+        self.lent: list[str] = []
+        self.modules = {module: path for path, module in skeleton.model.named_modules()}
+        for module, path in self.modules.items():
+            if not f"{path}.".startswith(f"{skeleton.path}.") and any(p.is_meta for p in module.parameters(recurse=False)):
+                module.register_forward_pre_hook(self._lend)
+
+    def entrance(self, model: nn.Module) -> torch.device:
+        return torch.device("cpu")
+
+    @contextmanager
+    def block(self, index: int) -> Iterator[None]:
+        if self.probed:
+            self._empty(self.lent)
+        done = self.pruned(index)
+        stored = Checkpoint(done) if done else None
+        names = self.skeleton.blocks[index]
+        for name in names:
+            self.skeleton.put(name, stored[self.skeleton.stored_name(name)].read() if stored else self.skeleton.read(name))
+        yield
+        self._empty(names)
+        self.probed = self.probed or index == len(self.skeleton.blocks) - 1
+
+    def tensors(self, index: int) -> dict[str, Entry]:
+        """A block's tensors as they are now, under the checkpoint's names."""
+        now = self.skeleton.model.state_dict()
+        return {self.skeleton.stored_name(name): Entry(now[name].dtype, tuple(now[name].shape), now[name].detach)
+                for name in self.skeleton.blocks[index]}
+
+    def _lend(self, module: nn.Module, args: Any) -> None:
+        """Before a module outside the blocks is called, give it its weights; after the blocks, nothing more is wanted."""
+        empty = [key for key, parameter in module.named_parameters(recurse=False) if parameter.is_meta]
+        if empty and self.probed:
+            raise Stop
+        for key in empty:
+            name, tensors = f"{self.modules[module]}.{key}", self.skeleton.tensors
+            held = next(other for other in self.skeleton.outside if tensors[other] is tensors[name])
+            self.skeleton.put(name, self.skeleton.read(held))
+            self.lent.append(name)
+
+    def _empty(self, names: Iterable[str]) -> None:
+        for name in names:
+            self.skeleton.put(name, self.skeleton.tensors[name])
+
+
+def _build(source: Path, checkpoint: Checkpoint, dtype: torch.dtype | None) -> tuple[nn.Module, torch.dtype]:
+    from accelerate import init_empty_weights
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(source)
+        own = getattr(config, "dtype", None) or next(t.dtype for t in checkpoint.values() if t.dtype.is_floating_point)
+        with init_empty_weights(include_buffers=False):
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype or own).eval()
+        model.tie_weights()
+    except (OSError, ValueError, KeyError) as error:
+        raise UsageError(f"model '{source}' cannot be built from its config.json: {str(error).splitlines()[0][:200]}") from error
+    return model, dtype or own
+
+
+def _origins(model: nn.Module, checkpoint: Checkpoint, tensors: dict[str, Tensor]) -> dict[str, _Origin]:
+    """By the model's names: where its tensors come from, by the rules that transformers loads this family with."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
+
+    rules = get_model_conversion_mapping(model)
+    renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
+    converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
+    by_pattern = {pattern: converter for converter in converters for pattern in converter.source_patterns}
+    found: dict[str, _Origin] = {}
+    for source in sorted(checkpoint, key=dot_natural_key):
+        name, pattern = rename_source_key(source, renamings, converters, model.base_model_prefix, tensors)
+        if name not in tensors and source in tensors:
+            name, pattern = source, None
+        if name in tensors:
+            converter = by_pattern[pattern] if pattern else None
+            if converter and len(converter.target_patterns) > 1:
+                raise UsageError(f"tensor {source} of checkpoint {checkpoint.path} is split on loading, which cannot be "
+                                 "streamed; load_model and save_pretrained it once with save_original_format=False.")
+            found.setdefault(name, _Origin([], converter)).sources.append((pattern or source, source))
+    return {name: found[name] for name in tensors if name in found}

@@ -1,0 +1,158 @@
+"""Run the notebooks of a profile: check everything first, run what is not fresh, keep what failed, carry on."""
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prunekit.errors import UsageError
+from prunekit.workbook import manifest, params, project
+
+_KERNEL = "prunekit"
+_ANSI = re.compile(r"\x1b\[[0-9;]*m")
+
+
+@dataclass(frozen=True)
+class Record:
+    """What became of one notebook: `outcome` is fresh, done, failed or skipped; `reason` one sentence or empty."""
+
+    topic: str
+    outcome: str
+    seconds: float
+    reason: str = ""
+
+
+def run_profile(profile: str, topics: Iterable[str] | None = None, overrides: Mapping[str, str] | None = None, *,
+                force: bool = False, progress: bool = True) -> Iterator[Record]:
+    """Bring the notebooks of a profile up to date, in the order of the graph, and yield one Record for each.
+
+    `topics` limits it to these and what they read from; `force` runs the named ones (all, when none is named) even
+    when they are fresh. All parameters are checked before the first notebook starts (UsageError). A notebook that
+    fails leaves failed.ipynb, reason.txt and log.txt in its run folder; those that do not read from it still run.
+    """
+    wanted = list(topics or project.topics())
+    for topic in wanted:
+        project.notebook(topic)
+    parameters = params.resolve_profile(profile, overrides)
+    _remember(profile, overrides or {})
+    return _run_all(profile, project.closure(wanted), parameters, set(wanted) if force else set(), progress)
+
+
+def _run_all(profile: str, plan: list[str], parameters: Mapping[str, dict], forced: set[str],
+             progress: bool) -> Iterator[Record]:
+    broken: set[str] = set()
+    for topic in plan:
+        blocked = [other for other in project.upstream(topic) if other in broken]
+        folder = project.run_folder(profile, topic)
+        if blocked:
+            record = Record(topic, "skipped", 0.0, f"it reads from {blocked[0]}, which did not finish")
+        elif (topic not in forced and (folder / "executed.ipynb").exists()
+                and manifest.state(profile, topic, parameters[topic]).fresh):
+            record = Record(topic, "fresh", manifest.read(profile, topic)["seconds"])
+        else:
+            record = _run_one(topic, folder, parameters[topic], progress)
+        if record.outcome in ("failed", "skipped"):
+            broken.add(topic)
+        yield record
+
+
+def _run_one(topic: str, folder: Path, parameters: Mapping[str, Any], progress: bool) -> Record:
+    """Execute one notebook with papermill; its executed copy appears under its name only when it has finished."""
+    import papermill
+    from traitlets.config import Config
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("manifest.json", "executed.ipynb", "failed.ipynb", "reason.txt"):
+        (folder / name).unlink(missing_ok=True)
+    declared = params.read_parameters(project.notebook(topic))
+    changed = {key: value for key, value in parameters.items() if value != declared[key].default}
+    partial, started, reason = folder / ".executing.ipynb", time.monotonic(), ""
+    with ExitStack() as stack:
+        stack.enter_context(_own_kernel())
+        stack.enter_context(_log(folder / "log.txt"))
+        try:
+            papermill.execute_notebook(
+                str(project.notebook(topic)), str(partial), parameters=changed, kernel_name=_KERNEL, log_output=True,
+                progress_bar={"desc": topic, "leave": False, "disable": None} if progress else False,
+                cwd=str(project.root()), config=Config(KernelManager={"transport_encryption": "auto"}))
+        except papermill.PapermillExecutionError as error:
+            logging.getLogger("papermill").error(_ANSI.sub("", str(error)))
+            reason = _sentence(error.ename, error.evalue)
+        except RuntimeError as error:
+            reason = f"the kernel died ({error}); often too little memory"
+    if not reason and not (folder / "manifest.json").exists():
+        reason = "it ended without run.finish()"
+    if partial.exists():
+        partial.rename(folder / ("failed.ipynb" if reason else "executed.ipynb"))
+    if reason:  # an error after run.finish() counts too
+        (folder / "manifest.json").unlink(missing_ok=True)
+        manifest.write_atomic(folder / "reason.txt", reason + "\n")
+    return Record(topic, "failed" if reason else "done", round(time.monotonic() - started, 1), reason)
+
+
+def _sentence(name: str, message: str) -> str:
+    first = _ANSI.sub("", message or "").strip().partition("\n")[0]
+    return first if name == UsageError.__name__ else f"{name}: {first}" if first else name
+
+
+@contextmanager
+def _own_kernel() -> Iterator[None]:
+    """A kernel of the running interpreter, whatever kernels are installed on the machine, with this project as home."""
+    from ipykernel.kernelspec import get_kernel_dict
+
+    with tempfile.TemporaryDirectory() as folder:
+        spec = Path(folder, "kernels", _KERNEL)
+        spec.mkdir(parents=True)
+        (spec / "kernel.json").write_text(json.dumps(get_kernel_dict(["--log-level=CRITICAL"])))
+        paths = os.pathsep.join(filter(None, [folder, os.environ.get("JUPYTER_PATH")]))
+        before = dict(os.environ)
+        os.environ.update(JUPYTER_PATH=paths, PRUNEKIT_HOME=str(project.root()), PYDEVD_DISABLE_FILE_VALIDATION="1")
+        try:
+            yield
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+
+
+@contextmanager
+def _log(path: Path) -> Iterator[None]:
+    """Send papermill's log, with all the notebook's output, to a file instead of the terminal."""
+    logger = logging.getLogger("papermill")
+    handler = logging.FileHandler(path, mode="w", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    propagate, level = logger.propagate, logger.level
+    logger.addHandler(handler)
+    logger.propagate = False
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
+        logger.propagate, logger.level = propagate, level
+
+
+# ---------------------------------------------------------------- status
+
+def _remember(profile: str, overrides: Mapping[str, str]) -> None:
+    manifest.write_atomic(project.root() / "runs" / profile / "overrides.json", json.dumps(dict(overrides)))
+
+
+def remembered(profile: str) -> dict[str, str]:
+    """The `--set` values of the last `run` of a profile, so that `status` speaks of that run."""
+    path = project.root() / "runs" / profile / "overrides.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def status(profile: str, overrides: Mapping[str, str] | None = None) -> dict[str, manifest.State]:
+    """The state of every notebook under a profile."""
+    parameters = params.resolve_profile(profile, overrides or remembered(profile))
+    return {topic: manifest.state(profile, topic, parameters[topic]) for topic in project.topics()}

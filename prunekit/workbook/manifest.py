@@ -1,0 +1,202 @@
+"""What a finished run says about itself, and whether that still holds.
+
+A manifest is written last and in one step, so a run that was killed has none. A run is fresh when the parameters, the
+notebook's code, the prunekit modules it imported, its model and corpora, and what it read from other runs are all as
+its manifest says.
+"""
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import prunekit
+from prunekit.workbook import project
+
+PACKAGE = Path(prunekit.__file__).resolve().parent
+# Modules that decide how a run is started and shown, not what it computes.
+_NOT_RESULTS = tuple(f"prunekit.workbook.{name}" for name in
+                     ("project", "params", "vocabulary", "manifest", "batch", "site", "shown"))
+
+
+# ---------------------------------------------------------------- files and hashes
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write a text file so that it is there whole or not at all, even through a power cut."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.chmod(temporary, 0o644)
+    os.replace(temporary, path)
+
+
+def file_hash(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def notebook_hash(topic: str) -> str:
+    """Hash of the code cells but the parameters cell, whose values are compared one by one."""
+    cells = json.loads(project.notebook(topic).read_text(encoding="utf-8"))["cells"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"
+            and "parameters" not in cell.get("metadata", {}).get("tags", [])]
+    return hashlib.sha256("\0".join(code).encode()).hexdigest()
+
+
+def module_path(name: str) -> Path:
+    path = PACKAGE.joinpath(*name.split(".")[1:])
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+def module_hashes(names: Iterable[str]) -> dict[str, str]:
+    """Module name -> hash of its file ("" when it is gone)."""
+    paths = {name: module_path(name) for name in names}
+    return {name: file_hash(path) if path.is_file() else "" for name, path in sorted(paths.items())}
+
+
+def imported_modules() -> list[str]:
+    """The modules of this package that the present process has imported and that can change a result."""
+    return [name for name, module in sys.modules.items() if name.startswith("prunekit.") and module is not None
+            and name != "prunekit.__main__" and name not in _NOT_RESULTS]
+
+
+@cache
+def _fingerprint(kind: str, value: str) -> str:
+    from prunekit import data, models
+
+    return models.fingerprint(value) if kind == "model" else data.fingerprint(value)
+
+
+def inputs(parameters: Mapping[str, Any]) -> dict[str, str]:
+    """Fingerprints of the model, the corpora and the windows file that the parameters name."""
+    found = {key: _fingerprint("model" if key == "model" else "corpus", parameters[key])
+             for key in ("model", "corpus", "gradient_corpus", "test_corpus") if parameters.get(key)}
+    if parameters.get("windows"):
+        found["windows"] = file_hash(Path(parameters["windows"]).expanduser())
+    return found
+
+
+# ---------------------------------------------------------------- where a run was made
+
+def versions() -> dict[str, str]:
+    found = {"prunekit": prunekit.__version__, "python": sys.version.split()[0]}
+    for package in ("torch", "transformers", "numpy"):
+        try:
+            found[package] = version(package).split("+")[0]
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def commit() -> dict[str, Any]:
+    """The git commit and whether the tree differs from it, looking at neither reports/ nor runs/."""
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(["git", *arguments], cwd=project.root(), capture_output=True, text=True, check=False)
+        except OSError:
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    changed = git("status", "--porcelain", "--", ".", ":!reports", ":!runs")
+    return {"commit": git("rev-parse", "--verify", "HEAD"), "dirty": None if changed is None else bool(changed)}
+
+
+# ---------------------------------------------------------------- state
+
+@dataclass(frozen=True)
+class State:
+    """`word` is fresh, stale, missing, failed, interrupted or running; `reason` one clause for people."""
+
+    word: str
+    reason: str = ""
+
+    @property
+    def fresh(self) -> bool:
+        return self.word == "fresh"
+
+
+def read(profile: str, topic: str) -> dict[str, Any] | None:
+    path = project.run_folder(profile, topic) / "manifest.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def state(profile: str, topic: str, parameters: Mapping[str, Any], shared_only: bool = False) -> State:
+    """Whether the run of `topic` under `profile` is still what `parameters` and today's files would give.
+
+    `shared_only` compares just the parameters that are given: what a notebook can say about another one.
+    """
+    manifest = read(profile, topic)
+    if manifest is None:
+        return _unfinished(project.run_folder(profile, topic))
+    reason = (_changed_parameters(manifest["parameters"], parameters, shared_only)
+              or _changed_sources(topic, manifest) or _changed_files(profile, topic, manifest))
+    if reason:
+        return State("stale", reason)
+    for other in project.upstream(topic):
+        above = state(profile, other, manifest["parameters"], shared_only=True)
+        if not above.fresh:
+            return State("stale", f"{other} is {above.word}" + (f" ({above.reason})" if above.reason else ""))
+    return State("fresh")
+
+
+def _unfinished(folder: Path) -> State:
+    if (folder / "failed.ipynb").exists():
+        reason = folder / "reason.txt"
+        return State("failed", reason.read_text(encoding="utf-8").strip() if reason.exists() else "")
+    try:
+        process = json.loads((folder / "running.json").read_text(encoding="utf-8"))["process"]
+    except (OSError, ValueError):
+        return State("missing", "never run")
+    try:
+        os.kill(process, 0)
+    except OSError:
+        return State("interrupted", "started, but not finished")
+    return State("running", f"in process {process}")
+
+
+def _changed_parameters(then: Mapping[str, Any], now: Mapping[str, Any], shared_only: bool) -> str:
+    for key in sorted(then.keys() & now.keys() if shared_only else then.keys() | now.keys()):
+        if then.get(key) != now.get(key):
+            return f"{key} was {then.get(key)!r}, is {now.get(key)!r}"
+    return ""
+
+
+def _changed_sources(topic: str, manifest: Mapping[str, Any]) -> str:
+    if manifest["notebook"] != notebook_hash(topic):
+        return f"notebooks/{topic}.ipynb changed"
+    now = module_hashes(manifest["modules"])
+    changed = [name for name, digest in manifest["modules"].items() if now[name] != digest]
+    return f"{', '.join(changed)} changed" if changed else ""
+
+
+def _changed_files(profile: str, topic: str, manifest: Mapping[str, Any]) -> str:
+    folder = project.run_folder(profile, topic)
+    for artifact in manifest["artifacts"].values():
+        for file, size in artifact["files"].items():
+            if not (folder / file).is_file() or (folder / file).stat().st_size != size:
+                return f"{file} is missing or was changed"
+    now = inputs(manifest["parameters"])
+    for key, digest in manifest["inputs"].items():
+        if now.get(key) != digest:
+            return f"the {key} {manifest['parameters'][key]} changed"
+    for key, digest in manifest["loaded"].items():
+        other, name = key.split("/", 1)
+        made = read(profile, other)
+        if made is None or made["artifacts"].get(name, {}).get("sha256") != digest:
+            return f"{other} has made '{name}' anew"
+    return ""

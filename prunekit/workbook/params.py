@@ -1,0 +1,297 @@
+"""Typed parameters: what a notebook's parameters cell declares, a parameter file may change, and nothing else.
+
+A notebook declares its parameters as annotated literals in the cell tagged `parameters`. This module reads that cell
+without running it, builds a strict model from it, lays the parameter files and `--set` over the defaults, and refuses
+anything that does not fit with one sentence: file, key, value, what is allowed. It loads no torch.
+"""
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from prunekit.errors import UsageError, did_you_mean
+from prunekit.workbook import project
+from prunekit.workbook.vocabulary import PATHS, combination_problem, problem
+
+TYPES = {"str": str, "int": int, "float": float, "bool": bool}
+WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One line of a parameters cell: `name: annotation = default   # comment`."""
+
+    name: str
+    type: Any        # str, int, float, bool, or list[one of these]
+    default: Any
+    comment: str
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A value on its way to a notebook, and where it was written."""
+
+    value: Any
+    origin: str
+
+
+# ---------------------------------------------------------------- the parameters cell
+
+def read_parameters(path: Path) -> dict[str, Parameter]:
+    """The parameters that a notebook declares, in order; UsageError for a line that is not an annotated literal."""
+    where = project.relative(path)
+    cells = [cell for cell in json.loads(Path(path).read_text(encoding="utf-8"))["cells"]
+             if "parameters" in cell.get("metadata", {}).get("tags", [])]
+    if len(cells) != 1:
+        raise UsageError(f"{where}: needs exactly one cell tagged 'parameters', has {len(cells)}.")
+    source = "".join(cells[0]["source"])
+    try:
+        found = [_parameter(node, source.splitlines()) for node in ast.parse(source).body]
+    except (SyntaxError, ValueError) as error:
+        raise UsageError(f"{where}: the parameters cell may hold only lines `name: type = literal`, and {error}.") from None
+    return {parameter.name: parameter for parameter in found}
+
+
+def _parameter(node: ast.stmt, lines: list[str]) -> Parameter:
+    if not (isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value is not None):
+        raise ValueError(f"line {node.lineno} is not one")
+    comment = lines[node.end_lineno - 1].encode()[node.end_col_offset:].decode()
+    try:
+        kind = _annotation(node.annotation)
+        return Parameter(node.target.id, kind, ast.literal_eval(node.value), comment.strip().lstrip("# "))
+    except ValueError:
+        raise ValueError(f"line {node.lineno} has another type or no literal") from None
+
+
+def _annotation(node: ast.expr) -> Any:
+    if isinstance(node, ast.Name) and node.id in TYPES:
+        return TYPES[node.id]
+    if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name) and node.value.id == "list":
+        return list[_annotation(node.slice)]
+    raise ValueError(ast.unparse(node))
+
+
+# ---------------------------------------------------------------- parameter files and --set
+
+class _Loader(yaml.SafeLoader):
+    """YAML as papermill reads it (no dates), except that a key given twice is an error."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012
+        first: [rule for rule in rules if rule[0] != "tag:yaml.org,2002:timestamp"]
+        for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [key.value for key, _ in node.value]
+        twice = next((key for key in keys if keys.count(key) > 1), None)
+        if twice is not None:
+            raise yaml.constructor.ConstructorError(None, None, f"the key '{twice}' is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def load_yaml(path: Path) -> dict[str, Any]:
+    """A parameter file (YAML or JSON) as a dictionary, read exactly as papermill reads it."""
+    where = project.relative(path)
+    try:
+        content = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader) or {}
+    except yaml.MarkedYAMLError as error:
+        line = f" line {error.problem_mark.line + 1}:" if error.problem_mark else ""
+        raise UsageError(f"{where}:{line} not readable as YAML: {error.problem}.") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(f"{where}: cannot be read: {getattr(error, 'strerror', None) or 'it is not a text file'}.") from None
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise UsageError(f"{where}: must be lines of the form 'key: value'.")
+    return content
+
+
+def parse_override(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not (equals and key.isidentifier()):
+        raise UsageError(f"--set {text}: must have the form key=value.")
+    return key, value
+
+
+def _from_text(text: str, kind: Any) -> Any:
+    """What `--set key=text` means: text as it stands for text parameters, so that pattern=2:4 needs no quotes."""
+    if getattr(kind, "__origin__", None) is list:
+        if not text.startswith("["):
+            text = f"[{json.dumps(text)}]" if "(" in text else f"[{text}]"
+        try:
+            items = yaml.load(text, Loader=yaml.BaseLoader)
+        except yaml.YAMLError:
+            return text
+        return [_from_text(item, kind.__args__[0]) if isinstance(item, str) else item for item in items]
+    try:
+        return {bool: lambda t: {"true": True, "false": False}.get(t.lower(), t)}.get(kind, kind)(text)
+    except ValueError:
+        return text
+
+
+# ---------------------------------------------------------------- checking
+
+def validate(topic: str, settings: Mapping[str, Setting]) -> dict[str, Any]:
+    """The complete, typed parameters of a notebook: its defaults with `settings` laid over them.
+
+    Unknown keys, wrong types, impossible values and combinations, and missing files raise UsageError.
+    """
+    path = project.notebook(topic)
+    declared = read_parameters(path)
+    for key, setting in settings.items():
+        if key not in declared:
+            raise UsageError(f"{setting.origin}: {topic} has no parameter '{key}'{did_you_mean(key, declared)}.")
+    values = {name: p.default for name, p in declared.items()} | {key: s.value for key, s in settings.items()}
+
+    def refuse(key: str, sentence: str) -> None:
+        origin = settings[key].origin if key in settings else project.relative(path)
+        raise UsageError(f"{origin}: {sentence}.")
+
+    values = _typed(topic, declared, values, refuse)
+    for key, value in values.items():
+        _check(key, value, refuse)
+    if wrong := combination_problem(values):
+        refuse(*wrong)
+    return values
+
+
+def _check(key: str, value: Any, refuse: Callable[[str, str], None]) -> None:
+    """Refuse a value that the vocabulary does not allow; a list is checked item by item under its singular name."""
+    if isinstance(value, list):
+        if not value:
+            refuse(key, f"{key} = [] is an empty list; it needs at least one entry")
+        for index, item in enumerate(value):
+            if wrong := problem(key, item):
+                refuse(key, f"{key}[{index}] = {item!r} {wrong}")
+    elif wrong := problem(key, value):
+        refuse(key, f"{key} = {value!r} {wrong}")
+
+
+def _typed(topic: str, declared: Mapping[str, Parameter], values: dict, refuse: Callable) -> dict[str, Any]:
+    """Values checked against the annotations, strictly: no text for a number, no number for a text."""
+    from pydantic import ConfigDict, ValidationError, create_model
+
+    fields = {name: (p.type, ...) for name, p in declared.items()}
+    config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
+    try:
+        # Prefixed, so that a parameter may be called like one of pydantic's own methods.
+        prefixed = {f"p_{name}": field for name, field in fields.items()}
+        model = create_model(topic, __config__=config, **prefixed)(**{f"p_{k}": v for k, v in values.items()})
+    except ValidationError as error:
+        first = error.errors()[0]
+        key, *index = first["loc"]
+        key = key.removeprefix("p_")
+        kind = declared[key].type
+        item_kind = kind.__args__[0] if index else kind
+        place = key + "".join(f"[{i}]" for i in index)
+        refuse(key, f"{place} = {first['input']!r} must be {_words(item_kind)}{_hint(first['input'], item_kind)}")
+    return {name: getattr(model, f"p_{name}") for name in fields}
+
+
+def type_problem(key: str, value: Any, kind: Any) -> str | None:
+    """What is wrong with the type of one value read from a file, or None; for options rather than notebooks."""
+    fits = isinstance(value, (int, float) if kind is float else kind) and (kind is bool or not isinstance(value, bool))
+    return None if fits else f"{key} = {value!r} must be {_words(kind)}{_hint(value, kind)}"
+
+
+def _words(kind: Any) -> str:
+    return WORDS[kind] if kind in WORDS else f"a list, each entry {_words(kind.__args__[0])}"
+
+
+def _hint(value: Any, kind: Any) -> str:
+    """What YAML has probably done to the value, and how to write it so that it arrives."""
+    if kind is str and isinstance(value, bool):
+        return " (YAML reads an unquoted yes, no, on or off as true or false: quote it)"
+    if kind is str and isinstance(value, int):
+        n, m = divmod(value, 60)
+        return f' (YAML reads an unquoted {n}:{m} as {value}: quote it: "{n}:{m}")' if n else ""
+    if kind in (int, float) and isinstance(value, str):
+        try:
+            number = float(value)
+        except ValueError:
+            return ""
+        scientific = re.fullmatch(r"([+-]?\d+)(\.\d*)?e([+-]?)(\d+)", value.strip().lower())
+        if kind is float and scientific:
+            whole, fraction, sign, power = scientific.groups()
+            return f" (YAML reads {value} as text: write {whole}{fraction or '.0'}e{sign or '+'}{power})"
+        return f" (remove the quotes: {value})" if kind is float or number.is_integer() else ""
+    if value is None:
+        return " (the line has a key but no value)"
+    if getattr(kind, "__origin__", None) is list and not isinstance(value, (list, dict)):
+        return _hint(value, kind.__args__[0]) or f" (write it as a list: [{value}])"
+    return ""
+
+
+# ---------------------------------------------------------------- profiles
+
+def profile_settings(profile: str, overrides: Mapping[str, str] | None = None) -> dict[str, dict[str, Setting]]:
+    """Per existing notebook, what the profile's files and the overrides set (not yet checked against types).
+
+    Every key must be known: one of common.yaml or `--set` to at least one notebook, one of NN_topic.yaml to that one.
+    """
+    folder = project.root() / "params" / profile
+    if profile not in project.profiles():
+        raise UsageError(f"There is no profile '{profile}'{did_you_mean(profile, project.profiles())}.")
+    declared = {topic: read_parameters(project.notebook(topic)) for topic in project.topics()}
+    known = {name: parameter for parameters in declared.values() for name, parameter in parameters.items()}
+    for file in sorted(folder.iterdir()):
+        if file.stem not in ("common", *project.GRAPH) or file.suffix != ".yaml":
+            raise UsageError(f"{project.relative(file)}: no notebook reads this file{did_you_mean(file.stem, declared)}.")
+    common = _settings(folder / "common.yaml", known, "no notebook has a parameter")
+    if (name := common.get("profile")) and name.value != profile:
+        raise UsageError(f"{name.origin}: profile = {name.value!r} must be {profile!r}, the name of the file's folder.")
+    common["profile"] = Setting(profile, f"params/{profile}")
+    if "profile" in (overrides or {}):
+        raise UsageError(f"--set profile=…: the profile is the one named in the command, {profile}.")
+    given = {key: Setting(_from_text(text, known[key].type) if key in known else text, f"--set {key}={text}")
+             for key, text in (overrides or {}).items()}
+    _refuse_unknown(given, known, "no notebook has a parameter")
+    result = {}
+    for topic, parameters in declared.items():
+        own = _settings(folder / f"{topic}.yaml", parameters, f"{topic} has no parameter")
+        merged = {k: s for k, s in {**common, **own, **given}.items() if k in parameters}
+        result[topic] = {k: _absolute(k, s, Path.cwd() if k in given else project.root()) for k, s in merged.items()}
+    return result
+
+
+def _settings(file: Path, known: Mapping[str, Parameter], complaint: str) -> dict[str, Setting]:
+    content = load_yaml(file) if file.exists() else {}
+    settings = {key: Setting(value, project.relative(file)) for key, value in content.items()}
+    _refuse_unknown(settings, known, complaint)
+    return settings
+
+
+def _refuse_unknown(settings: Mapping[str, Setting], known: Mapping[str, Parameter], complaint: str) -> None:
+    for key, setting in settings.items():
+        if key not in known:
+            raise UsageError(f"{setting.origin}: {complaint} '{key}'{did_you_mean(key, known)}.")
+
+
+def _absolute(key: str, setting: Setting, base: Path) -> Setting:
+    """Paths that exist become absolute: a notebook's working directory is not where the file or command was written."""
+    if key in PATHS and isinstance(setting.value, str) and setting.value:
+        path = (base / Path(setting.value).expanduser()).resolve()
+        if path.exists():
+            return Setting(str(path), setting.origin)
+    return setting
+
+
+def resolve_profile(profile: str, overrides: Mapping[str, str] | None = None) -> dict[str, dict[str, Any]]:
+    """The complete, checked parameters of every existing notebook under a profile.
+
+    Parameters that a notebook shares with one it reads from must agree between the two.
+    """
+    settings = profile_settings(profile, overrides)
+    values = {topic: validate(topic, settings[topic]) for topic in settings}
+    for topic, own in values.items():
+        for other in project.upstream(topic):
+            for key in own.keys() & values[other].keys():
+                if own[key] != values[other][key]:
+                    raise UsageError(f"params/{profile}: {key} = {own[key]!r} in {topic} but {values[other][key]!r} in "
+                                     f"{other}, which it reads from: set {key} once, in params/{profile}/common.yaml.")
+    return values

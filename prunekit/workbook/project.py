@@ -1,0 +1,77 @@
+"""Where things are: the project's root, its notebooks, the graph between them, and the folders of a run."""
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import prunekit
+from prunekit.errors import UsageError, did_you_mean
+
+# Which notebooks a notebook reads from. The only statement of the order of things.
+GRAPH: dict[str, tuple[str, ...]] = {
+    "01_data": (),
+    "02_gradients": ("01_data",),
+    "03_baselines": ("01_data", "02_gradients"),
+    "04_gp_search": ("01_data", "02_gradients"),
+    "05_tree_analysis": ("01_data", "03_baselines", "04_gp_search"),
+    "06_zero_shot": ("01_data", "02_gradients", "03_baselines", "04_gp_search"),
+    "07_lora": ("01_data", "02_gradients", "04_gp_search"),
+}
+
+
+def root() -> Path:
+    """PRUNEKIT_HOME, else the parent of the package, else the nearest ancestor of here that holds notebooks/."""
+    home = os.environ.get("PRUNEKIT_HOME")
+    beside = Path(prunekit.__file__).resolve().parents[1]
+    here = Path.cwd().resolve()
+    for folder in [Path(home).resolve()] if home else [beside, here, *here.parents]:
+        if (folder / "notebooks").is_dir():
+            return folder
+    where = f"PRUNEKIT_HOME={home}" if home else f"neither {beside} nor any folder above {here}"
+    raise UsageError(f"No workbook found: {where} holds no notebooks/ folder; set PRUNEKIT_HOME to a clone of the project.")
+
+
+def relative(path: Path) -> str:
+    """A path as a person would type it: from the project's root where it lies inside, else as it was given."""
+    try:
+        return str(Path(path).resolve().relative_to(root()))
+    except ValueError:  # outside the project (or, a UsageError too, there is none)
+        return str(path)
+
+
+def topics() -> list[str]:
+    """The notebooks that exist, in the order of the graph."""
+    return [topic for topic in GRAPH if notebook(topic, must_exist=False).is_file()]
+
+
+def notebook(topic: str, must_exist: bool = True) -> Path:
+    path = root() / "notebooks" / f"{topic}.ipynb"
+    if must_exist and not (topic in GRAPH and path.is_file()):
+        raise UsageError(f"There is no notebook '{topic}'{did_you_mean(topic, topics())}.")
+    return path
+
+
+def upstream(topic: str) -> list[str]:
+    """The existing notebooks that `topic` reads from directly."""
+    return [other for other in GRAPH[topic] if notebook(other, must_exist=False).is_file()]
+
+
+def closure(wanted: list[str]) -> list[str]:
+    """The wanted notebooks and everything they build on, in order."""
+    needed = set()
+    for topic in reversed(list(GRAPH)):
+        if topic in wanted or any(topic in GRAPH[other] for other in needed):
+            needed.add(topic)
+    return [topic for topic in topics() if topic in needed]
+
+
+def run_folder(profile: str, topic: str) -> Path:
+    return root() / "runs" / profile / topic
+
+
+def report_folder(profile: str) -> Path:
+    return root() / "reports" / profile
+
+
+def profiles() -> list[str]:
+    return sorted(path.parent.name for path in (root() / "params").glob("*/common.yaml"))

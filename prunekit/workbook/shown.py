@@ -1,0 +1,114 @@
+"""How figures and tables look in a notebook, on a page and in a paper: formatting, HTML, LaTeX, files without dates."""
+from __future__ import annotations
+
+import base64
+import io
+import math
+import re
+from dataclasses import dataclass
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a notebook displays for a saved figure, table or sentence."""
+
+    html: str
+    text: str
+
+    def _repr_html_(self) -> str:
+        return self.html
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+def figure_files(figure: Figure) -> dict[str, bytes]:
+    """SVG and PDF, byte for byte the same for the same figure (no dates, fixed identifiers)."""
+    import matplotlib as mpl
+
+    files = {}
+    with mpl.rc_context({"svg.hashsalt": "prunekit"}):
+        for suffix, dates in ((".svg", {"Date": None}), (".pdf", {"CreationDate": None})):
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format=suffix[1:], metadata=dates, bbox_inches="tight")
+            files[suffix] = buffer.getvalue()
+    return files
+
+
+def show_figure(svg: bytes, file: str, caption: str) -> Shown:
+    data = base64.b64encode(svg).decode()
+    return Shown(f'<figure class="pk-figure" data-file="{escape(file)}"><img alt="{escape(caption)}" '
+                 f'src="data:image/svg+xml;base64,{data}"><figcaption>{escape(caption)}</figcaption></figure>', caption)
+
+
+# ---------------------------------------------------------------- tables
+
+def format_column(column: pd.Series) -> list[str]:
+    """Cells as people read them: numbers of a column with the same few decimals, nothing for missing values."""
+    import pandas as pd
+
+    if not _numeric(column):
+        return ["" if pd.api.types.is_scalar(value) and pd.isna(value) else str(value) for value in column]
+    if pd.api.types.is_integer_dtype(column):
+        return [f"{value:,}" if abs(value) >= 10_000 else str(value) for value in column]
+    finite = [abs(value) for value in column if pd.notna(value) and math.isfinite(value)]
+    largest = max(finite, default=0.0)
+    if largest < 1e-3 and largest > 0:
+        return ["" if pd.isna(value) else f"{value:.2e}" for value in column]
+    most = 1 if largest >= 1000 else 2 if largest >= 100 else 3 if largest >= 1 else 4
+    needed = max((len(f"{value:.{most}f}".rstrip("0").partition(".")[2]) for value in finite), default=0)
+    return ["" if pd.isna(value) else f"{value:,.{needed}f}" for value in column]
+
+
+def _numeric(column: pd.Series) -> bool:
+    import pandas as pd
+
+    return pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
+
+
+def show_table(frame: pd.DataFrame, file: str, caption: str) -> Shown:
+    """A table with its caption above it; numbers to the right."""
+    classes = [' class="num"' if _numeric(frame[name]) else "" for name in frame]
+    head = "".join(f'<th scope="col"{c}>{escape(str(name))}</th>' for name, c in zip(frame, classes, strict=True))
+    rows = zip(*(format_column(frame[name]) for name in frame), strict=True)
+    body = "".join("<tr>" + "".join(f"<td{c}>{escape(cell)}</td>" for cell, c in zip(row, classes, strict=True)) + "</tr>"
+                   for row in rows)
+    return Shown(f'<figure class="pk-table" data-file="{escape(file)}"><figcaption>{escape(caption)}</figcaption>'
+                 f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></figure>",
+                 f"{caption}\n{frame.to_string(index=False)}")
+
+
+def latex_table(frame: pd.DataFrame, name: str, caption: str) -> str:
+    """The same table for a paper, with booktabs rules."""
+    import pandas as pd
+
+    formatted = pd.DataFrame({column: format_column(frame[column]) for column in frame})
+    return formatted.to_latex(index=False, escape=True, caption=latex_text(caption), label=f"tab:{name}",
+                              column_format="".join("r" if _numeric(frame[column]) else "l" for column in frame))
+
+
+def latex_text(text: str) -> str:
+    """Text with LaTeX's special characters escaped; formulas between dollars stay."""
+    return re.sub(r"\$[^$]*\$|[&%#_]", lambda found: found[0] if found[0].startswith("$") else f"\\{found[0]}", text)
+
+
+def show_text(markdown: str, look: str) -> Shown:
+    return Shown(f'<p class="{look}">{marked_up(markdown)}</p>', markdown)
+
+
+def marked_up(markdown: str) -> str:
+    """One generated sentence as HTML; only `code` and **strong** are understood."""
+    return re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", re.sub(r"`(.+?)`", r"<code>\1</code>", escape(markdown)))
+
+
+def as_plain(value: Any) -> Any:
+    """numpy and torch scalars as Python numbers, for JSON."""
+    if hasattr(value, "item"):
+        return value.item()
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON")

@@ -1,0 +1,149 @@
+"""What parameters may hold, by name: one small check per name, each returning what is wrong, or None."""
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from prunekit.errors import UsageError, did_you_mean
+
+EMBEDDED = ("embedded/llama", "embedded/opt")
+CORPORA = ("embedded", "wikitext2", "c4", "ptb")
+PATHS = ("model", "corpus", "gradient_corpus", "test_corpus", "windows", "gradients", "tree")
+
+
+def _one_of(*known: str) -> Callable[[str], str | None]:
+    def check(value: str) -> str | None:
+        return None if value in known else "must be one of " + ", ".join(repr(k) for k in known)
+    return check
+
+
+def _at_least(least: int, unit: str) -> Callable[[float], str | None]:
+    return lambda value: None if value >= least else f"must be at least {least} ({unit})"
+
+
+def model(value: str) -> str | None:
+    """An embedded model, a directory with a config.json, or something shaped like a hub id."""
+    allowed = "an embedded model ('embedded/llama', 'embedded/opt'), an existing directory, or a hub id 'org/name'"
+    if value in EMBEDDED:
+        return None
+    if not value:
+        return f"names no model: give {allowed}"
+    path = Path(value).expanduser()
+    if path.exists():
+        return None if (path / "config.json").is_file() else "is not a model directory: it holds no config.json"
+    if value.startswith("embedded"):
+        return f"is not an embedded model{did_you_mean(value, EMBEDDED)}"
+    looks_like_path = value.startswith((".", "~", "/")) or value.count("/") != 1 or Path(value).parts[0] in _folders_here()
+    if looks_like_path or not re.fullmatch(r"[\w.-]+/[\w.-]+", value):
+        return f"does not exist; allowed are {allowed}"
+    return None
+
+
+def _folders_here() -> set[str]:
+    return {path.name for path in Path.cwd().iterdir() if path.is_dir()}
+
+
+def corpus(value: str) -> str | None:
+    """A known corpus, `embedded:REGISTER+REGISTER`, or something on this disk."""
+    if value in CORPORA or (value and Path(value).expanduser().exists()):
+        return None
+    if value.startswith("embedded:"):
+        from prunekit.embedded.world import REGISTERS
+
+        unknown = [name for name in value.partition(":")[2].split("+") if name not in REGISTERS]
+        return f"has no register '{unknown[0]}'{did_you_mean(unknown[0], REGISTERS)}" if unknown else None
+    return f"is neither a known corpus ({', '.join(CORPORA)}) nor an existing file or folder"
+
+
+def _optional(check: Callable[[str], str | None]) -> Callable[[str], str | None]:
+    return lambda value: check(value) if value else None
+
+
+def existing_file(value: str) -> str | None:
+    return None if Path(value).expanduser().is_file() else "does not exist: give the path of a file, or \"\" for none"
+
+
+_N_OF_M = "'n:m' with 0 < n < m (n zeros in every m consecutive inputs, as in '2:4')"
+
+
+def pattern(value: str) -> str | None:
+    return None if value == "unstructured" or n_of_m(value) is None else f"must be 'unstructured' or {_N_OF_M}"
+
+
+def n_of_m(value: str) -> str | None:
+    match = re.fullmatch(r"(\d+):(\d+)", value)
+    return None if match and 0 < int(match[1]) < int(match[2]) else f"must be {_N_OF_M}"
+
+
+def sparsity(value: float) -> str | None:
+    return None if 0 <= value < 1 else "must be a share of zeros, at least 0 and below 1"
+
+
+def method(value: str) -> str | None:
+    from prunekit.metric.catalogue import resolve
+
+    try:
+        resolve(value)
+    except UsageError as error:
+        return "is no method: " + str(error).rstrip(".")
+    return None
+
+
+def profile(value: str) -> str | None:
+    return None if re.fullmatch(r"[\w][\w.-]*", value) else "must be a plain name (letters, digits, '-', '_', '.')"
+
+
+def device(value: str) -> str | None:
+    return None if re.fullmatch(r"auto|balanced|cpu|mps|cuda(:\d+)?", value) else "must be 'auto', 'cpu', 'cuda', 'cuda:N', 'mps' or 'balanced'"
+
+
+def seed(value: int) -> str | None:
+    return None if 0 <= value < 2**32 else "must be a whole number from 0 to 4294967295"
+
+
+CHECKS: dict[str, Callable[[Any], str | None]] = {
+    "profile": profile,
+    "model": model,
+    "corpus": corpus,
+    "gradient_corpus": _optional(corpus),
+    "test_corpus": _optional(corpus),
+    "windows": _optional(existing_file),
+    "gradients": _optional(existing_file),
+    "roles": _one_of("disjoint", "published"),
+    "seqlen": _at_least(2, "tokens per window"),
+    "nsamples": _at_least(1, "windows"),
+    "gradient_samples": _at_least(1, "windows"),
+    "search_windows": _at_least(1, "windows"),
+    "test_windows": _at_least(0, "windows; 0 means all"),
+    "seed": seed,
+    "dtype": _one_of("auto", "float32", "bfloat16", "float16"),
+    "device": device,
+    "norm": _one_of("l1", "l2"),
+    "scale": lambda value: None if value > 0 else "must be greater than 0",
+    "method": method,
+    "sparsity": sparsity,
+    "pattern": pattern,
+    "patterns": n_of_m,  # beside `sparsities`, which are unstructured
+    "group": _one_of("", "row", "layer", "variant"),
+    "update": _one_of("", "obs", "obs-iter"),
+}
+PLURALS = {"sparsities": "sparsity", "windows": "windows"}
+
+
+def problem(key: str, value: Any) -> str | None:
+    """What is wrong with one value of the parameter `key` (or of an entry of the list `key`s); None if nothing is."""
+    singular = PLURALS.get(key, key.removesuffix("s"))
+    check = CHECKS.get(key) or CHECKS.get(singular)
+    return check(value) if check else None
+
+
+def combination_problem(values: Mapping[str, Any]) -> tuple[str, str] | None:
+    """(key, sentence) when single values do not go together: an n:m pattern removes exactly n/m."""
+    shape, share = values.get("pattern"), values.get("sparsity")
+    if isinstance(shape, str) and ":" in shape and share is not None:
+        n, m = map(int, shape.split(":"))
+        if abs(share - n / m) > 1e-6:
+            return "sparsity", f"sparsity = {share!r} does not go with pattern = {shape!r}, which removes exactly {n / m:g}"
+    return None

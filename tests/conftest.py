@@ -1,0 +1,32 @@
+"""The golden models, and models that are only as large as a test needs."""
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("TQDM_DISABLE", "1")
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture
+def golden_model():
+    """Family name -> a fresh copy of that golden model."""
+    from prunekit import load_model
+
+    return lambda family: load_model(GOLDEN / family)[0]
+
+
+@pytest.fixture(scope="session")
+def golden_windows():
+    from safetensors.torch import load_file
+
+    return load_file(GOLDEN / "calib.safetensors")["calib"]
+
+
+@pytest.fixture(scope="session")
+def golden_gradients():
+    from prunekit import Gradients
+
+    return {family: Gradients.load(GOLDEN / f"{family}-grad-l2.pth") for family in ("llama", "opt")}

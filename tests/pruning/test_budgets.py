@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import prunekit as pk
+
+
+def test_mean_is_the_target_and_outliers_are_spared(golden_model, golden_windows):
+    model = golden_model("llama")
+    with torch.no_grad():  # a few large inputs weights in block 1: outliers in every row of every layer that has one
+        for name in ("q_proj", "k_proj", "v_proj"):
+            getattr(model.model.layers[1].self_attn, name).weight[:, :2] *= 40
+    budget = pk.owl_budget(model, golden_windows, 0.6, progress=False)
+    assert np.mean(budget) == pytest.approx(0.6, abs=1e-12)
+    assert budget == pytest.approx([0.68, 0.52])
+    report = pk.prune(model, golden_windows, "wanda", budget, progress=False)
+    assert report.target == pytest.approx(0.6, abs=1e-9)
+    assert report.to_frame().groupby("block")["target"].first().tolist() == budget
+
+
+def test_blocks_alike_share_alike(golden_model, golden_windows):
+    assert pk.owl_budget(golden_model("llama"), golden_windows, 0.7, threshold=1e9, progress=False) == [0.7, 0.7]
+
+
+def test_a_spread_that_leaves_nothing_is_refused(golden_model, golden_windows):
+    with pytest.raises(pk.UsageError, match="take a smaller spread"):
+        pk.owl_budget(golden_model("llama"), golden_windows, 0.95, threshold=2.0, spread=0.2, progress=False)

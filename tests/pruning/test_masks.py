@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from prunekit import UsageError
+from prunekit.pruning.masks import keep_mask, kth_smallest
+from prunekit.pruning.pattern import parse_pattern, per_block
+
+
+def scores(seed: int, rows: int, columns: int, levels: int) -> torch.Tensor:
+    """Scores with many ties: `levels` distinct values at most."""
+    return torch.randint(levels, (rows, columns), generator=torch.Generator().manual_seed(seed)).float()
+
+
+def lowest_go(row: torch.Tensor, count: int) -> torch.Tensor:
+    """The definition: in stable ascending order the first `count` go."""
+    keep = torch.ones(len(row), dtype=torch.bool)
+    keep[torch.sort(row, stable=True).indices[:count]] = False
+    return keep
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 5), st.integers(1, 40), st.integers(1, 50), st.floats(0, 0.99))
+def test_rows_lose_exactly_their_lowest_ties_by_position(seed, rows, columns, levels, sparsity):
+    S = scores(seed, rows, columns, levels)
+    expected = torch.stack([lowest_go(row, int(columns * sparsity)) for row in S])
+    assert torch.equal(keep_mask(S, sparsity), expected)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from(["1:2", "2:4", "4:8", "1:3", "5:7"]), st.integers(1, 9))
+def test_every_group_loses_exactly_n(seed, pattern, levels):
+    n, m = parse_pattern(pattern)
+    S = scores(seed, 4, 6 * m, levels)
+    expected = torch.stack([lowest_go(group, n) for group in S.view(-1, m)]).view(S.shape)
+    assert torch.equal(keep_mask(S, n / m, pattern), expected)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 30), st.floats(0.01, 0.99))
+def test_one_threshold_for_the_layer_removes_all_up_to_it(seed, levels, sparsity):
+    S = scores(seed, 6, 11, levels)
+    threshold = S.flatten().sort().values[int(S.numel() * sparsity)]
+    keep = keep_mask(S, sparsity, group="layer")
+    assert torch.equal(keep, S > threshold)
+    assert (~keep).sum() >= int(S.numel() * sparsity)
+
+
+def test_variant_by_hand():
+    # cumulated shares of the row sum 10: .1 .3 .6 1; a threshold alpha of 0.4 takes two of four
+    S = torch.tensor([[4.0, 1.0, 3.0, 2.0]])
+    assert keep_mask(S, 0.5, group="variant").tolist() == [[True, False, True, False]]
+
+
+def test_variant_reaches_its_target_on_spread_scores():
+    S = torch.rand(64, 512, generator=torch.Generator().manual_seed(0))
+    assert (~keep_mask(S, 0.4, group="variant")).float().mean().item() == pytest.approx(0.4, abs=0.0015)
+
+
+def test_nothing_goes_at_zero_sparsity():
+    S = torch.rand(3, 8)
+    assert all(keep_mask(S, 0.0, group=group).all() for group in ("row", "layer", "variant"))
+
+
+def test_selection_equals_a_sort():
+    S = torch.rand(5, 31)
+    assert torch.equal(kth_smallest(S, 7), S.sort(dim=1).values[:, 6:7])
+    assert torch.equal(S.kthvalue(7, dim=1, keepdim=True).values, kth_smallest(S, 7))
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (dict(S=torch.rand(2, 6), sparsity=0.5, pattern="2:4"), "pattern 2:4 needs inputs in multiples of 4, but the layer has 6."),
+    (dict(S=torch.tensor([[1.0, float("nan")]]), sparsity=0.5), "the scores are not finite"),
+    (dict(S=torch.rand(2, 4), sparsity=0.5, group="rows"), "group 'rows' is not known (did you mean 'row'?)."),
+    (dict(S=-torch.rand(2, 4), sparsity=0.5, group="variant"), "the variant cumulates scores"),
+    (dict(S=torch.rand(2, 4), sparsity=0.5, pattern="4:2"), "pattern '4:2' is not known"),
+])
+def test_what_is_refused(arguments, message):
+    with pytest.raises(UsageError) as refused:
+        keep_mask(**arguments)
+    assert str(refused.value).startswith(message)
+
+
+def test_one_sparsity_per_block():
+    assert per_block(0.5, "unstructured", 3) == [0.5] * 3
+    assert per_block([0.4, 0.6], "unstructured", 2) == [0.4, 0.6]
+    for bad, pattern in (([0.5], "unstructured"), (0.6, "2:4"), (1.0, "unstructured"), (True, "unstructured")):
+        with pytest.raises(UsageError):
+            per_block(bad, pattern, 2)

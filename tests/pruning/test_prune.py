@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+import prunekit as pk
+from prunekit.models import prunable_layers
+
+
+def weights(model):
+    return {layer.name: layer.weight.clone() for block in prunable_layers(model) for layer in block}
+
+
+def test_a_tree_is_a_method(golden_model, golden_windows):
+    named, written = golden_model("llama"), golden_model("llama")
+    pk.prune(named, golden_windows, "wanda", 0.5, "2:4", progress=False)
+    pk.prune(written, golden_windows, pk.Tree.parse("mul(W, sqrt(X))"), 0.5, "2:4", progress=False)
+    assert all(torch.equal(a, b) for a, b in zip(weights(named).values(), weights(written).values(), strict=True))
+
+
+def test_only_zeros_are_written(golden_model, golden_windows):
+    model = golden_model("llama")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    report = pk.prune(model, golden_windows, "wanda", 0.5, progress=False)
+    pruned = {row["layer"] + ".weight" for row in report.rows}
+    for name, tensor in model.state_dict().items():
+        if name in pruned:
+            assert torch.equal(tensor, before[name] * (tensor != 0)) and (tensor == 0).float().mean() == 0.5
+        else:
+            assert torch.equal(tensor, before[name])
+
+
+def test_one_shot_scores_the_dense_model(golden_model, golden_windows):
+    """One shot agrees with the sequence on the first block and not on the second, whose inputs have changed."""
+    one, many = golden_model("llama"), golden_model("llama")
+    pk.prune(one, golden_windows, "wanda", 0.5, progress=False, one_shot=True)
+    pk.prune(many, golden_windows, "wanda", 0.5, progress=False)
+    same = {name: torch.equal(a, b) for (name, a), b in zip(weights(one).items(), weights(many).values(), strict=True)}
+    assert same["model.layers.0.mlp.gate_proj"] and not same["model.layers.1.mlp.gate_proj"]
+    X = pk.collect_activations(golden_model("llama"), golden_windows, progress=False)
+    dense = weights(golden_model("llama"))
+    name = "model.layers.1.mlp.down_proj"
+    keep = pk.Tree.parse("mul(W, sqrt(X))").score(dense[name], X=X[name])
+    cut = keep.sort(dim=1).values[:, 79:80]
+    assert torch.equal(weights(one)[name] != 0, keep > cut)
+
+
+def test_sparsity_per_block(golden_model, golden_windows):
+    report = pk.prune(golden_model("llama"), golden_windows, "wanda", [0.25, 0.75], progress=False)
+    assert report.to_frame().groupby("block")["sparsity"].mean().tolist() == [0.25, 0.75]
+
+
+def test_a_methods_windows_are_not_needed_where_it_reads_none(golden_model, golden_gradients):
+    report = pk.prune(golden_model("llama"), None, "grad-weight", 0.5, gradients=golden_gradients["llama"], progress=False)
+    assert report.sparsity == 0.5 and report.meta["n"] == 0
+
+
+def test_a_mask_with_update_keeps_its_zeros_and_lowers_the_error(golden_model, golden_windows, golden_gradients):
+    dense = golden_model("llama")
+    options = dict(gradients=golden_gradients["llama"], progress=False, one_shot=True)
+    errors = {}
+    for update in (None, "obs"):
+        model = golden_model("llama")
+        pk.prune(model, golden_windows, "pruner-zero", 0.5, update=update, **options)
+        errors[update] = pk.layer_errors(model, dense, golden_windows, progress=False)["error"]
+    assert (errors["obs"] < errors[None]).all()
+
+
+def test_layer_error_by_hand(golden_model, golden_windows):
+    dense, pruned = golden_model("llama"), golden_model("llama")
+    pk.prune(pruned, golden_windows, "wanda", 0.5, progress=False)
+    inputs = []
+    module = dense.model.layers[0].mlp.gate_proj
+    handle = module.register_forward_pre_hook(lambda m, args: inputs.append(args[0].flatten(0, 1)))
+    with torch.no_grad():
+        dense(golden_windows)
+    handle.remove()
+    x, W, V = inputs[0], module.weight, pruned.model.layers[0].mlp.gate_proj.weight
+    expected = ((x @ (W - V).T).square().sum() / (x @ W.T).square().sum()).item()
+    found = pk.layer_errors(pruned, dense, golden_windows, progress=False).set_index("layer")["error"]
+    assert found["model.layers.0.mlp.gate_proj"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_ranking_is_in_float32_whatever_the_model(golden_model, golden_windows):
+    model = golden_model("llama").bfloat16()
+    rounded = weights(model)
+    pk.prune(model, golden_windows, "magnitude", 0.5, progress=False)
+    for name, W in weights(model).items():
+        threshold = rounded[name].float().abs().flatten().sort().values[W.numel() // 2]
+        assert torch.equal(W != 0, rounded[name].float().abs() > threshold)
+
+
+@pytest.mark.parametrize(("method", "options", "message"), [
+    ("wandaa", {}, "unknown method 'wandaa' (did you mean 'wanda'?)"),
+    ("wanda", {"pattern": "3:5", "sparsity": 0.6}, "pattern 3:5 does not divide the 32 inputs of layer"),
+    ("wanda", {"sparsity": [0.5, 0.5, 0.5]}, "3 sparsities were given for a model of 2 decoder blocks"),
+    ("pruner-zero", {}, "method pruner-zero reads G; pass gradients="),
+    ("wanda", {"windows": None}, "method wanda reads the layers' inputs; pass calibration windows."),
+    ("wanda", {"windows": torch.zeros(8, dtype=torch.long)}, "windows have shape (8,)"),
+    ("mul(W, sqrt(Y))", {}, "unknown symbol 'Y'"),
+    ("log(mms(W))", {"group": "variant"}, "group 'variant' cumulates scores"),
+])
+def test_refused_before_anything_is_changed(method, options, message, golden_model, golden_windows):
+    model = golden_model("llama")
+    before = weights(model)
+    asked = {"windows": golden_windows, "sparsity": 0.5, **options}
+    with pytest.raises(pk.UsageError) as refused:
+        pk.prune(model, asked.pop("windows"), method, asked.pop("sparsity"), progress=False, **asked)
+    assert message in str(refused.value)
+    assert all(torch.equal(before[name], after) for name, after in weights(model).items())
+
+
+def test_gradients_of_another_model_are_refused(golden_model, golden_windows, golden_gradients):
+    with pytest.raises(pk.UsageError, match="made with another model"):
+        pk.prune(golden_model("opt"), golden_windows, "grad-weight", 0.5, gradients=golden_gradients["llama"], progress=False)

@@ -1,0 +1,192 @@
+from __future__ import annotations
+
+import itertools
+import json
+import random
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import prunekit as pk
+from prunekit import data
+
+
+class Words:
+    """A tokenizer of numbers: every word is its own id."""
+
+    eos_token_id = 0
+
+    def __call__(self, texts, add_special_tokens=False, verbose=True):
+        return {"input_ids": [[int(word) for word in text.split()] for text in texts]}
+
+
+def numbers(low: int, high: int) -> str:
+    return " ".join(map(str, range(low, high)))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A running text in which every token says where it stands: train 0-9999, validation 10000-, test 20000-."""
+    for split, start, count in (("train", 0, 10_000), ("validation", 10_000, 2000), ("test", 20_000, 1005)):
+        (tmp_path / f"{split}.txt").write_text(numbers(start, start + count))
+    return tmp_path
+
+
+def test_roles_divide_the_train_tokens_40_20_40(folder):
+    bounds = {"calibration": (0, 4000), "gradient": (4000, 6000), "search": (6000, 10_000), "select": (10_000, 12_000)}
+    for role, (low, high) in bounds.items():
+        windows = pk.token_windows(folder, Words(), role, (high - low) // 10, 10)
+        assert windows.dtype == torch.long
+        assert sorted(windows.flatten().tolist()) == list(range(low, high))
+        few = pk.token_windows(folder, Words(), role, 7, 10, seed=1)
+        assert len(few.unique()) == 70 and low <= few.min() and few.max() < high
+
+
+def test_test_windows_are_consecutive_from_the_start_with_the_rest_dropped(folder):
+    windows = pk.token_windows(folder, Words(), "test", seqlen=10)
+    assert windows.flatten().tolist() == list(range(20_000, 21_000))
+    assert torch.equal(pk.token_windows(folder, Words(), "test", 3, 10, seed=9), windows[:3])
+
+
+def test_published_sampling_by_its_own_recipe(folder):
+    generator = random.Random(3)
+    starts = [generator.randint(0, 10_000 - 10 - 1) for _ in range(5)]
+    for role in ("calibration", "gradient"):
+        windows = pk.token_windows(folder, Words(), role, 5, 10, 3, roles="published")
+        assert windows[:, 0].tolist() == starts
+
+
+def test_seeds_and_roles_give_other_windows(folder):
+    draw = lambda role, seed: pk.token_windows(folder, Words(), role, 5, 10, seed)  # noqa: E731
+    assert torch.equal(draw("search", 0), draw("search", 0)) and not torch.equal(draw("search", 0), draw("search", 1))
+
+
+def write_documents(tmp_path, suffix: str):
+    """300 documents of 30 tokens, document i holding i*100, i*100+1, …"""
+    texts = [numbers(i * 100, i * 100 + 30) for i in range(300)]
+    path = tmp_path / f"documents{suffix}"
+    if suffix == ".jsonl":
+        path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    elif suffix == ".parquet":
+        import pandas as pd
+
+        pd.DataFrame({"text": texts}).to_parquet(path)
+    else:
+        from datasets import Dataset
+
+        Dataset.from_dict({"text": texts}).save_to_disk(path)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet", ""])
+def test_documents_belong_to_one_role_each(suffix, tmp_path):
+    path = write_documents(tmp_path, suffix)
+    seen = {role: set((pk.token_windows(path, Words(), role, 12, 10) // 100).flatten().tolist())
+            for role in ("calibration", "gradient", "search", "select")}
+    seen["test"] = set((pk.token_windows(path, Words(), "test", seqlen=10) // 100).flatten().tolist())
+    assert all(len(documents) >= 12 for documents in seen.values())
+    assert all(not seen[a] & seen[b] for a, b in itertools.combinations(seen, 2))
+
+
+def test_one_text_file_serves_all_roles(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text(numbers(0, 5000))
+    roles = [set(pk.token_windows(path, Words(), role, 40, 10).flatten().tolist()) for role in data.ROLES]
+    assert all(not a & b for a, b in itertools.combinations(roles, 2))
+
+
+def test_embedded_roles_share_no_window():
+    _, tokenizer = pk.load_model("embedded/llama")
+    windows = {role: pk.token_windows("embedded", tokenizer, role, 8, 64) for role in data.ROLES}
+    assert all(w.shape == (8, 64) for w in windows.values())
+    assert all(not torch.equal(windows[a], windows[b]) for a, b in itertools.combinations(windows, 2))
+    assert torch.equal(windows["test"], pk.token_windows("embedded", tokenizer, "test", 8, 64, seed=5))
+    one = pk.token_windows("embedded:almanac", tokenizer, "calibration", 8, 64)
+    assert not torch.equal(one, windows["calibration"])
+
+
+def test_a_windows_file_overrides_all(tmp_path):
+    path = tmp_path / "windows.safetensors"
+    save_file({"calibration": torch.arange(40, dtype=torch.int32).view(4, 10)}, path)
+    assert pk.token_windows("nothing", None, "calibration", 2, 10, windows=path).tolist() == [
+        list(range(10)), list(range(10, 20))]
+    for arguments, message in ((("calibration", 5, 10), "holds 4 calibration windows where 5"),
+                               (("test", None, 10), "has no windows for role test (it has calibration)"),
+                               (("calibration", 2, 8), "of shape (4, 10); set seqlen")):
+        with pytest.raises(pk.UsageError) as refused:
+            pk.token_windows("nothing", None, *arguments, windows=path)
+        assert message in str(refused.value)
+
+
+def bad_corpus(tmp_path, case: str):
+    path = tmp_path / "bad"
+    if case == "empty folder":
+        path.mkdir()
+    elif case == "not text":
+        path = path.with_suffix(".txt")
+        path.write_bytes(b"\xff\xfe\x00\x80")
+    elif case == "empty file":
+        path = path.with_suffix(".txt")
+        path.write_text(" \n")
+    elif case == "no text field":
+        path = path.with_suffix(".jsonl")
+        path.write_text('{"body": "1 2"}\n')
+    elif case == "torn json":
+        path = path.with_suffix(".jsonl")
+        path.write_text('{"text": "1 2"')
+    elif case == "torn parquet":
+        path = path.with_suffix(".parquet")
+        path.write_bytes(b"PAR1")
+    return path
+
+
+@pytest.mark.parametrize(("case", "message"), [
+    ("missing", "is neither a known corpus"),
+    ("empty folder", "holds neither train.txt and test.txt"),
+    ("not text", "is not UTF-8 text"),
+    ("empty file", "holds no text"),
+    ("no text field", "has a row without a field 'text'"),
+    ("torn json", "cannot be read"),
+    ("torn parquet", "cannot be read"),
+])
+def test_bad_corpora_get_one_sentence(case, message, tmp_path):
+    with pytest.raises(pk.UsageError) as refused:
+        pk.token_windows(bad_corpus(tmp_path, case), Words(), "calibration", 4, 10)
+    assert message in str(refused.value) and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"n": 401}, "has text for 400 calibration windows of 10 tokens where 401 are asked for"),
+    ({"role": "test", "n": 101}, "has text for 100 test windows"),
+    ({"role": "train"}, "role 'train' is not known"),
+    ({"roles": "publishd"}, "(did you mean 'published'?)"),
+    ({"n": None}, "role calibration needs a number of windows"),
+    ({"tokenizer": None}, "the model has no tokenizer"),
+    ({"windows": "nowhere.safetensors"}, "windows file nowhere.safetensors does not exist"),
+])
+def test_bad_requests_get_one_sentence(options, message, folder):
+    asked = {"tokenizer": Words(), "role": "calibration", "n": 4, "seqlen": 10, **options}
+    with pytest.raises(pk.UsageError) as refused:
+        pk.token_windows(folder, **asked)
+    assert message in str(refused.value)
+
+
+def test_a_hub_corpus_out_of_reach_is_one_sentence(monkeypatch, tmp_path):
+    monkeypatch.setattr("prunekit.hub._reachable", lambda endpoint: False)
+    with pytest.raises(pk.UsageError, match=r"corpus 'ptb' .* cannot be had from the hub"):
+        pk.token_windows("ptb", Words(), "test", 4, 10, cache_dir=str(tmp_path))
+
+
+def test_fingerprint_follows_the_content(folder):
+    before = data.fingerprint(folder)
+    assert before == data.fingerprint(folder)
+    (folder / "test.txt").write_text("1 2 3")
+    assert data.fingerprint(folder) != before
+    assert data.fingerprint("embedded") != data.fingerprint("embedded:almanac")
+
+
+def test_leakage_flag():
+    assert data.leaks("wikitext2", "c4", "wikitext2") and data.leaks("c4", "wikitext2", "wikitext2")
+    assert data.leaks("c4", "c4", "wikitext2", roles="published")
+    assert not data.leaks("c4", "c4", "wikitext2")

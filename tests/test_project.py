@@ -1,0 +1,128 @@
+"""The project's own files agree with each other: dependencies, notebooks, parameter files."""
+from __future__ import annotations
+
+import ast
+import json
+import re
+import sys
+import tomllib
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PINS = {canonicalize_name(name): version for name, version in (
+    line.split("==") for line in (ROOT / "constraints.txt").read_text().split("\n") if line and not line.startswith("#"))}
+REQUIRED = [Requirement(line) for line in
+            PROJECT["dependencies"] + [line for extra in PROJECT["optional-dependencies"].values() for line in extra]]
+
+
+# ---------------------------------------------------------------- dependencies
+
+@pytest.mark.parametrize("requirement", REQUIRED, ids=str)
+def test_every_dependency_is_pinned_inside_its_range(requirement):
+    assert PINS[canonicalize_name(requirement.name)] in requirement.specifier
+
+
+def test_the_conda_environment_installs_the_same_set():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    python = next(line for line in environment["dependencies"] if isinstance(line, str) and line.startswith("python="))
+    assert python.partition("=")[2] in Requirement(f"python{PROJECT['requires-python']}").specifier
+    assert [line["pip"] for line in environment["dependencies"] if isinstance(line, dict)] == [["-c constraints.txt", "-e .[test]"]]
+
+
+def test_the_makefile_installs_the_same_set():
+    makefile = (ROOT / "Makefile").read_text()
+    assert "-c constraints.txt" in makefile and "-e .[test]" in makefile
+
+
+def test_what_is_imported_is_declared():
+    """Every third-party module that the package imports belongs to a declared dependency."""
+    declared = {canonicalize_name(Requirement(line).name) for line in PROJECT["dependencies"]} | {"distributed", "dask"}
+    owners = packages_distributions()
+    undeclared = {(name, path.name) for path in (ROOT / "prunekit").rglob("*.py") for name in _imports(path)
+                  if not {canonicalize_name(owner) for owner in owners.get(name, [name])} & declared}
+    assert undeclared == set()
+
+
+def _imports(path: Path) -> set[str]:
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level}
+    return {name.partition(".")[0] for name in names} - set(sys.stdlib_module_names) - {"prunekit", "__future__"}
+
+
+# ---------------------------------------------------------------- sources
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_are_committed_without_outputs(path):
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        if cell["cell_type"] == "code":
+            assert cell["outputs"] == [] and cell["execution_count"] is None, cell["source"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_have_the_common_skeleton(path):
+    from prunekit.workbook import params, project
+
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    code = ["".join(cell["source"]) for cell in cells
+            if cell["cell_type"] == "code" and "solution" not in cell["metadata"].get("tags", [])]
+    assert path.stem in project.GRAPH
+    assert "".join(cells[0]["source"]).startswith(f"# {path.stem[:2]} · ")
+    assert {"profile", "seed"} <= params.read_parameters(path).keys()
+    assert sum(bool(re.search(rf"start_run\([\"']{path.stem}[\"'], globals\(\)\)", source)) for source in code) == 1
+    assert code[-1].rstrip().endswith("run.finish()")
+    assert not [source for source in code if re.search(r"^\s*[!%]|sys\.path|^\s*class ", source, re.MULTILINE)]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_formulas_of_notebooks_can_be_rendered(path):
+    from prunekit.workbook import site
+
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        text = re.sub(r"```.*?```|`[^`\n]*`", "", "".join(cell["source"]), flags=re.DOTALL)
+        if cell["cell_type"] == "markdown":
+            assert '<code class="latex">' not in site.with_mathml(text), text
+
+
+def test_the_package_never_prints():
+    printing = {path.name for path in (ROOT / "prunekit").rglob("*.py") for node in ast.walk(ast.parse(path.read_text()))
+                if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("print", "eval", "exec")}
+    assert printing == set()
+
+
+# ---------------------------------------------------------------- parameter files
+
+PROFILES = ("embedded", "smoke", "local", "opt-125m", "opt-6.7b", "tinyllama", "llama-7b", "llama-2-7b")
+
+
+@pytest.mark.skipif(len(NOTEBOOKS) < 3, reason="profiles speak of notebooks 01 to 03")
+@pytest.mark.parametrize("profile", PROFILES)
+def test_profiles_are_valid(profile, tmp_path, monkeypatch):
+    from prunekit.workbook import params
+
+    monkeypatch.delenv("PRUNEKIT_HOME", raising=False)
+    (tmp_path / "text.txt").write_text("words")
+    overrides = {"model": "embedded/llama", "corpus": str(tmp_path / "text.txt")} if profile == "local" else {}
+    values = params.resolve_profile(profile, overrides)
+    if profile == "embedded":
+        for path in NOTEBOOKS:
+            assert values[path.stem] == {name: p.default for name, p in params.read_parameters(path).items()}
+    if "llama-" in profile or "opt-" in profile:
+        common = values["01_data"]
+        assert (common["nsamples"], common["seed"], common["corpus"]) == (128, 0, "c4")
+        assert common["seqlen"] == (4096 if profile == "llama-2-7b" else 2048)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "params").glob("*-*/*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_published_settings_name_their_source(path):
+    for line in path.read_text().splitlines():
+        if line and not line.startswith(("#", "profile:")):
+            assert "   # " in line, line

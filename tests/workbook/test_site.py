@@ -1,0 +1,113 @@
+"""Two small notebooks from source to pages: run, fail, resume, render; the pages checked by an HTML parser."""
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+
+import nbformat
+import pytest
+from pages import check_site
+from tiny_project import profile, write_notebook
+
+from prunekit.workbook import batch, site
+
+SETUP = "import prunekit as pk\nrun = pk.start_run({!r}, globals())\nrun.banner"
+DATA = [
+    ("md", "# 01 · Data\n\nWhat does a **window** hold?\n\n| Reads | Writes |\n|---|---|\n| nothing | counts |"),
+    ("parameters", 'profile: str = "tiny"\nrows: int = 3   # rows of the table\npattern: str = "unstructured"\n'),
+    ("", SETUP.format("01_data")),
+    ("md", ("## 1 Method\n\nThe norm is $x_{t,j}^2$, and with two lines\n\n$$\\begin{aligned} a &= b \\\\ c &< d \\end{aligned}$$\n\n"
+           "A price of `$5` stays. [Next](03_baselines.ipynb), [gone](09_none.ipynb), [paper](https://arxiv.org/abs/2406.02924)")),
+    ("", ("import sys\nimport pandas as pd\nsys.stderr.write('  50%|##  | 1/2 [00:00<00:00, 9.00it' '/s]\\r')\n"
+         "frame = run.save('counts', pd.DataFrame({'row': range(rows), 'share': [i / 4 for i in range(rows)]}))\nframe")),
+    ("", "run.table(frame, 'counts', 'Counts by row.', headline=True)"),
+    ("", ("import matplotlib.pyplot as plt\nfig, ax = plt.subplots(figsize=(2, 2))\nax.plot(frame['row'])\n"
+         "run.figure(fig, 'counts', 'Rows & $G$ grow.', headline=True)")),
+    ("", ("from IPython.display import Image, Math, display\ndisplay(Math(r'\\sqrt{X}'))\n"
+         "fig, ax = plt.subplots(figsize=(1, 1))")),
+    ("solution", "1 + 1"),
+    ("hide", "'not on the page'"),
+    ("", "run.takeaway(f'There are **{rows}** rows.')"),
+    ("", "run.finish()"),
+]
+BASELINES = [
+    ("md", "# 03 · Baselines\n\nWhich is best?"),
+    ("parameters", 'profile: str = "tiny"\nfail: str = ""\nwait: int = 0\n'),
+    ("", SETUP.format("03_baselines")),
+    ("", "import time\ntime.sleep(wait)\nif fail:\n    raise pk.UsageError(fail)"),
+    ("", "run.save('total', {'total': float(run.load('01_data', 'counts')['share'].sum())})\nrun.finish()"),
+]
+
+
+@pytest.fixture
+def project(home):
+    write_notebook(home / "notebooks" / "01_data.ipynb", DATA)
+    write_notebook(home / "notebooks" / "03_baselines.ipynb", BASELINES)
+    profile(home, "tiny", common="rows: 5\n")
+    return home
+
+
+def outcomes(**options):
+    return {record.topic: (record.outcome, record.reason) for record in batch.run_profile("tiny", progress=False, **options)}
+
+
+def test_from_notebooks_to_pages(project):
+    assert outcomes() == {"01_data": ("done", ""), "03_baselines": ("done", "")}
+    index = site.render("tiny")
+    pages = check_site(index.parent)
+    assert set(pages) == {"index.html", "01_data.html", "03_baselines.html"}
+    data, front = pages["01_data.html"], pages["index.html"]
+    assert "not on the page" not in data.text and "it/s" not in data.text and "$x" not in data.text
+    assert "$5" in data.text and data.tags.count("math") == 4  # two in the text, the caption's, the displayed one
+    assert "mtable" in data.tags  # aligned lines
+    assert "3 parameters, 1 changed by the profile" in data.text and "injected" not in data.text
+    assert "03_baselines.html" in data.links and not any("09_none" in link for link in data.links)
+    assert "Rows & $G$ grow." in data.alts and "figures/01_data-counts.svg" in data.sources
+    assert "What does a window hold?" in front.text and "There are 5 rows." in front.text
+    assert {"figures/01_data-counts.svg", "figures/01_data-counts.pdf", "tables/01_data-counts.csv",
+            "tables/01_data-counts.tex"} <= set(front.links)
+    assert "fresh" in front.text and "made by 01_data, run" in front.text
+
+
+def test_what_is_fresh_is_not_run_again_and_a_failure_keeps_its_trace(project):
+    assert outcomes(overrides={"fail": "It was told to."}) == {
+        "01_data": ("done", ""), "03_baselines": ("failed", "It was told to.")}
+    folder = project / "runs" / "tiny" / "03_baselines"
+    assert (folder / "reason.txt").read_text() == "It was told to.\n"
+    assert "It was told to." in (folder / "log.txt").read_text()
+    assert nbformat.read(folder / "failed.ipynb", 4).cells and not (folder / "executed.ipynb").exists()
+    assert batch.status("tiny")["03_baselines"].word == "failed"
+    pages = check_site(site.render("tiny").parent)
+    assert "It was told to." in pages["index.html"].text and "This run is failed" in pages["03_baselines.html"].text
+    assert outcomes() == {"01_data": ("fresh", ""), "03_baselines": ("done", "")}
+    assert outcomes(topics=["03_baselines"], force=True) == {"01_data": ("fresh", ""), "03_baselines": ("done", "")}
+
+
+def test_a_notebook_that_does_not_finish_is_a_failure_and_skips_its_readers(project):
+    write_notebook(project / "notebooks" / "01_data.ipynb", DATA[:-1])
+    assert outcomes() == {"01_data": ("failed", "it ended without run.finish()"),
+                          "03_baselines": ("skipped", "it reads from 01_data, which did not finish")}
+
+
+def test_a_killed_batch_leaves_nothing_that_looks_finished_and_resumes(project):
+    code = "from prunekit.__main__ import main; main(['run', 'tiny', '--set', 'wait=60'])"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    folder = project / "runs" / "tiny" / "03_baselines"
+    while not (folder / "running.json").exists():  # the second notebook has started, and waits
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert batch.status("tiny")["01_data"].fresh
+    assert batch.status("tiny")["03_baselines"].word in ("running", "interrupted")
+    assert not {"manifest.json", "executed.ipynb"} & {path.name for path in folder.iterdir()}
+    assert outcomes() == {"01_data": ("fresh", ""), "03_baselines": ("done", "")}
+
+
+@pytest.mark.parametrize(("latex", "shown"), [
+    (r"\sqrt{G - \min G}", "<msqrt>"), (r"\unknowncommand{x}", '<code class="latex">'), (r"\left( x", '<code class="latex">'),
+])
+def test_formulas_become_mathml_or_stay_readable(latex, shown):
+    assert shown in site.mathml(latex)

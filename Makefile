@@ -2,6 +2,7 @@
 # make test     install if needed, run the tests                (PYTEST="-k masks" passes options on)
 # make lab      JupyterLab on the notebooks
 # make dev      ruff for this checkout, and nbdime for this clone's git
+# make gallery  copy the embedded report to reports/gallery, with a picture of its front page where there is a Chromium
 # make clean    remove caches and rendered pages; runs/ and .venv/ stay
 #
 # PYTHON=... chooses the interpreter, PROFILE=... another profile, ARGS=... options of `prunekit run`.
@@ -15,7 +16,7 @@ PYTEST ?=
 PYTHON ?=
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
-.PHONY: report test lab dev clean
+.PHONY: report test lab dev gallery clean
 
 report: $(VENV)/.installed
 	@echo "· running the notebooks of the profile '$(PROFILE)'"
@@ -37,6 +38,15 @@ dev: $(VENV)/.installed
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/nbdime config-git --enable
 	@git config diff.jupyternotebook.command "'$(CURDIR)/$(BIN)/git-nbdiffdriver' diff"
 	@git config merge.jupyternotebook.driver "'$(CURDIR)/$(BIN)/git-nbmergedriver' merge %O %A %B %L %P"
+
+gallery: report
+	@echo "· copying reports/embedded to reports/gallery"
+	@rm -rf reports/gallery && cp -r reports/embedded reports/gallery
+	@test "$$(du -sk reports/gallery | cut -f1)" -le 5120 || { echo "reports/gallery is larger than 5 MB." >&2; exit 1; }
+	@if command -v chromium >/dev/null; then chromium --headless --no-sandbox --disable-gpu --hide-scrollbars \
+	  --window-size=1280,1000 --virtual-time-budget=5000 --screenshot="$(CURDIR)/reports/gallery/index.png" \
+	  "file://$(CURDIR)/reports/gallery/index.html" >/dev/null 2>&1; \
+	else echo "no Chromium here, so no new picture"; fi
 
 clean:
 	@echo "· removing caches and rendered pages"

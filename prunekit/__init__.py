@@ -28,6 +28,10 @@ _PUBLIC = {
     "compare": "evaluate.compare",
     "Tree": "metric.tree",
     "METHODS": "metric.catalogue",
+    "simplify": "metric.simplify",
+    "rank_key": "metric.rank",
+    "canonical": "metric.rank",
+    "explain": "metric.rank",
     "start_run": "workbook.runs",
 }
 __all__ = ["__version__", *_PUBLIC]

@@ -62,6 +62,9 @@ def _parser() -> argparse.ArgumentParser:
     gradients.add_argument("--output", required=True, metavar="FILE", help="the .safetensors file to write")
     gradients.add_argument("--activations", action="store_true", help="norms of the layers' inputs instead of gradients")
     gradients.add_argument("--half", action="store_true", help="store float16, as published")
+    explain = command("explain", _explain, "What a metric is, how far it simplifies and why, and which metrics have the same masks.")
+    explain.add_argument("tree", help="a name of the catalogue, an expression such as 'mul(W, sqrt(X))', or a JSON file")
+    explain.add_argument("--group", default="row", help="what scores are compared within: row, layer or variant")
     evaluate = command("evaluate", _evaluate, "Perplexity of a model on a test text, with its interval.")
     _data_arguments(evaluate)
     return parser
@@ -163,6 +166,18 @@ def _status(args: argparse.Namespace) -> int:
     overrides = dict(params.parse_override(text) for text in args.set)
     for topic, state in batch.status(args.profile, overrides).items():
         say(f"{topic:<17} {state.word:<12} {state.reason}".rstrip())
+    return 0
+
+
+def _explain(args: argparse.Namespace) -> int:
+    from prunekit.metric.catalogue import resolve
+    from prunekit.metric.rank import explain
+    from prunekit.metric.tree import Tree
+
+    method = resolve(Tree.from_json(args.tree) if args.tree.endswith(".json") else args.tree, args.group)
+    if method.tree is None:
+        raise UsageError(f"{method.name} scores inside its solver (w²/U_ii²), so it is no expression over W, G and X.")
+    say(explain(method.tree, args.group))
     return 0
 
 

@@ -1,8 +1,8 @@
 """The methods of the field, each one line: metric + comparison group + (optional) weight update.
 
-Group: `row` (the lowest scores of every output row go), `layer` (one threshold for the whole layer), `variant`
-(Wanda's, on cumulated scores). Update: None, "obs" (mask first, then the OBS update), "obs-iter" (mask chosen block
-by block inside the OBS solver).
+Group: `row` (the lowest scores of every output row go), `layer` (one threshold for the whole layer),
+`variant` (Wanda's, on cumulated scores). Update: None, "obs" (mask first, then the OBS update), "obs-iter"
+(mask chosen block by block inside the OBS solver).
 """
 from __future__ import annotations
 
@@ -34,33 +34,35 @@ class Method:
         return (self.tree.terminals if self.tree else frozenset("W")) | frozenset("H" if self.update else "")
 
 
-def _method(name: str, metric: str | None, source: str, note: str, group: str = "row", update: str | None = None) -> Method:
-    return Method(name, Tree.parse(metric) if metric else None, group, update, source, note)
+def _method(name: str, metric: str, source: str, note: str, group: str = "row") -> Method:
+    return Method(name, Tree.parse(metric), group, None, source, note)
 
 
 _PUBLISHED = "mul(abs(mul(W, W)), mms(G))"
 
 METHODS: dict[str, Method] = {m.name: m for m in (
-    _method("magnitude", "W", "Han et al. 2015, arXiv 1506.02626", "needs no data; one threshold per layer", "layer"),
-    _method("wanda", "mul(W, sqrt(X))", "arXiv 2306.11695", "X is the squared column norm, so its root is taken"),
+    _method("magnitude", "W", "Han et al. 2015, arXiv 1506.02626", "needs no data", "layer"),
+    _method("wanda", "mul(W, sqrt(X))", "arXiv 2306.11695", "X is the squared norm, so its root is taken"),
     _method("wanda-variant", "mul(W, sqrt(X))", "arXiv 2306.11695, code option use_variant",
             "share of the cumulated score instead of a count per row", "variant"),
-    _method("sparsegpt", None, "arXiv 2301.00774", "w²/U_ii² per block of columns, U from H⁻¹ = UᵀU; kept weights "
-            "are updated", "layer", "obs-iter"),
-    _method("pruner-zero", _PUBLISHED, "arXiv 2406.02924", "the published tree; same masks as |W|·sqrt(G − min G)"),
+    Method("sparsegpt", None, "layer", "obs-iter", "arXiv 2301.00774",
+           "w²/U_ii² per block of columns, U from H⁻¹ = UᵀU; kept weights are updated"),
+    _method("pruner-zero", _PUBLISHED, "arXiv 2406.02924",
+            "the published tree; same masks as |W|·sqrt(G − min G)"),
     _method("pruner-zero-variant", _PUBLISHED, "arXiv 2406.02924, code option use_variant",
             "share of the cumulated score instead of a count per row", "variant"),
     _method("gblm", "add(mul(W, sqrt(X)), mul(W, G))", "arXiv 2311.04902",
             "|W|·‖X‖ + α·|W|·G: the scale 100 that gradients are collected with plays the part of α = 100"),
     _method("wanda++", "mul(W, add(sqrt(X), mul(100, G)))", "arXiv 2503.04992, score only",
-            "its gradients are those of one block's output, ours those of the loss; α = 100 on top of the scale"),
+            "its gradients are those of a block's output, ours of the loss; α = 100 on top of the scale"),
     _method("ria", "mul(add(rcol(W), rrow(W)), sqrt(sqrt(X)))", "Zhang et al., Plug-and-Play, ICLR 2024",
             "relative importance in row and column times ‖X‖^0.5; extended grammar"),
     _method("grad-weight", "mul(W, G)", "SNIP, arXiv 1810.02340, with accumulated gradient norms",
             "first-order loss change"),
     _method("fisher", "mul(sqr(W), sqr(G))", "LeCun et al. 1989 (OBD) with the diagonal empirical Fisher",
             "second-order loss change; same masks as grad-weight"),
-    _method("w2g", "mul(sqr(W), G)", "the published metric without its min-max scaling", "differs where G is near its minimum"),
+    _method("w2g", "mul(sqr(W), G)", "the published metric without its min-max scaling",
+            "differs where G is near its minimum"),
     _method("obd-layer", "mul(sqr(W), X)", "LeCun et al. 1989 on the layer's output error, diag H = 2X",
             "second-order change of the layer's output; same masks as wanda"),
     _method("weight-x", "mul(W, X)", "a common misreading of Wanda", "|W| times the squared norm: not Wanda"),
@@ -71,8 +73,9 @@ METHODS: dict[str, Method] = {m.name: m for m in (
 def resolve(method: str | Tree | Method, group: str | None = None, update: str | None = None) -> Method:
     """The method asked for: a catalogue name, a Tree or its text; `group` and `update` override its own.
 
-    Raises UsageError for an unknown name (with the nearest), group or update, for a metric that cannot be read, for
-    `sparsegpt` with another update than its own, and for `variant` with a score that is not proven >= 0.
+    Raises UsageError for an unknown name (with the nearest), group or update, for a metric that cannot be
+    read, for `sparsegpt` with another update than its own, and for `variant` with a score that is not proven
+    >= 0.
     """
     found = method if isinstance(method, Method) else _find(method)
     if group is not None and group not in GROUPS:
@@ -81,7 +84,8 @@ def resolve(method: str | Tree | Method, group: str | None = None, update: str |
         raise UsageError(f"unknown weight update {update!r}{did_you_mean(update, UPDATES)}")
     found = replace(found, group=group or found.group, update=update or found.update)
     if found.tree is None and found.update != "obs-iter":
-        raise UsageError(f"{found.name} chooses its mask inside the solver: update must be 'obs-iter', not {update!r}")
+        raise UsageError(f"{found.name} chooses its mask inside the solver: update must be 'obs-iter', "
+                         f"not {update!r}")
     if found.group == "variant" and (found.tree is None or found.tree.sign != 1):
         raise UsageError(f"group 'variant' cumulates scores, so it needs a metric that is never negative; "
                          f"{found.name} is not proven to be")
@@ -96,6 +100,6 @@ def _find(method: str | Tree) -> Method:
     if method in METHODS:
         return METHODS[method]
     if re.fullmatch(r"[\w+-]*[a-z][\w+-]*", method) and method not in TERMINALS:
-        raise UsageError(f"unknown method '{method[:60]}'{did_you_mean(method[:60], METHODS)}; a metric is written "
-                         "as in 'mul(W, sqrt(X))'")
+        raise UsageError(f"unknown method '{method[:60]}'{did_you_mean(method[:60], METHODS)}; "
+                         "a metric is written as in 'mul(W, sqrt(X))'")
     return _find(Tree.parse(method))

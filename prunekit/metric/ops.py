@@ -4,9 +4,10 @@ Terminals, per linear layer with weight (out, in); all float32:
   W (out, in)  absolute value of the weight
   G (out, in)  accumulated gradient norm, >= 0
   X (1, in)    mean over sequences of the squared L2 norm of each input column, >= 0
-The grammar `reference` has the 15 operations of the published code (lib/gptree.py); `extended` adds element-wise
-division, row- and column-relative magnitude (as in RIA, ICLR 2024) and a closed set of positive constants (closed,
-so that sampling, mutation and equality stay finite). Functions call tensor methods only: nothing here imports torch.
+The grammar `reference` has the 15 operations of the published code (lib/gptree.py); `extended` adds
+element-wise division, row- and column-relative magnitude (as in RIA, ICLR 2024) and a closed set of positive
+constants (closed, so that sampling, mutation and equality stay finite). Functions call tensor methods only:
+nothing here imports torch.
 """
 from __future__ import annotations
 
@@ -21,8 +22,8 @@ TERMINALS = ("W", "G", "X")
 CONSTANTS = {"0.1": 0.1, "0.5": 0.5, "1": 1.0, "2": 2.0, "10": 10.0, "100": 100.0}
 GRAMMARS = ("reference", "extended")
 LOG_SHIFT = 0.001
-# The reference clamps the argument of exp at 100, where float32 has long been infinite (from 88.73 on), so that a
-# tree is invalid there; at 88 it stays finite. Below 88 the two are identical.
+# The reference clamps the argument of exp at 100, where float32 has long been infinite (from 88.73 on), so
+# that a tree is invalid there; at 88 it stays finite. Below 88 the two are identical.
 EXP_CLAMP = 88.0
 
 Tensor = Any
@@ -33,14 +34,15 @@ class Primitive:
     """One operation: what it computes, how it is written, and what is known of it without evaluating it.
 
     function: operands, then the values that `freeze` found in them -> result (broadcast shape)
-    freeze:   matrix-wide values (0-d, (out, 1) or (1, in)) of the operands, NaN where the operation is undefined,
-              so that an undefined operation makes the whole score NaN; None for element-wise operations
-    infix, latex: templates; {0} {1} operands, {p0} {p1} in parentheses if they bind weaker, {q0} unless an atom
+    freeze:   matrix-wide values (0-d, (out, 1) or (1, in)) of the operands, NaN where the operation is
+              undefined, so that it makes the whole score NaN; None for element-wise operations
+    infix, latex: templates; {0} {1} operands, {p0} {p1} in parentheses if they bind weaker, {q0} unless an
+    atom
     binding:  1 sum, 2 product, 3 minus sign, 8 power, 9 atom
     sign:     signs of the operands (1: proven >= 0, -1: proven <= 0, 0: unknown) -> sign of the result
-    monotone: "increasing" | "decreasing" | "even" (increasing in the magnitude) | "affine" (positive scale and a
-              shift, both matrix-wide, of the first operand) | "none", strictly and in exact arithmetic
-    opposite: the operation that undoes this one, where signs allow
+    monotone: "increasing" | "decreasing" | "even" (increasing in the magnitude) | "affine" (positive scale
+              and a shift, both matrix-wide, of the first operand) | "none", strictly and in exact arithmetic
+              opposite: the operation that undoes this one, where signs allow
     partial:  undefined somewhere on zeros and negatives (such an operation must be declared)
     """
 
@@ -95,7 +97,8 @@ def _nonzero(x: Tensor) -> Tensor:
 
 PRIMITIVES: dict[str, Primitive] = {p.name: p for p in (
     Primitive("sqr", 1, lambda x: x * x, "x²", "sqr({0})", "{q0}^2", lambda a: 1, "even", opposite="sqrt"),
-    Primitive("neg", 1, lambda x: -x, "−x", "-{p0}", "-{p0}", lambda a: -a, "decreasing", opposite="neg", binding=3),
+    Primitive("neg", 1, lambda x: -x, "−x", "-{p0}", "-{p0}", lambda a: -a, "decreasing",
+              opposite="neg", binding=3),
     Primitive("abs", 1, lambda x: x.abs(), "|x|", "|{0}|", r"\left|{0}\right|", lambda a: 1, "even"),
     Primitive("log", 1, lambda x: x.abs().add_(LOG_SHIFT).log_(), "ln(|x| + 0.001)", "log({0})",
               r"\ln\left(\left|{0}\right| + 0.001\right)", lambda a: 0, "even", opposite="exp"),
@@ -105,28 +108,31 @@ PRIMITIVES: dict[str, Primitive] = {p.name: p for p in (
               lambda a: 1, "even", opposite="sqr"),
     Primitive("tanh", 1, lambda x: x.tanh(), "tanh x", "tanh({0})", r"\tanh\left({0}\right)", lambda a: a,
               "increasing"),
-    Primitive("pow", 1, lambda x: x.pow(2), "x² (a duplicate of sqr)", "pow({0})", "{q0}^2", lambda a: 1, "even",
-              opposite="sqrt"),
+    Primitive("pow", 1, lambda x: x.pow(2), "x² (a duplicate of sqr)", "pow({0})", "{q0}^2", lambda a: 1,
+              "even", opposite="sqrt"),
     Primitive("skp", 1, lambda x: x, "x", "skp({0})", "{0}", lambda a: a, "affine", opposite="skp"),
-    Primitive("mms", 1, lambda x, low, span: (x - low).div_(span), "(x − min x)/(max x − min x) over the matrix",
-              "mms({0})", r"\operatorname{{mms}}\left({0}\right)", lambda a: 1, "affine", _range, partial=True),
-    Primitive("zsn", 1, lambda x, mean, std: (x - mean).div_(std), "(x − mean x)/std x over the matrix (n − 1)",
-              "zsn({0})", r"\operatorname{{zsn}}\left({0}\right)", lambda a: 0, "affine", _moments, partial=True),
-    Primitive("add", 2, lambda x, y: x + y, "x + y", "{p0} + {p1}", "{p0} + {p1}", lambda a, b: a if a == b else 0,
-              "increasing", opposite="sub", binding=1),
-    Primitive("sub", 2, lambda x, y: x - y, "x − y", "{p0} - {p1}", "{p0} - {p1}", lambda a, b: a if a == -b else 0,
-              opposite="add", binding=1),
-    Primitive("mul", 2, lambda x, y: x * y, "x·y", "{p0} * {p1}", r"{p0} \cdot {p1}", lambda a, b: a * b, binding=2),
+    Primitive("mms", 1, lambda x, low, span: (x - low).div_(span), 
+              "(x − min x)/(max x − min x) over the matrix", "mms({0})",
+              r"\operatorname{{mms}}\left({0}\right)", lambda a: 1, "affine", _range, partial=True),
+    Primitive("zsn", 1, lambda x, mean, std: (x - mean).div_(std), 
+              "(x − mean x)/std x over the matrix (n − 1)", "zsn({0})",
+              r"\operatorname{{zsn}}\left({0}\right)", lambda a: 0, "affine", _moments, partial=True),
+    Primitive("add", 2, lambda x, y: x + y, "x + y", "{p0} + {p1}", "{p0} + {p1}",
+              lambda a, b: a if a == b else 0, "increasing", opposite="sub", binding=1),
+    Primitive("sub", 2, lambda x, y: x - y, "x − y", "{p0} - {p1}", "{p0} - {p1}",
+              lambda a, b: a if a == -b else 0, opposite="add", binding=1),
+    Primitive("mul", 2, lambda x, y: x * y, "x·y", "{p0} * {p1}", r"{p0} \cdot {p1}",
+              lambda a, b: a * b, binding=2),
     Primitive("div", 2, _divide, "x/‖y‖₂, one scalar norm over y broadcast against x", "{p0} / {p1}",
-              r"\frac{{{0}}}{{\left\lVert {1} \right\rVert_2}}", lambda a, b: a, "affine", _norm, binding=2,
+              r"\frac{{{0}}}{{\left\| {1} \right\|_2}}", lambda a, b: a, "affine", _norm, binding=2,
               partial=True),
     Primitive("ediv", 2, lambda x, y: (x / _nonzero(y)).mul_(y != 0), "x/y element by element, 0 where y = 0",
               "{p0} ./ {p1}", r"\frac{{{0}}}{{{1}}}", lambda a, b: a * b, grammar="extended", binding=2),
-    Primitive("rrow", 1, lambda x, total: x / total, "x/Σ|x| over its row (0 where the row is 0)", "rrow({0})",
-              r"\operatorname{{rrow}}\left({0}\right)", lambda a: a,
+    Primitive("rrow", 1, lambda x, total: x / total, "x/Σ|x| over its row (0 where the row is 0)",
+              "rrow({0})", r"\operatorname{{rrow}}\left({0}\right)", lambda a: a,
               freeze=lambda x: (_nonzero(x.abs().sum(1, keepdim=True)),), grammar="extended"),
-    Primitive("rcol", 1, lambda x, total: x / total, "x/Σ|x| over its column (0 where the column is 0)", "rcol({0})",
-              r"\operatorname{{rcol}}\left({0}\right)", lambda a: a,
+    Primitive("rcol", 1, lambda x, total: x / total, "x/Σ|x| over its column (0 where the column is 0)",
+              "rcol({0})", r"\operatorname{{rcol}}\left({0}\right)", lambda a: a,
               freeze=lambda x: (_nonzero(x.abs().sum(0, keepdim=True)),), grammar="extended"),
 )}
 
@@ -152,7 +158,8 @@ def symbols(grammar: str = "reference") -> tuple[str, ...]:
 
 
 def check_closed(primitive: Primitive) -> None:
-    """UsageError unless the operation is finite on zeros, negatives and both mixed, or is declared partial."""
+    """UsageError unless the operation is finite on zeros, negatives and both mixed, or is declared partial.
+    """
     import torch
 
     mixed = torch.tensor([[-3.0, 0.0, 2.0], [0.5, -1e-3, 40.0]])
@@ -161,8 +168,8 @@ def check_closed(primitive: Primitive) -> None:
         for second in probes if primitive.arity == 2 else (first,):
             operands = (first, second)[: primitive.arity]
             if not primitive.partial and not primitive(*operands).isfinite().all():
-                raise UsageError(f"primitive '{primitive.name}' is not finite on zeros and negatives: make it so, "
-                                 "or declare it partial=True")
+                raise UsageError(f"primitive '{primitive.name}' is not finite on zeros and negatives: "
+                                 "make it so, or declare it partial=True")
 
 
 def register(primitive: Primitive) -> None:
@@ -173,8 +180,8 @@ def register(primitive: Primitive) -> None:
     """
     taken = primitive.name in PRIMITIVES or primitive.name in TERMINALS
     if taken or not primitive.name.isidentifier() or primitive.arity not in (1, 2):
-        raise UsageError(f"primitive '{primitive.name}' needs a new name that is an identifier, and 1 or 2 operands "
-                         f"(it has {primitive.arity})")
+        raise UsageError(f"primitive '{primitive.name}' needs a new name that is an identifier, and 1 or 2 "
+                         f"operands (it has {primitive.arity})")
     symbols(primitive.grammar)
     check_closed(primitive)
     PRIMITIVES[primitive.name] = primitive

@@ -1,13 +1,14 @@
-"""Rank equivalence: the canonical form of a metric's mask, and the key that two metrics share only on a proof.
+"""Rank equivalence: the canonical form of a metric's mask, and the key that metrics share only on a proof.
 
-A mask depends on the order of scores inside a comparison group and on nothing else. Starting from that at the root,
-`simplify.operand_contexts` passes down what can still be seen of each operand, and everything that cannot be seen is
-removed: strictly increasing functions, positive factors, shifts. Products become monomials (|t| = Π |u|^e; where only
-order is seen, all exponents share a factor), sums become integer combinations, and a term that is a strictly monotone
-function of one of its subtrees becomes that subtree.
+A mask depends on the order of scores inside a comparison group and on nothing else. Starting from that at the
+root, `simplify.operand_contexts` passes down what can still be seen of each operand, and everything that
+cannot be seen is removed: strictly increasing functions, positive factors, shifts. Products become monomials
+(|t| = Π |u|^e; where only order is seen, all exponents share a factor), sums become integer combinations, and
+a term that is a strictly monotone function of one of its subtrees becomes that subtree.
 
-Claim: two trees with equal `rank_key` give the same masks, ties included, in exact arithmetic, on every layer where
-both are valid. It is a proof by rules, so it is not complete: different keys may still give the same mask.
+Claim: two trees with equal `rank_key` give the same masks, ties included, in exact arithmetic (exp without
+its clamp), on every layer where both are valid. It is a proof by rules, so it is not complete: different keys
+may still give the same mask.
 """
 from __future__ import annotations
 
@@ -41,24 +42,30 @@ from prunekit.metric.tree import Tree
 RANK_RULES = (
     rule("exp x -> x", "ORDER", "strictly increasing", "mul(W, exp(G))", modes="ORDER", signs="plain"),
     rule("tanh x -> x", "ORDER", "strictly increasing and odd", "mul(W, tanh(G))", modes="ORDER"),
-    rule("mms x -> x", "ORDER", "positive scale and a shift", "mul(W, mms(G))", modes="AFFINE ORDER", signs="plain flip"),
-    rule("zsn x -> x", "ORDER", "positive scale and a shift", "mul(W, zsn(G))", modes="AFFINE ORDER", signs="plain flip"),
+    rule("mms x -> x", "ORDER", "positive scale and a shift", "mul(W, mms(G))",
+         modes="AFFINE ORDER", signs="plain flip"),
+    rule("zsn x -> x", "ORDER", "positive scale and a shift", "mul(W, zsn(G))",
+         modes="AFFINE ORDER", signs="plain flip"),
     rule("div a b -> a", "ORDER", "a positive factor", "add(W, div(G, X))", modes="SCALE AFFINE ORDER"),
     rule("abs x -> x", "REAL", "only magnitudes are seen", "mul(abs(zsn(W)), G)", signs="mag"),
     rule("neg x -> x", "REAL", "this sign is not seen", "neg(W)", signs="mag flip"),
-    rule("sqr x -> x", "ORDER", "increasing in the magnitude", "mul(sqr(zsn(W)), G)", modes="ORDER", signs="mag"),
-    rule("sqrt x -> x", "ORDER", "increasing in the magnitude", "mul(sqrt(zsn(W)), G)", modes="ORDER", signs="mag"),
+    rule("sqr x -> x", "ORDER", "increasing in the magnitude", "mul(sqr(zsn(W)), G)",
+         modes="ORDER", signs="mag"),
+    rule("sqrt x -> x", "ORDER", "increasing in the magnitude", "mul(sqrt(zsn(W)), G)",
+         modes="ORDER", signs="mag"),
     rule("sqr x -> abs x", "ORDER", "increasing in the magnitude", "mul(sqr(W), G)", modes="ORDER"),
     rule("sqrt x -> abs x", "ORDER", "increasing in the magnitude", "mul(sqrt(W), G)", modes="ORDER"),
-    rule("log x -> abs x", "ORDER", "increasing in the magnitude", "mul(log(W), G)", modes="ORDER", signs="plain"),
-    rule("mms neg x -> neg mms x", "REAL", "mms(−x) = 1 − mms(x), a shift", "mul(W, mms(neg(G)))", modes="SHIFT"),
+    rule("log x -> abs x", "ORDER", "increasing in the magnitude", "mul(log(W), G)",
+         modes="ORDER", signs="plain"),
+    rule("mms neg x -> neg mms x", "REAL", "mms(−x) = 1 − mms(x), a shift", "mul(W, mms(neg(G)))",
+         modes="SHIFT"),
     rule("mul exp a exp b -> exp add a b", "REAL", "eᵃ·eᵇ = eᵃ⁺ᵇ"),
 )
 ROW_RULES = (rule("rrow x -> x", "ORDER", "one positive factor per row", "add(rrow(W), G)", modes="ORDER"),)
 
-# Products ----------------------------------------------------------------------------------------------------
+# Products ---------------------------------------------------------------------------------------------------
 
-Powers = dict[Node, tuple[Fraction, bool]]  # base -> exponent of its magnitude, and whether its sign counts as a factor
+Powers = dict[Node, tuple[Fraction, bool]]  # base -> exponent of its magnitude, and whether its sign counts
 
 
 @lru_cache(maxsize=1 << 14)
@@ -133,7 +140,7 @@ def _product(t: Node, context: Context) -> Node:
     return min((_written(outer, p, context.sign != "mag") for p in reduced), key=order_key)
 
 
-# Sums --------------------------------------------------------------------------------------------------------
+# Sums -------------------------------------------------------------------------------------------------------
 
 
 def _terms(t: Node, factor: int, found: dict[Node, int]) -> dict[Node, int]:
@@ -147,11 +154,12 @@ def _terms(t: Node, factor: int, found: dict[Node, int]) -> dict[Node, int]:
 
 
 def _sum(t: Node, context: Context) -> Node:
-    """The integer combination of t: like terms joined, what cancels gone, constants dropped where a shift is free."""
+    """The integer combination of t: like terms joined, what cancels gone, constants where a shift is free."""
     if isinstance(t, str) or t[0] not in ("add", "sub"):
         return t
     shifts = context.mode == SHIFT or (context.mode in (AFFINE, ORDER) and context.sign != "mag")
-    terms = {u: n for u, n in _terms(t, 1, {}).items() if n and constant(u) != "0" and not (shifts and constant(u))}
+    unseen = ("0", "+", "-", "?") if shifts else ("0",)
+    terms = {u: n for u, n in _terms(t, 1, {}).items() if n and constant(u) not in unseen}
     if not terms:
         return t
     if not (context.free or max(map(shape, terms)) == shape(t)):
@@ -171,7 +179,7 @@ def _combination(terms: dict[Node, int]) -> Node:
     return ("sub", _chain("add", plus), _chain("add", minus)) if plus else ("neg", _chain("add", minus))
 
 
-# Monotone images ---------------------------------------------------------------------------------------------
+# Monotone images --------------------------------------------------------------------------------------------
 
 
 @lru_cache(maxsize=1 << 14)
@@ -184,6 +192,8 @@ def monotone(t: Node) -> dict[Node, int]:
     if op in ("add", "sub", "mul"):
         return {**found, **_combined(op, x, y)}
     kind = PRIMITIVES[op].monotone
+    if len(t) == 3 and kind != "affine":
+        return found
     if kind == "even" and sign(x) != 1:
         return {**found, ("abs", x): 1}
     step = {"increasing": 1, "affine": 1, "decreasing": -1, "even": 1}.get(kind)
@@ -206,13 +216,15 @@ def _combined(op: str, x: Node, y: Node) -> dict[Node, int]:
             return one if factor == "+" else {u: -d for u, d in one.items()}
     if sign(x) != 1 or sign(y) != 1:
         return {}
-    return {u: d for u, d in left.items() if right.get(u) == d}  # of growing magnitudes the product grows, strictly
+    # of two values >= 0 that grow strictly the product grows strictly
+    return {u: d for u, d in left.items() if right.get(u) == d}
 
 
 def _image(t: Node, context: Context) -> Node:
     if context.mode != ORDER or context.sign:
         return t
-    bases = [(u if d == 1 else ("neg", u)) for u, d in monotone(t).items() if context.free or shape(u) == shape(t)]
+    images = monotone(t).items()
+    bases = (u if d == 1 else ("neg", u) for u, d in images if context.free or shape(u) == shape(t))
     return min(bases, key=order_key)
 
 
@@ -235,7 +247,7 @@ def _structural(t: Node, context: Context) -> tuple[str, Node] | None:
     return None
 
 
-# Keys --------------------------------------------------------------------------------------------------------
+# Keys -------------------------------------------------------------------------------------------------------
 
 
 def _reduce(tree: Tree, group: str) -> tuple[Tree | None, Rewriter]:
@@ -245,8 +257,8 @@ def _reduce(tree: Tree, group: str) -> tuple[Tree | None, Rewriter]:
         rewriter = Rewriter((*RULES, *RANK_RULES, *(ROW_RULES if group == "row" else ())), _structural)
         return run(tree, rewriter, Context(ORDER, "", True)), rewriter
     if tree.sign != 1:
-        raise UsageError(f"group 'variant' cumulates scores, so it needs a metric that is never negative; {tree} is "
-                         "not proven to be")
+        raise UsageError("group 'variant' cumulates scores, so it needs a metric that is never negative; "
+                         f"{tree} is not proven to be")
     rewriter = Rewriter(tuple(r for r in RULES if r.level == "BIT"))
     found = run(tree, rewriter, Context())
     while found is not None and found[0] == "div":  # one positive factor
@@ -255,29 +267,32 @@ def _reduce(tree: Tree, group: str) -> tuple[Tree | None, Rewriter]:
 
 
 def canonical(tree: Tree, group: str = "row") -> Tree:
-    """The smallest tree found that has the same masks in this comparison group; the tree itself if it is proven
-    invalid on every layer. Idempotent, never larger. Evaluate this one: rules of order make ties in floats.
+    """The smallest tree found that has the same masks in this comparison group; the tree itself if it is
+    proven invalid on every layer. Idempotent, never larger. Evaluate this one: rules of order make ties in
+    floats.
     """
     found, _ = _reduce(tree, group)
     return tree if found is None else found
 
 
 def rank_key(tree: Tree, group: str = "row") -> Hashable:
-    """Equal keys: proven to give the same masks in a comparison group, at any sparsity (see the module's claim).
+    """Equal keys: proven to give the same masks in a comparison group, at any sparsity (see the module's
+    claim).
 
-    group: "row" (also for N:M), "layer" (also the solver's blocks), "variant" (cumulated scores: only bit-identical
-    rewrites and a positive factor). A tree proven invalid on every layer has a key of its own, ("invalid", tree).
-    Raises UsageError for an unknown group, and for "variant" with a score not proven >= 0.
+    group: "row" (also for N:M), "layer" (also the solver's blocks), "variant" (cumulated scores: only
+    bit-identical rewrites and a positive factor). A tree proven invalid on every layer has a key of its own,
+    ("invalid", tree). Raises UsageError for an unknown group, and for "variant" with a score not proven >= 0.
     """
     found, _ = _reduce(tree, group)
     return ("invalid", tuple(tree)) if found is None else (group, tuple(found))
 
 
 def explain(tree: Tree, group: str = "row") -> str:
-    """What a metric is and what it comes to, as text: drawing, LaTeX, each level rule by rule, its rank class."""
+    """What a metric is and what it comes to, as text: drawing, LaTeX, each level rule by rule, its class."""
     lines = [f"metric      {tree}", f"infix       {tree.infix()}", f"LaTeX       {tree.latex()}",
-             f"size        {tree.size} nodes, depth {tree.depth}", f"reads       {', '.join(sorted(tree.terminals))}",
-             f"homogeneous {'yes' if tree.homogeneous else 'not proven: masks may depend on how G and X were scaled'}",
+             f"size        {tree.size} nodes, depth {tree.depth}",
+             f"reads       {', '.join(sorted(tree.terminals))}",
+             f"homogeneous {'yes' if tree.homogeneous else 'not proven: masks may follow the scale of G, X'}",
              "", tree.ascii(), ""]
     oos = Rewriter(RULES)
     exact = run(tree, oos, Context(ORDER))
@@ -287,12 +302,14 @@ def explain(tree: Tree, group: str = "row") -> str:
     found, rewriter = _reduce(tree, group)
     if found is None:
         return "\n".join([*lines, "proven invalid on every layer: constant or undefined"])
-    same = [m.name for m in METHODS.values() if m.tree and m.group != "variant" and rank_key(m.tree, group) == (group, tuple(found))]
+    methods = (m for m in METHODS.values() if m.tree and m.group != "variant")
+    same = [m.name for m in methods if rank_key(m.tree, group) == (group, tuple(found))]
     if {"exp", "tanh", "log"} & set(tree) - set(found):
-        lines += ["(in floats log, tanh and exp, clamped at 88, make ties: evaluate the form below, not the one above)", ""]
+        lines += ["(in floats log, tanh and exp, clamped at 88, make ties: evaluate the form below)", ""]
     return "\n".join([*lines, f"same masks (group {group}): {found}", *_steps(rewriter), "",
                       f"catalogue methods with this metric: {', '.join(same) or 'none'}"])
 
 
 def _steps(rewriter: Rewriter) -> list[str]:
-    return [f"  {level:5} {Tree(flat(old))}  =>  {Tree(flat(new))}   [{name}]" for name, level, old, new in rewriter.steps]
+    return [f"  {level:5} {Tree(flat(old))}  =>  {Tree(flat(new))}   [{name}]"
+            for name, level, old, new in rewriter.steps]

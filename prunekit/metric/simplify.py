@@ -1,13 +1,14 @@
-"""Opposing operation simplification: a table of rules, each with its guard and proof, and the engine that applies it.
+"""Opposing operation simplification: a table of rules with guards and proofs, and the engine that applies it.
 
-Levels of a rule: BIT gives identical floats, REAL equal values in exact arithmetic, ORDER a strictly increasing image
-(same mask, other scores). Claims hold for trees that are valid as written (finite score, finite norms other than 0),
-where nothing under- or overflows; saturation of tanh, the clamp of exp and rounding are matters of floats, so validity
-must always be checked on the raw tree: simplifying may drop the part that makes it invalid.
+Levels of a rule: BIT gives identical floats, REAL equal values in exact arithmetic, ORDER a strictly
+increasing image (same mask, other scores). Claims hold for trees that are valid as written (finite score,
+finite norms other than 0), where nothing under- or overflows; saturation of tanh, the clamp of exp and
+rounding are matters of floats, so validity must always be checked on the raw tree: simplifying may drop the
+part that makes it invalid.
 
-What a rule may change depends on what the parent can see of a value, its `Context`; three static facts guard rules:
-sign, shape ((1, 1), (1, in) or (out, in): norms and stds see it) and constancy. Expressions are nested tuples here:
-("mul", "W", ("sqrt", "X")).
+What a rule may change depends on what the parent can see of a value, its `Context`; three static facts guard
+rules: sign, shape ((1, 1), (1, in) or (out, in): norms and stds see it) and constancy. Expressions are nested
+tuples here: ("mul", "W", ("sqrt", "X")).
 """
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ from prunekit.metric.tree import Tree
 LEVELS = ("naive", "oos", "rank")
 Node = str | tuple  # a terminal, or (operation, operand…)
 
-# Nested tuples and static facts ------------------------------------------------------------------------------
+# Nested tuples and static facts -----------------------------------------------------------------------------
 
 
 def nested(tree: Tree) -> Node:
@@ -42,10 +43,6 @@ def order_key(t: Node) -> tuple:
     return len(symbols), tuple((TERMINALS.index(s), "") if s in TERMINALS else (9, s) for s in symbols)
 
 
-def size(t: Node) -> int:
-    return order_key(t)[0]
-
-
 @lru_cache(maxsize=1 << 16)
 def sign(t: Node) -> int:
     """1: proven >= 0, -1: proven <= 0, 0: unknown."""
@@ -60,7 +57,8 @@ def shape(t: Node) -> int:
     return max(map(shape, t[1:]))
 
 
-_ENTRYWISE = frozenset(["skp", "tanh", "neg", "rrow", "rcol", "abs", "sqr", "pow", "sqrt", "exp", "log", "add", "sub", "mul", "ediv"])  # constant in, constant out
+_ENTRYWISE = frozenset({"skp", "tanh", "neg", "rrow", "rcol", "abs", "sqr", "pow", "sqrt", "exp", "log",
+                        "add", "sub", "mul", "ediv"})  # constant in, constant out
 
 
 @lru_cache(maxsize=1 << 16)
@@ -90,12 +88,14 @@ class StaticallyInvalid(Exception):
 
 
 def check_defined(t: Node) -> None:
-    """StaticallyInvalid if this operation is undefined on every layer (min-max of a constant, a norm of 0)."""
-    if not isinstance(t, str) and ((t[0] in ("mms", "zsn") and constant(t[1])) or (t[0] == "div" and constant(t[2]) == "0")):
+    """StaticallyInvalid if this operation is undefined everywhere (min-max of a constant, a norm of 0)."""
+    if isinstance(t, str):
+        return
+    if (t[0] in ("mms", "zsn") and constant(t[1])) or (t[0] == "div" and constant(t[2]) == "0"):
         raise StaticallyInvalid
 
 
-# What the parent can see -------------------------------------------------------------------------------------
+# What the parent can see ------------------------------------------------------------------------------------
 
 EXACT, SHIFT, SCALE, AFFINE, ORDER = "EXACT", "SHIFT", "SCALE", "AFFINE", "ORDER"
 SCALED = frozenset({SCALE, AFFINE, ORDER})
@@ -104,10 +104,10 @@ SCALED = frozenset({SCALE, AFFINE, ORDER})
 class Context(NamedTuple):
     """A value may be replaced by any other that is equal in this sense.
 
-    mode: EXACT; SHIFT: plus a scalar; SCALE: times a positive scalar; AFFINE: both; ORDER: a strictly increasing
-    function of it within a comparison group. sign "mag": only the magnitude of each entry is seen (mode then speaks of
-    the magnitudes); "flip": the sign of the whole matrix is not seen. free: a value constant over the rows may stand
-    as (1, in), since nothing above counts entries.
+    mode: EXACT; SHIFT: plus a scalar; SCALE: times a positive scalar; AFFINE: both; ORDER: a strictly
+    increasing function of it within a comparison group. sign "mag": only the magnitude of each entry is seen
+    (mode then speaks of the magnitudes); "flip": the sign of the whole matrix is not seen. free: a value
+    constant over the rows may stand as (1, in), since nothing above counts entries.
     """
 
     mode: str = EXACT
@@ -123,9 +123,11 @@ def operand_contexts(t: tuple, context: Context) -> list[Context]:
     if op in ("skp", "neg"):
         return [context]
     if op == "mms":  # >= 0, and unchanged by a positive affine map of its operand
-        return [Context(ORDER, "", free) if mode == ORDER else Context(AFFINE, seen if mode == AFFINE else "", free)]
+        keep = seen if mode == AFFINE else ""
+        return [Context(ORDER, "", free) if mode == ORDER else Context(AFFINE, keep, free)]
     if op == "zsn":  # its std counts entries; zsn(−x) = −zsn(x)
-        return [Context(ORDER, "", free) if (mode, seen) == (ORDER, "") else Context(AFFINE, flip, free and scaled)]
+        ordered = (mode, seen) == (ORDER, "")
+        return [Context(ORDER, "", free) if ordered else Context(AFFINE, flip, free and scaled)]
     if op == "exp":  # a factor outside is a shift inside
         return [Context(ORDER if mode == ORDER else SHIFT if scaled else EXACT, "", free)]
     if op == "tanh":
@@ -146,14 +148,14 @@ def operand_contexts(t: tuple, context: Context) -> list[Context]:
     return [Context()] * (len(t) - 1)
 
 
-# The table ---------------------------------------------------------------------------------------------------
+# The table --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Rule:
-    """`pattern` → `result` in prefix notation (small letters stand for any subtree), where `guard` holds of them and
-    the context's mode and sign are among `modes` and `signs`. REAL and ORDER rules also keep the shape.
-    `counterexample`: a tree whose mask changes when the guard, the modes or the shape are ignored.
+    """`pattern` → `result` in prefix notation (small letters stand for any subtree), where `guard` holds of
+    them and the context's mode and sign are among `modes` and `signs`. REAL and ORDER rules also keep the
+    shape. `counterexample`: a tree whose mask changes when the guard, the modes or the shape are ignored.
     """
 
     name: str
@@ -203,12 +205,12 @@ def _fill(result: Node, found: dict[str, Node]) -> Node:
 
 def rule(line: str, level: str, proof: str, counterexample: str = "", guard: Callable | None = None,
          modes: str = "", signs: str | None = None) -> Rule:
-    """A rule from `pattern -> result` in prefix notation; modes and signs ("plain" for none) separated by blanks."""
+    """A rule from `pattern -> result` in prefix notation; modes and signs ("plain": none) with blanks."""
     left, right = line.split("->")
     name = f"{line}, {signs} seen" if signs and signs != "plain" else line
-    return Rule(name, level, _pattern(left), _pattern(right), proof, guard,
-                frozenset(modes.split()) or None,
-                None if signs is None else frozenset("" if s == "plain" else s for s in signs.split()), counterexample)
+    seen = None if signs is None else frozenset("" if s == "plain" else s for s in signs.split())
+    return Rule(name, level, _pattern(left), _pattern(right), proof, guard, frozenset(modes.split()) or None,
+                seen, counterexample)
 
 
 def _nonnegative(found: dict[str, Node]) -> bool:
@@ -245,13 +247,14 @@ RULES: tuple[Rule, ...] = (
     rule("add a neg b -> sub a b", "BIT", "IEEE subtraction"),
     rule("sub a neg b -> add a b", "BIT", "IEEE subtraction"),
     rule("mms mms x -> mms x", "BIT", "min is exactly 0 and max exactly 1"),
-    rule("sqrt sqr x -> abs x", "BIT", "the root of a rounded square rounds back, unless it under- or overflows"),
+    rule("sqrt sqr x -> abs x", "BIT", "the root of a rounded square rounds back (no under- or overflow)"),
     rule("sqr sqrt x -> abs x", "REAL", "(√|x|)² = |x|"),
     rule("zsn zsn x -> zsn x", "REAL", "mean 0 and std 1 already"),
     rule("mms zsn x -> mms x", "REAL", "min-max undoes a positive affine map"),
     rule("zsn mms x -> zsn x", "REAL", "z-score undoes a positive affine map"),
-    rule("mms div x y -> mms x", "REAL", "min-max undoes a positive factor", "add(W, div(X, mms(div(X, G))))"),
-    rule("zsn div x y -> zsn x", "REAL", "z-score undoes a positive factor; its std counts entries, so the shape must stay",
+    rule("mms div x y -> mms x", "REAL", "min-max undoes a positive factor",
+         "add(W, div(X, mms(div(X, G))))"),
+    rule("zsn div x y -> zsn x", "REAL", "z-score undoes a positive factor; its std counts entries",
          "sub(zsn(zsn(div(log(X), pow(G)))), log(W))", _same_count),
     rule("add sub a b b -> a", "REAL", "(a − b) + b = a", "add(div(X, add(sub(X, W), W)), W)"),
     rule("sub add a b b -> a", "REAL", "(a + b) − b = a", "add(div(X, sub(add(X, W), W)), W)"),
@@ -260,8 +263,8 @@ RULES: tuple[Rule, ...] = (
     rule("sub x sub a a -> x", "REAL", "a − a = 0", "add(div(X, sub(X, sub(W, W))), W)"),
     rule("exp log x -> abs x", "ORDER", "exp(ln(|x| + 0.001)) = |x| + 0.001, a shift", "mul(exp(log(W)), G)",
          modes="SHIFT AFFINE ORDER"),
-    rule("log exp x -> x", "ORDER", "ln(eˣ + 0.001) increases strictly with x", "mul(log(exp(neg(W))), G)", modes="ORDER",
-         signs="plain"),
+    rule("log exp x -> x", "ORDER", "ln(eˣ + 0.001) increases strictly with x",
+         "mul(log(exp(neg(W))), G)", modes="ORDER", signs="plain"),
 )
 
 # What summaries of the paper name, without guards: for the ablation only.
@@ -272,15 +275,15 @@ NAIVE: tuple[Rule, ...] = tuple(rule(line, "NAIVE", "none") for line in (
 
 # Rewrites that look right and are wrong; each with a tree whose mask it changes.
 NEVER: tuple[Rule, ...] = (
-    rule("mul div a b b -> a", "NEVER", "div is by one scalar norm, so b stays as a factor", "mul(div(W, X), X)"),
-    rule("div mul a b b -> a", "NEVER", "div is by one scalar norm, so b stays as a factor", "div(mul(W, X), X)"),
+    rule("mul div a b b -> a", "NEVER", "div is by a scalar norm: b stays as a factor", "mul(div(W, X), X)"),
+    rule("div mul a b b -> a", "NEVER", "div is by a scalar norm: b stays as a factor", "div(mul(W, X), X)"),
     rule("div a b -> b", "NEVER", "the norm alone is a constant: div(a, a) is a/‖a‖, not 1", "div(W, G)"),
     rule("sqrt sqr x -> x", "NEVER", "gives |x|: the whole order can be inverted", "sqrt(sqr(neg(W)))"),
     rule("sqr sqrt x -> x", "NEVER", "gives |x|: the whole order can be inverted", "sqr(sqrt(neg(W)))"),
 )
 
 
-# The engine --------------------------------------------------------------------------------------------------
+# The engine -------------------------------------------------------------------------------------------------
 
 Step = tuple[str, str, Node, Node]  # rule, level, before, after
 Structural = Callable[[Node, Context], tuple[str, Node] | None]
@@ -289,7 +292,8 @@ Structural = Callable[[Node, Context], tuple[str, Node] | None]
 class Rewriter:
     """Applies rules bottom-up to a fixpoint, each in the context of its place; `steps` tells what it did."""
 
-    def __init__(self, rules: tuple[Rule, ...], structural: Structural | None = None, guarded: bool = True) -> None:
+    def __init__(self, rules: tuple[Rule, ...], structural: Structural | None = None,
+                 guarded: bool = True) -> None:
         self.rules, self.structural, self.guarded = rules, structural, guarded
         self.steps: list[Step] = []
         self._known: dict[tuple[Node, Context], Node] = {}
@@ -309,7 +313,8 @@ class Rewriter:
         """Operands first, then one rewrite here."""
         if isinstance(t, str):
             return t
-        t = (t[0], *(self(child, seen) for child, seen in zip(t[1:], operand_contexts(t, context), strict=True)))
+        contexts = operand_contexts(t, context)
+        t = (t[0], *(self(operand, seen) for operand, seen in zip(t[1:], contexts, strict=True)))
         if self.guarded:
             check_defined(t)
         if t[0] in ("add", "mul"):
@@ -332,15 +337,17 @@ def run(tree: Tree, rewriter: Rewriter, context: Context) -> Tree | None:
         return None if rewriter.guarded and constant(found) else Tree(flat(found))
     except StaticallyInvalid:
         return None
+    except UsageError:  # a sum or product of so many terms that its chain is deeper than a tree may be
+        return tree
 
 
 def simplify(tree: Tree, level: str = "oos") -> Tree:
     """An equivalent, never larger tree; idempotent.
 
-    "oos": the table RULES. "naive": opposing pairs without guards, as summaries of the paper have it (wrong: for the
-    ablation). "rank": the canonical form of its mask (`rank.canonical`, group row). A tree that is proven invalid on
-    every layer comes back unchanged. Ill-conditioned rules (a − b + b → a) change rounding: simplify, then re-evaluate.
-    Raises UsageError for an unknown level.
+    "oos": the table RULES. "naive": opposing pairs without guards, as summaries of the paper have it (wrong:
+    for the ablation). "rank": the canonical form of its mask (`rank.canonical`, group row). A tree that is
+    proven invalid on every layer comes back unchanged. Ill-conditioned rules (a − b + b → a) change rounding:
+    simplify, then re-evaluate. Raises UsageError for an unknown level.
     """
     if level == "rank":
         from prunekit.metric.rank import canonical

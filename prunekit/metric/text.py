@@ -1,7 +1,8 @@
-"""How a tree is read and written: text, infix, JSON, LaTeX, ASCII, matplotlib. All on prefix tuples of symbols.
+"""How a tree is read and written: text, infix, JSON, LaTeX, ASCII, matplotlib. All on prefix tuples of
+symbols.
 
-Reading is strict and bounded (length, nesting, nodes), by a hand-written parser over the registry's names: a hostile
-file or string ends in one UsageError.
+Reading is strict and bounded (length, nesting, nodes), by a hand-written parser over the registry's names: a
+hostile file or string ends in one UsageError.
 """
 from __future__ import annotations
 
@@ -12,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from prunekit.errors import UsageError
-from prunekit.metric.ops import PRIMITIVES, Primitive, arity
+from prunekit.metric.ops import PRIMITIVES, arity
 
 MAX_CHARACTERS = 20_000
 MAX_BYTES = 1_000_000  # of a JSON file
 MAX_NESTING = 80
-MAX_NODES = 512
+MAX_NODES = 255
 
 _TOKEN = re.compile(r"\s*(?:(\d+(?:\.\d+)?)|([A-Za-z_]\w*)|(\./|[-+*/(),|]))")
 _INFIX = {"+": ("add", 1), "-": ("sub", 1), "*": ("mul", 2), "/": ("div", 2), "./": ("ediv", 2)}
@@ -33,19 +34,19 @@ def fold(tree: tuple[str, ...], step: Callable[[str, list], Any]) -> Any:
     return stack[0]
 
 
-# Text and infix ----------------------------------------------------------------------------------------------
+# Text and infix ---------------------------------------------------------------------------------------------
 
 
 def parse(source: str) -> tuple[str, ...]:
     """Prefix tuple of a text such as `mul(abs(mul(W, W)), mms(G))` or `|W*W| * mms(G)`.
 
-    Infix: `+ - *`, `/` (div, by the norm), `./` (ediv), a leading minus (neg, binds tightest), `|x|` (abs). Raises
-    UsageError, with the nearest known symbol, on anything else.
+    Infix: `+ - *`, `/` (div, by the norm), `./` (ediv), a leading minus (neg, binds tightest), `|x|` (abs).
+    Raises UsageError, with the nearest known symbol, on anything else.
     """
     if not isinstance(source, str):
         raise UsageError(f"a metric is text such as 'mul(W, sqrt(X))', not {type(source).__name__}")
     if len(source) > MAX_CHARACTERS:
-        raise UsageError(f"a metric's text has at most {MAX_CHARACTERS} characters, this one has {len(source)}")
+        raise UsageError(f"a metric's text has {MAX_CHARACTERS} characters or fewer, not {len(source)}")
     parser = _Parser(source)
     tree = parser.sum()
     if parser.token:
@@ -72,6 +73,10 @@ class _Parser:
     def error(self, wanted: str) -> UsageError:
         found = repr(self.token) if self.token else "the end"
         return UsageError(f"expected {wanted} but found {found} in the metric {self.source[:60]!r}")
+
+    def count(self, symbol: str, operands: int) -> UsageError:
+        noun = "operand" if operands == 1 else "operands"
+        return UsageError(f"'{symbol}' takes {operands} {noun} in the metric {self.source[:60]!r}")
 
     def expect(self, token: str) -> None:
         if self.token != token:
@@ -113,24 +118,23 @@ class _Parser:
     def arguments(self, symbol: str, count: int) -> list[str]:
         if not count:
             if self.token == "(":
-                raise UsageError(f"'{symbol}' takes no operands in the metric {self.source[:60]!r}")
+                raise self.count(symbol, count)
             return []
         self.expect("(")
         found = self.sum()
         for _ in range(count - 1):
             if self.token != ",":
-                raise UsageError(f"'{symbol}' takes {count} operands in the metric {self.source[:60]!r}")
+                raise self.count(symbol, count)
             self.advance()
             found += self.sum()
         if self.token == ",":
-            raise UsageError(f"'{symbol}' takes {count} operand{'s'[:count != 1]} in the metric {self.source[:60]!r}")
+            raise self.count(symbol, count)
         self.expect(")")
         return found
 
 
-def _written(template: str, primitive: Primitive, args: list[tuple[str, int]], left: str, right: str) -> tuple[str, int]:
+def _written(template: str, own: int, args: list[tuple[str, int]], left: str, right: str) -> tuple[str, int]:
     """One node from its template: operands that bind weaker than it stand in parentheses."""
-    own = primitive.binding
     fields: dict[str, str] = {}
     for i, (written, binding) in enumerate(args):
         wrapped = f"{left}{written}{right}"
@@ -140,22 +144,31 @@ def _written(template: str, primitive: Primitive, args: list[tuple[str, int]], l
 
 
 def infix(tree: tuple[str, ...]) -> str:
-    return fold(tree, lambda s, args: _written(PRIMITIVES[s].infix, PRIMITIVES[s], args, "(", ")") if args else (s, 9))[0]
-
-
-def latex(tree: tuple[str, ...]) -> str:
     def step(symbol: str, args: list[tuple[str, int]]) -> tuple[str, int]:
         if not args:
             return symbol, 9
-        if symbol == "skp":
-            return args[0]
-        written, binding = _written(PRIMITIVES[symbol].latex, PRIMITIVES[symbol], args, r"\left(", r"\right)")
-        return written, 8 if symbol in ("sqr", "pow") else binding
+        return _written(PRIMITIVES[symbol].infix, PRIMITIVES[symbol].binding, args, "(", ")")
 
     return fold(tree, step)[0]
 
 
-# JSON --------------------------------------------------------------------------------------------------------
+def latex(tree: tuple[str, ...]) -> str:
+    def step(symbol: str, args: list[tuple[str, int, int]]) -> tuple[str, int, int]:
+        if not args:
+            return symbol, 9, 1
+        if symbol == "skp":
+            return args[0]
+        primitive = PRIMITIVES[symbol]
+        template = primitive.latex
+        if symbol != "abs" and args[0][2] == 1:  # no bars around what is never negative
+            template = template.replace(r"\left|{0}\right|", "{0}")
+        written, binding = _written(template, primitive.binding, [a[:2] for a in args], r"\left(", r"\right)")
+        return written, 8 if symbol in ("sqr", "pow") else binding, primitive.sign(*(a[2] for a in args))
+
+    return fold(tree, step)[0]
+
+
+# JSON -------------------------------------------------------------------------------------------------------
 
 
 def to_json(tree: tuple[str, ...], path: Any = None, meta: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -170,10 +183,11 @@ def to_json(tree: tuple[str, ...], path: Any = None, meta: Mapping[str, Any] | N
 def from_json(source: Any) -> tuple[str, ...]:
     """Prefix tuple of {"data": name, "left": …, "right": …} (a unary operation's operand is `left`).
 
-    `source` is a path or the dict itself. The root may carry "meta", which is ignored. Raises UsageError on a file
-    that cannot be read, is larger than MAX_BYTES or is no JSON, and on anything that is not such a tree.
+    `source` is a path or the dict itself. The root may carry "meta", which is ignored. Raises UsageError on a
+    file that cannot be read, is larger than MAX_BYTES or is no JSON, and on anything that is not such a tree.
     """
-    root, where = (source, "the tree") if isinstance(source, Mapping) else (_read(source), f"tree file '{source}'")
+    where = "the tree" if isinstance(source, Mapping) else f"tree file '{source}'"
+    root = source if isinstance(source, Mapping) else _read(source)
     found: list[str] = []
     stack: list[Any] = [root]
     while stack:
@@ -185,7 +199,7 @@ def from_json(source: Any) -> tuple[str, ...]:
         children = [key for key in ("left", "right") if key in node]
         extra = set(node) - {"data", "left", "right"} - ({"meta"} if node is root else set())
         if extra:
-            raise UsageError(f"{where}: unknown key {min(map(str, extra))[:40]!r} beside 'data', 'left', 'right'")
+            raise UsageError(f"{where}: unknown key {min(map(str, extra))[:40]!r} (known: data, left, right)")
         if children != ["left", "right"][:arity(symbol)]:
             raise UsageError(f"{where}: '{symbol}' takes {arity(symbol)} operands (left, then right), "
                              f"here {len(children)} ({', '.join(children) or 'none'})")
@@ -215,7 +229,7 @@ def _read(source: Any) -> Any:
     except RecursionError:
         raise UsageError(f"tree file '{source}' is nested too deeply") from None
     except (OSError, TypeError, ValueError) as error:
-        raise UsageError(f"tree file '{str(source)[:200]}' cannot be read as JSON: {str(error)[:200]}") from None
+        raise UsageError(f"tree file '{source!s:.200}' is not readable JSON: {error!s:.200}") from None
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -230,7 +244,7 @@ def _refuse(constant: str) -> Any:
     raise UsageError(f"{constant} has no place in a tree file")
 
 
-# Drawings ----------------------------------------------------------------------------------------------------
+# Drawings ---------------------------------------------------------------------------------------------------
 
 
 def ascii(tree: tuple[str, ...]) -> str:
@@ -238,14 +252,16 @@ def ascii(tree: tuple[str, ...]) -> str:
         lines = [symbol]
         for i, block in enumerate(args):
             last = i == len(args) - 1
-            lines += [("└── " if last else "├── ") + block[0], *(("    " if last else "│   ") + x for x in block[1:])]
+            lines.append(("└── " if last else "├── ") + block[0])
+            lines += [("    " if last else "│   ") + line for line in block[1:]]
         return lines
 
     return "\n".join(fold(tree, step))
 
 
 def _layout(tree: tuple[str, ...]) -> list[tuple[str, float, int, int | None]]:
-    """(symbol, x, depth, parent index) per node in prefix order: leaves side by side, parents centred above."""
+    """(symbol, x, depth, parent index) per node in prefix order: leaves side by side, parents centred above.
+    """
     nodes: list[list[Any]] = []
     open_: list[tuple[int, int]] = []  # (node, operands still to come)
     for index, symbol in enumerate(tree):
@@ -271,10 +287,13 @@ def draw(tree: tuple[str, ...], ax: Any) -> Any:
     nodes = _layout(tree)
     for _, x, depth, parent in nodes:
         if parent is not None:
-            ax.plot([x, nodes[parent][1]], [-depth, -nodes[parent][2]], color="#666666", linewidth=1.2, zorder=1)
+            ends = [x, nodes[parent][1]], [-depth, -nodes[parent][2]]
+            ax.plot(*ends, color="#666666", linewidth=1.2, zorder=1)
     for symbol, x, depth, _ in nodes:
-        box = {"boxstyle": "round,pad=0.35", "facecolor": _COLOURS.get(symbol, "#F4F4F4"), "edgecolor": "#333333"}
-        ax.text(x, -depth, symbol, ha="center", va="center", fontsize=11, family="monospace", bbox=box, zorder=2)
+        colour = _COLOURS.get(symbol, "#F4F4F4")
+        box = {"boxstyle": "round,pad=0.35", "facecolor": colour, "edgecolor": "#333333"}
+        style = {"ha": "center", "va": "center", "fontsize": 11, "family": "monospace"}
+        ax.text(x, -depth, symbol, bbox=box, zorder=2, **style)
     ax.set_xlim(min(n[1] for n in nodes) - 0.7, max(n[1] for n in nodes) + 0.7)
     ax.set_ylim(-max(n[2] for n in nodes) - 0.6, 0.6)
     ax.set_axis_off()

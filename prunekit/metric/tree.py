@@ -1,7 +1,7 @@
 """A metric as a tree: an immutable prefix tuple of symbols, its checks, and its value on a layer.
 
-`Tree.parse("mul(abs(mul(W, W)), mms(G))")` is the tuple ("mul", "abs", "mul", "W", "W", "mms", "G"). Reading and
-writing (text, infix, JSON, LaTeX, drawings) is in `text.py`, the operations in `ops.py`.
+`Tree.parse("mul(abs(mul(W, W)), mms(G))")` is the tuple ("mul", "abs", "mul", "W", "W", "mms", "G"). Reading
+and writing (text, infix, JSON, LaTeX, drawings) is in `text.py`, the operations in `ops.py`.
 """
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from prunekit.errors import UsageError
 from prunekit.metric import text
 from prunekit.metric.ops import CONSTANTS, PRIMITIVES, TERMINALS, Tensor, arity
 
-MAX_SIZE = 512  # nodes
+MAX_SIZE = 255  # nodes
 MAX_DEPTH = 64  # edges from the root to the deepest leaf
 
 
 class Tree(tuple):
-    """An expression over W, G and X. Hashable, comparable, picklable; `tree[tree.span(i)]` is a subtree's tuple.
+    """An expression over W, G and X. Hashable, comparable, picklable; `tree[tree.span(i)]` is a subtree's
+    tuple.
 
-    Raises UsageError on an unknown symbol, a wrong number of operands, or more than MAX_SIZE nodes or MAX_DEPTH
-    levels.
+    Raises UsageError on an unknown symbol, a wrong number of operands, or more than MAX_SIZE nodes or
+    MAX_DEPTH levels.
     """
 
     __slots__ = ()
@@ -46,7 +47,7 @@ class Tree(tuple):
             raise UsageError(f"a metric has at most {MAX_DEPTH} levels, this one has {heights[0]}")
         return self
 
-    # Reading and writing -------------------------------------------------------------------------------------
+    # Reading and writing ------------------------------------------------------------------------------------
 
     @classmethod
     def parse(cls, source: str) -> Tree:
@@ -59,7 +60,8 @@ class Tree(tuple):
         return cls(text.from_json(source))
 
     def to_json(self, path: Any = None, meta: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """The reference's schema, also written to `path` if given; `meta` goes under the root's "meta" key."""
+        """The reference's schema, also written to `path` if given; `meta` goes under the root's "meta" key.
+        """
         return text.to_json(self, path, meta)
 
     def __str__(self) -> str:
@@ -88,7 +90,7 @@ class Tree(tuple):
     def _repr_latex_(self) -> str:
         return f"${self.latex()}$"
 
-    # Structure -----------------------------------------------------------------------------------------------
+    # Structure ----------------------------------------------------------------------------------------------
 
     @property
     def size(self) -> int:
@@ -112,8 +114,9 @@ class Tree(tuple):
 
     @property
     def homogeneous(self) -> bool:
-        """True: masks provably stay when G or X is multiplied by a positive number (exact arithmetic, groups row
-        and layer). False: not proven; such a metric depends on n, seqlen and scale of the collected statistics."""
+        """True: masks provably stay when G or X is multiplied by a positive number (exact arithmetic, groups
+        row and layer). False: not proven; such a metric depends on n, seqlen and scale of the collected
+        statistics."""
         return text.fold(self, _scaling) is not None
 
     def span(self, index: int) -> slice:
@@ -129,35 +132,39 @@ class Tree(tuple):
         span = self.span(index)
         return Tree((*self[:span.start], *other, *self[span.stop:]))
 
-    # Value ---------------------------------------------------------------------------------------------------
+    # Value --------------------------------------------------------------------------------------------------
 
     def score(self, W: Tensor, G: Tensor = None, X: Tensor = None, *, check: bool = True) -> Tensor:
-        """S (out, in), float32: what a mask ranks. W (out, in) of any sign and dtype (its absolute value is used),
-        G (out, in), X (1, in) or (in,). Evaluated in float32.
+        """S (out, in), float32: what a mask ranks. W (out, in) of any sign and dtype (its absolute value is
+        used), G (out, in), X (1, in) or (in,). Evaluated in float32.
 
-        Raises UsageError if G or X is missing or of the wrong shape and, with `check`, if the score is invalid
-        (not finite, or constant). With `check=False` use `defect(score)` to ask.
+        Raises UsageError if G or X is missing or of the wrong shape and, with `check`, if the score is
+        invalid (not finite, or constant). With `check=False` use `defect(score)` to ask.
         """
         inputs = _inputs(self, W, G, X)
         return _finish(self, evaluate(self, inputs).score, inputs["W"].shape, check)
 
     def bind(self, W: Tensor, G: Tensor = None, X: Tensor = None) -> BoundTree:
-        """Freeze the matrix-wide values (min, max, mean, std, norms) of this layer, to score column slices later."""
+        """Freeze the matrix-wide values (min, max, mean, std, norms) of this layer, to score column slices
+        later.
+        """
         inputs = _inputs(self, W, G, X)
         return BoundTree(self, inputs, evaluate(self, inputs, only_frozen=True).frozen)
 
 
 @dataclass(frozen=True)
 class BoundTree:
-    """A tree with the matrix-wide values of one layer: column slices score as they do within the whole layer."""
+    """A tree with the matrix-wide values of one layer: column slices score as they do within the whole layer.
+    """
 
     tree: Tree
     inputs: Mapping[str, Tensor]
     frozen: Mapping[int, tuple[Tensor, ...]]
 
     def score(self, columns: slice = slice(None), W: Tensor = None, *, check: bool = False) -> Tensor:
-        """S (out, columns), float32, of a slice of columns; `W` (out, columns) replaces the weights bound (updated
-        ones, say: the matrix-wide values stay those of the layer as bound). `check` as in `Tree.score`."""
+        """S (out, columns), float32, of a slice of columns; `W` (out, columns) replaces the weights bound
+        (updated ones, say: the matrix-wide values stay those of the layer as bound). `check` as in
+        `Tree.score`."""
         # contiguous: vectorised exp, log and tanh may differ in the last bit on strided memory
         inputs = {k: v[:, columns].contiguous() for k, v in self.inputs.items()}
         if W is not None:
@@ -188,7 +195,10 @@ def _plan(tree: tuple[str, ...]) -> _Plan:
     for symbol in reversed(tree):
         key = (symbol, *(stack.pop() for _ in range(arity(symbol))))
         stack.append(nodes.setdefault(key, len(nodes)))
-    last_use = [max((i for i, node in enumerate(nodes) if n in node[1:]), default=len(nodes)) for n in range(len(nodes))]
+    last_use = [len(nodes)] * len(nodes)
+    for i, (_, *operands) in enumerate(nodes):
+        for n in operands:
+            last_use[n] = i
     wanted: set[int] = set()
     for i, (symbol, *operands) in reversed(list(enumerate(nodes))):
         if i in wanted or (operands and PRIMITIVES[symbol].freeze):
@@ -198,18 +208,20 @@ def _plan(tree: tuple[str, ...]) -> _Plan:
 
 def evaluate(tree: Tree, inputs: Mapping[str, Tensor], frozen: Mapping[int, tuple] | None = None, *,
              only_frozen: bool = False) -> Evaluation:
-    """The value of a tree on tensors as they are (no conversion, so also float64), each distinct subexpression once.
+    """The value of a tree on tensors as they are (no conversion, so also float64), each distinct
+    subexpression once.
 
-    inputs: the terminals (W taken as given: pass its absolute value). frozen: matrix-wide values of an earlier
-    evaluation, by node of the plan; without, they are computed here. An undefined operation (a norm of 0, min-max
-    of a constant) gives NaN everywhere.
+    inputs: the terminals (W taken as given: pass its absolute value). frozen: matrix-wide values of an
+    earlier evaluation, by node of the plan; without, they are computed here. An undefined operation (a norm
+    of 0, min-max of a constant) gives NaN everywhere.
     """
     plan = _plan(tuple(tree))
     values: list[Tensor] = [None] * len(plan.nodes)
     found: dict[int, tuple[Tensor, ...]] = dict(frozen or {})
     for i, (symbol, *operands) in enumerate(plan.nodes):
         if not operands:
-            values[i] = inputs[symbol] if symbol in TERMINALS else inputs["W"].new_full((1, 1), CONSTANTS[symbol])
+            found_here = inputs.get(symbol)
+            values[i] = inputs["W"].new_full((1, 1), CONSTANTS[symbol]) if found_here is None else found_here
             continue
         args = [values[n] for n in operands]
         if PRIMITIVES[symbol].freeze and frozen is None:
@@ -254,8 +266,8 @@ def _inputs(tree: Tree, W: Tensor, G: Tensor, X: Tensor) -> dict[str, Tensor]:
 
 
 class _Scale(NamedTuple):
-    """How a value answers to X → cX, G → dG: times c^x·d^g (x None: times an unknown positive scalar), and shifted
-    by an unknown scalar where `shifted`."""
+    """How a value answers to X → cX, G → dG: times c^x·d^g (x None: times an unknown positive scalar), and
+    shifted by an unknown scalar where `shifted`."""
 
     x: float | None
     g: float | None

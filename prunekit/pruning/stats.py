@@ -4,7 +4,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -103,11 +103,12 @@ class LayerTensors(Mapping[str, Tensor]):
             if _place(layer.name) not in self._names:
                 raise UsageError(f"the {self.kind}s hold nothing for layer {layer.name}; they were made with another model "
                                  "(collect them with this one).")
-            found, wanted = tuple(self[layer.name].shape), self._shape(layer)
+            tensor, wanted = self[layer.name], self._shape(layer)
+            found = tuple(tensor.shape)
             if found != wanted:
                 raise UsageError(f"the {self.kind} of layer {layer.name} has shape {found} where the model needs {wanted}; "
                                  "it was made with another model (collect it with this one).")
-            if not torch.isfinite(self[layer.name]).all():
+            if not torch.isfinite(tensor).all():
                 raise UsageError(f"the {self.kind} of layer {layer.name} is not finite; collect it again, in float32.")
 
     @staticmethod
@@ -183,7 +184,8 @@ def _read_safetensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[st
 
 def _read_pth(path: Path, kind: str) -> dict[str, Tensor]:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file:  # a file, not a path: torch would go by the suffix
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged or hostile file makes the reader raise
         raise UsageError(f"{kind} file {path} is neither safetensors nor a file of plain tensors; it is damaged or holds "
                          "code, which is never run. Collect it again.") from error
@@ -224,7 +226,8 @@ def collect_gradients(model: nn.Module, windows: Tensor, *, norm: str = "l2", sc
         parameter.grad = None
 
     losses = _block_norms(model, windows, progress) if local else _losses(model, windows, progress)
-    with _differentiating(model, list(parameters.values()), add), _recomputed(model, gradient_checkpointing and not local):
+    with (_differentiating(model, list(parameters.values()), add), _recomputed(model, gradient_checkpointing and not local),
+          closing(losses)):
         for index, loss in losses:
             if not torch.isfinite(loss):
                 raise UsageError(f"the loss of gradient window {index} is {loss.item()}; load the model in float32.")
@@ -294,6 +297,7 @@ class _differentiating:
         self.model.requires_grad_(False)
         for parameter in self.parameters:
             parameter.requires_grad_(True)
+            parameter.grad = None  # what a caller left there is no sample
         self.handles = [p.register_post_accumulate_grad_hook(self.receive) for p in self.parameters]
         self.grad = torch.enable_grad()
         self.grad.__enter__()

@@ -1,12 +1,14 @@
 """What parameters may hold, by name: one small check per name, each returning what is wrong, or None."""
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from prunekit.errors import UsageError, did_you_mean
+from prunekit.pruning.pattern import parse_pattern
 
 EMBEDDED = ("embedded/llama", "embedded/opt")
 CORPORA = ("embedded", "wikitext2", "c4", "ptb")
@@ -73,8 +75,10 @@ def pattern(value: str) -> str | None:
 
 
 def n_of_m(value: str) -> str | None:
-    match = re.fullmatch(r"(\d+):(\d+)", value)
-    return None if match and 0 < int(match[1]) < int(match[2]) else f"must be {_N_OF_M}"
+    try:
+        return None if parse_pattern(value) else f"must be {_N_OF_M}"
+    except UsageError:
+        return f"must be {_N_OF_M}"
 
 
 def sparsity(value: float) -> str | None:
@@ -123,7 +127,9 @@ CHECKS: dict[str, Callable[[Any], str | None]] = {
     "norm": _one_of("l1", "l2"),
     "scale": lambda value: None if value > 0 else "must be greater than 0",
     "method": method,
+    "update_method": method,
     "sparsity": sparsity,
+    "update_sparsity": sparsity,
     "pattern": pattern,
     "patterns": n_of_m,  # beside `sparsities`, which are unstructured
     "group": _one_of("", "row", "layer", "variant"),
@@ -142,8 +148,8 @@ def problem(key: str, value: Any) -> str | None:
 def combination_problem(values: Mapping[str, Any]) -> tuple[str, str] | None:
     """(key, sentence) when single values do not go together: an n:m pattern removes exactly n/m."""
     shape, share = values.get("pattern"), values.get("sparsity")
-    if isinstance(shape, str) and ":" in shape and share is not None:
-        n, m = map(int, shape.split(":"))
-        if abs(share - n / m) > 1e-6:
-            return "sparsity", f"sparsity = {share!r} does not go with pattern = {shape!r}, which removes exactly {n / m:g}"
+    ratio = parse_pattern(shape) if isinstance(shape, str) and share is not None else None
+    if ratio and not math.isclose(share, ratio[0] / ratio[1]):
+        return "sparsity", (f"sparsity = {share!r} does not go with pattern = {shape!r}, which removes exactly "
+                            f"{ratio[0] / ratio[1]:g}")
     return None

@@ -1,4 +1,7 @@
-"""An evaluator of its own, in 400 decimal digits: what a metric means in exact arithmetic (exp without clamp)."""
+"""An evaluator of its own, in 400 decimal digits: what a metric means in exact arithmetic (exp without
+clamp).
+"""
+
 from __future__ import annotations
 
 import itertools
@@ -26,14 +29,21 @@ def _within(limit, function):
         if abs(v) > limit:
             raise Outside
         return function(v)
+
     return _each(bounded)
 
 
 MAGNITUDE = _each(abs)
 UNARY = {
-    "sqr": lambda x: x * x, "pow": lambda x: x * x, "neg": lambda x: -x, "abs": MAGNITUDE, "skp": lambda x: x,
-    "log": _each(lambda v: mp.log(abs(v) + mp.mpf("0.001"))), "sqrt": _each(lambda v: mp.sqrt(abs(v))),
-    "exp": _within(200, mp.exp), "tanh": _within(100, mp.tanh),
+    "sqr": lambda x: x * x,
+    "pow": lambda x: x * x,
+    "neg": lambda x: -x,
+    "abs": MAGNITUDE,
+    "skp": lambda x: x,
+    "log": _each(lambda v: mp.log(abs(v) + mp.mpf("0.001"))),
+    "sqrt": _each(lambda v: mp.sqrt(abs(v))),
+    "exp": _within(200, mp.exp),
+    "tanh": _within(100, mp.tanh),
 }
 
 
@@ -99,7 +109,9 @@ def order(score, group):
 
 def same(a, b):
     """Equal up to the noise of this precision."""
-    return all(abs(x - y) <= max(NOISE, RELATIVE * max(abs(x), abs(y))) for x, y in zip(a.flat, b.flat, strict=True))
+    return all(
+        abs(x - y) <= max(NOISE, RELATIVE * max(abs(x), abs(y))) for x, y in zip(a.flat, b.flat, strict=True)
+    )
 
 
 def probe(seed, rows=3, columns=4):
@@ -110,7 +122,9 @@ def probe(seed, rows=3, columns=4):
 
     def draw(n):
         if rng.random() < 0.5:
-            return np.array([[mp.mpf(rng.random()) * rng.choice([1, 1, 10]) for _ in range(columns)] for _ in range(n)])
+            return np.array(
+                [[mp.mpf(rng.random()) * rng.choice([1, 1, 10]) for _ in range(columns)] for _ in range(n)]
+            )
         return np.array([[mp.mpf(rng.choice(pool)) for _ in range(columns)] for _ in range(n)])
 
     inputs = {"W": draw(rows), "G": draw(rows), "X": draw(1)}

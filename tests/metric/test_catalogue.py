@@ -14,10 +14,19 @@ def test_metrics_equal_their_published_formulas():
     W, G, X = layer().values()
     w, norm = W.abs(), X.sqrt()
     formulas = {
-        "magnitude": w, "wanda": w * norm, "pruner-zero": w**2 * (G - G.min()) / (G.max() - G.min()),
-        "gblm": w * norm + w * G, "wanda++": w * (100 * G + norm), "grad-weight": w * G, "fisher": (w * G)**2,
-        "ria": (w / w.sum(0, keepdim=True) + w / w.sum(1, keepdim=True)) * norm**0.5, "w2g": w**2 * G,
-        "obd-layer": w**2 * X, "weight-x": w * X, "gradient": G, "wanda-variant": w * norm,
+        "magnitude": w,
+        "wanda": w * norm,
+        "pruner-zero": w**2 * (G - G.min()) / (G.max() - G.min()),
+        "gblm": w * norm + w * G,
+        "wanda++": w * (100 * G + norm),
+        "grad-weight": w * G,
+        "fisher": (w * G) ** 2,
+        "ria": (w / w.sum(0, keepdim=True) + w / w.sum(1, keepdim=True)) * norm**0.5,
+        "w2g": w**2 * G,
+        "obd-layer": w**2 * X,
+        "weight-x": w * X,
+        "gradient": G,
+        "wanda-variant": w * norm,
         "pruner-zero-variant": w**2 * (G - G.min()) / (G.max() - G.min()),
     }
     assert set(formulas) == set(METHODS) - {"sparsegpt"}
@@ -30,7 +39,9 @@ def test_groups_updates_and_needs():
     assert METHODS["wanda"].group == "row" and METHODS["wanda"].needs == {"W", "X"}
     assert METHODS["sparsegpt"].tree is None and METHODS["sparsegpt"].needs == {"W", "H"}
     assert METHODS["pruner-zero"].needs == {"W", "G"}
-    assert all(m.group in GROUPS and m.update in (None, *UPDATES) and m.source and m.note for m in METHODS.values())
+    assert all(
+        m.group in GROUPS and m.update in (None, *UPDATES) and m.source and m.note for m in METHODS.values()
+    )
     assert {n for n, m in METHODS.items() if m.group == "variant"} == {"wanda-variant", "pruner-zero-variant"}
 
 
@@ -45,19 +56,22 @@ def test_resolve_names_trees_and_text():
     assert resolve("magnitude", group="row", update="obs-iter").group == "row"
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (("wnada",), "unknown method 'wnada' .did you mean 'wanda'"),
-    (("sparse-gpt",), "did you mean 'sparsegpt'"),
-    (("mul(W, sqrt(Y))",), "unknown symbol 'Y'"),
-    ((7,), "not int"),
-    ((["W"],), "not list"),
-    (("wanda", "rows"), "unknown comparison group 'rows' .did you mean 'row'"),
-    (("wanda", None, "obs_iter"), "did you mean 'obs-iter'"),
-    (("sparsegpt", None, "obs"), "must be 'obs-iter'"),
-    (("sparsegpt", "variant"), "never negative"),
-    (("log(W)", "variant"), "never negative"),
-    (("W" * 5000,), "unknown|at most"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("wnada",), "unknown method 'wnada' .did you mean 'wanda'"),
+        (("sparse-gpt",), "did you mean 'sparsegpt'"),
+        (("mul(W, sqrt(Y))",), "unknown symbol 'Y'"),
+        ((7,), "not int"),
+        ((["W"],), "not list"),
+        (("wanda", "rows"), "unknown comparison group 'rows' .did you mean 'row'"),
+        (("wanda", None, "obs_iter"), "did you mean 'obs-iter'"),
+        (("sparsegpt", None, "obs"), "must be 'obs-iter'"),
+        (("sparsegpt", "variant"), "never negative"),
+        (("log(W)", "variant"), "never negative"),
+        (("W" * 5000,), "unknown|at most"),
+    ],
+)
 def test_resolve_refuses(arguments, message):
     with pytest.raises(UsageError, match=message) as caught:
         resolve(*arguments)

@@ -13,15 +13,24 @@ from prunekit.metric.ops import PRIMITIVES, Primitive, arity, check_closed, regi
 A = torch.tensor([[-2.0, 0.0], [1.0, 3.0]])
 B = torch.tensor([[3.0, -4.0], [0.0, 12.0]])  # norm 13
 HAND = {
-    "sqr": [[4, 0], [1, 9]], "neg": [[2, 0], [-1, -3]], "abs": [[2, 0], [1, 3]],
+    "sqr": [[4, 0], [1, 9]],
+    "neg": [[2, 0], [-1, -3]],
+    "abs": [[2, 0], [1, 3]],
     "log": [[math.log(2.001), math.log(0.001)], [math.log(1.001), math.log(3.001)]],
-    "exp": [[math.exp(-2), 1], [math.e, math.exp(3)]], "sqrt": [[2**0.5, 0], [1, 3**0.5]],
-    "tanh": [[math.tanh(-2), 0], [math.tanh(1), math.tanh(3)]], "pow": [[4, 0], [1, 9]], "skp": [[-2, 0], [1, 3]],
+    "exp": [[math.exp(-2), 1], [math.e, math.exp(3)]],
+    "sqrt": [[2**0.5, 0], [1, 3**0.5]],
+    "tanh": [[math.tanh(-2), 0], [math.tanh(1), math.tanh(3)]],
+    "pow": [[4, 0], [1, 9]],
+    "skp": [[-2, 0], [1, 3]],
     "mms": [[0, 0.4], [0.6, 1]],
-    "zsn": [[-2.5 / (13 / 3)**0.5, -0.5 / (13 / 3)**0.5], [0.5 / (13 / 3)**0.5, 2.5 / (13 / 3)**0.5]],
-    "add": [[1, -4], [1, 15]], "sub": [[-5, 4], [1, -9]], "mul": [[-6, 0], [0, 36]],
-    "div": [[-2 / 13, 0], [1 / 13, 3 / 13]], "ediv": [[-2 / 3, 0], [0, 0.25]],
-    "rrow": [[-1, 0], [0.25, 0.75]], "rcol": [[-2 / 3, 0], [1 / 3, 1]],
+    "zsn": [[-2.5 / (13 / 3) ** 0.5, -0.5 / (13 / 3) ** 0.5], [0.5 / (13 / 3) ** 0.5, 2.5 / (13 / 3) ** 0.5]],
+    "add": [[1, -4], [1, 15]],
+    "sub": [[-5, 4], [1, -9]],
+    "mul": [[-6, 0], [0, 36]],
+    "div": [[-2 / 13, 0], [1 / 13, 3 / 13]],
+    "ediv": [[-2 / 3, 0], [0, 0.25]],
+    "rrow": [[-1, 0], [0.25, 0.75]],
+    "rcol": [[-2 / 3, 0], [1 / 3, 1]],
 }
 
 
@@ -99,7 +108,17 @@ def test_registration(monkeypatch):
 
 def test_symbols_of_a_grammar():
     assert len(symbols()) == 15 + 3
-    assert set(symbols("extended")) - set(symbols()) == {"ediv", "rrow", "rcol", "0.1", "0.5", "1", "2", "10", "100"}
+    assert set(symbols("extended")) - set(symbols()) == {
+        "ediv",
+        "rrow",
+        "rcol",
+        "0.1",
+        "0.5",
+        "1",
+        "2",
+        "10",
+        "100",
+    }
     with pytest.raises(UsageError, match="did you mean 'extended'"):
         symbols("extend")
 
@@ -111,6 +130,8 @@ def test_unknown_symbol_names_the_nearest(typo, meant):
 
 
 def test_metric_package_does_not_import_torch():
-    code = ("import sys, prunekit.metric.ops, prunekit.metric.tree, prunekit.metric.catalogue;"
-            "sys.exit(bool({'torch', 'transformers', 'pandas', 'matplotlib'} & set(sys.modules)))")
+    code = (
+        "import sys, prunekit.metric.ops, prunekit.metric.tree, prunekit.metric.catalogue;"
+        "sys.exit(bool({'torch', 'transformers', 'pandas', 'matplotlib'} & set(sys.modules)))"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

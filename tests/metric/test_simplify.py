@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from prunekit.errors import UsageError
 from prunekit.metric.ops import PRIMITIVES
-from prunekit.metric.rank import RANK_RULES, ROW_RULES, canonical
+from prunekit.metric.rank import RANK_RULES, ROW_RULES, canonical, rank_key
 from prunekit.metric.simplify import (
     NAIVE,
     NEVER,
@@ -39,27 +39,35 @@ def variables(pattern) -> set[str]:
 
 
 def filled(pattern, found):
-    return found[pattern] if isinstance(pattern, str) else (pattern[0], *(filled(p, found) for p in pattern[1:]))
+    return (
+        found[pattern] if isinstance(pattern, str) else (pattern[0], *(filled(p, found) for p in pattern[1:]))
+    )
 
 
 def instances(rule):
-    """(before, after) of a rule with random subtrees for its variables, where its guard holds and shapes agree."""
+    """(before, after) of a rule with random subtrees for its variables, where its guard holds and shapes
+    agree.
+    """
     subtrees = st.tuples(*(trees("extended", max_leaves=3).map(nested) for _ in range(3)))
     names = sorted(variables(rule.pattern))
 
     def keeps(found):
         before, after = filled(rule.pattern, found), filled(rule.result, found)
-        return (rule.guard is None or rule.guard(found)) and (rule.level == "BIT" or shape(before) == shape(after))
+        return (rule.guard is None or rule.guard(found)) and (
+            rule.level == "BIT" or shape(before) == shape(after)
+        )
 
     found = subtrees.map(lambda three: dict(zip(names, three, strict=False)))
     if rule.guard:  # make the guard likely
         prefix = {"abs x -> x": ("sqr",), "abs x -> neg x": ("neg", "sqr")}.get(rule.name, ())
         for op in reversed(prefix):
             found = found.map(lambda f, op=op: {**f, "x": (op, f["x"])})
-    return found.filter(keeps).map(lambda f: (Tree(flat(filled(rule.pattern, f))), Tree(flat(filled(rule.result, f)))))
+    return found.filter(keeps).map(
+        lambda f: (Tree(flat(filled(rule.pattern, f))), Tree(flat(filled(rule.result, f))))
+    )
 
 
-# Each rule by itself -----------------------------------------------------------------------------------------
+# Each rule by itself ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("rule", [r for r in EVERY if r.level == "BIT"], ids=lambda r: r.name)
@@ -80,7 +88,9 @@ def test_bit_rules_give_identical_floats(rule):
     check()
 
 
-@pytest.mark.parametrize("rule", [r for r in EVERY if r.level == "REAL" and not (r.modes or r.signs)], ids=lambda r: r.name)
+@pytest.mark.parametrize(
+    "rule", [r for r in EVERY if r.level == "REAL" and not (r.modes or r.signs)], ids=lambda r: r.name
+)
 def test_real_rules_give_equal_values(rule):
     @SLOW
     @given(instances(rule), st.integers(0, 10_000))
@@ -96,10 +106,18 @@ def test_real_rules_give_equal_values(rule):
 
 def test_real_rules_hold_in_float64_too():
     inputs = {k: v.abs().double() for k, v in layer(rows=64, columns=64).items()}
-    for before, after in [("sqr(sqrt(zsn(W)))", "abs(zsn(W))"), ("zsn(zsn(mul(W, X)))", "zsn(mul(W, X))"),
-                          ("mms(zsn(G))", "mms(G)"), ("zsn(mms(log(X)))", "zsn(log(X))"), ("mms(div(G, X))", "mms(G)"),
-                          ("zsn(div(W, G))", "zsn(W)"), ("add(sub(W, G), G)", "W"), ("sub(W, sub(W, G))", "G"),
-                          ("mul(exp(W), exp(G))", "exp(add(W, G))"), ("mms(neg(G))", "sub(1, mms(G))")]:
+    for before, after in [
+        ("sqr(sqrt(zsn(W)))", "abs(zsn(W))"),
+        ("zsn(zsn(mul(W, X)))", "zsn(mul(W, X))"),
+        ("mms(zsn(G))", "mms(G)"),
+        ("zsn(mms(log(X)))", "zsn(log(X))"),
+        ("mms(div(G, X))", "mms(G)"),
+        ("zsn(div(W, G))", "zsn(W)"),
+        ("add(sub(W, G), G)", "W"),
+        ("sub(W, sub(W, G))", "G"),
+        ("mul(exp(W), exp(G))", "exp(add(W, G))"),
+        ("mms(neg(G))", "sub(1, mms(G))"),
+    ]:
         a, b = (evaluate(Tree.parse(t), inputs).score for t in (before, after))
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
@@ -127,7 +145,7 @@ def test_order_rules_keep_every_rank_in_their_context(rule):
     check()
 
 
-# Guards, forbidden rules -------------------------------------------------------------------------------------
+# Guards, forbidden rules ------------------------------------------------------------------------------------
 
 
 def changed(before: Tree, after: Tree, group: str = "row") -> bool:
@@ -143,7 +161,9 @@ def changed(before: Tree, after: Tree, group: str = "row") -> bool:
 
 
 def needs_guard(rule) -> bool:
-    moves = rule.level == "REAL" and variables(rule.pattern) != variables(rule.result)  # may lose a wider operand
+    moves = rule.level == "REAL" and variables(rule.pattern) != variables(
+        rule.result
+    )  # may lose a wider operand
     return bool(rule.guard or rule.modes or rule.signs or moves)
 
 
@@ -173,25 +193,48 @@ def test_naive_level_makes_the_mistakes_that_summaries_make():
     assert simplify(Tree.parse("div(W, X)"), "naive") == Tree.parse("div(W, X)")
 
 
-# The whole ---------------------------------------------------------------------------------------------------
+# The whole --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("before", "after"), [
-    ("mul(abs(mul(W, W)), mms(G))", "mul(mms(G), sqr(W))"), ("add(sub(W, G), G)", "W"), ("add(G, sub(W, G))", "W"),
-    ("exp(log(W))", "W"), ("mul(G, exp(log(W)))", "mul(G, exp(log(W)))"), ("log(exp(neg(G)))", "neg(G)"),
-    ("add(log(exp(W)), G)", "add(G, log(exp(W)))"), ("sqrt(sqr(zsn(W)))", "abs(zsn(W))"), ("skp(skp(pow(W)))", "sqr(W)"),
-    ("abs(neg(sqr(W)))", "sqr(W)"), ("zsn(neg(sub(W, G)))", "zsn(sub(G, W))"), ("mul(neg(W), neg(X))", "mul(W, X)"),
-    ("add(W, sub(X, X))", "W"), ("add(X, sub(W, W))", "add(X, sub(W, W))"), ("mms(div(W, X))", "mms(W)"),
-    ("add(div(X, add(sub(X, W), W)), W)", "add(W, div(X, add(W, sub(X, W))))"), ("mms(exp(log(X)))", "mms(X)"),
-])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("mul(abs(mul(W, W)), mms(G))", "mul(mms(G), sqr(W))"),
+        ("add(sub(W, G), G)", "W"),
+        ("add(G, sub(W, G))", "W"),
+        ("exp(log(W))", "W"),
+        ("mul(G, exp(log(W)))", "mul(G, exp(log(W)))"),
+        ("log(exp(neg(G)))", "neg(G)"),
+        ("add(log(exp(W)), G)", "add(G, log(exp(W)))"),
+        ("sqrt(sqr(zsn(W)))", "abs(zsn(W))"),
+        ("skp(skp(pow(W)))", "sqr(W)"),
+        ("abs(neg(sqr(W)))", "sqr(W)"),
+        ("zsn(neg(sub(W, G)))", "zsn(sub(G, W))"),
+        ("mul(neg(W), neg(X))", "mul(W, X)"),
+        ("add(W, sub(X, X))", "W"),
+        ("add(X, sub(W, W))", "add(X, sub(W, W))"),
+        ("mms(div(W, X))", "mms(W)"),
+        ("add(div(X, add(sub(X, W), W)), W)", "add(W, div(X, add(W, sub(X, W))))"),
+        ("mms(exp(log(X)))", "mms(X)"),
+    ],
+)
 def test_oos_by_hand(before, after):
     assert str(simplify(Tree.parse(before))) == str(Tree.parse(after))
 
 
-@pytest.mark.parametrize("text", [
-    "zsn(sub(W, W))", "sub(W, W)", "exp(sub(G, G))", "div(W, sub(X, X))", "add(W, mul(G, mms(sub(add(W, G), add(G, W)))))",
-    "add(div(X, mms(sub(W, W))), W)", "mms(div(sub(W, W), G))", "div(W, mul(G, sub(X, X)))",
-])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "zsn(sub(W, W))",
+        "sub(W, W)",
+        "exp(sub(G, G))",
+        "div(W, sub(X, X))",
+        "add(W, mul(G, mms(sub(add(W, G), add(G, W)))))",
+        "add(div(X, mms(sub(W, W))), W)",
+        "mms(div(sub(W, W), G))",
+        "div(W, mul(G, sub(X, X)))",
+    ],
+)
 def test_what_is_invalid_everywhere_comes_back_unchanged(text):
     tree = Tree.parse(text)
     assert simplify(tree) == tree == simplify(tree, "rank")
@@ -237,8 +280,22 @@ def test_unknown_level():
         simplify(Tree(("W",)), "osp")
 
 
-def test_large_trees_take_no_longer_than_they_should():
+def test_large_trees_are_simplified():
     deep = Tree.parse("abs(neg(sqr(sqrt(tanh(" * 12 + "W" + ")))))" * 12)
     assert simplify(deep, "rank") == Tree(("W",))
-    wide = Tree.parse("+".join(["W*G*X - sqrt(X)*W"] * 25))
+    wide = Tree.parse("+".join(["W*G*X - sqrt(X)*W"] * 20))
     assert str(simplify(wide, "rank")) == "sub(mul(W, mul(G, X)), mul(W, sqrt(X)))"
+
+
+def test_a_sum_too_long_to_write_as_a_chain_is_left_alone():
+    terms = [(f, x) for f in ("sqr", "log", "exp", "sqrt", "tanh", "mms", "zsn") for x in "WGX"]
+    inner = [(f, x) for f in ("log", "exp", "tanh", "mms") for x in "WGX"]
+    terms += [(f, *t) for f in ("tanh", "exp", "log", "sqr") for t in inner]
+
+    def balanced(some):
+        half = len(some) // 2
+        return some[0] if not half else ("add", *balanced(some[:half]), *balanced(some[half:]))
+
+    tree = Tree(balanced(terms[:68]))  # 68 terms in a row would be 67 levels deep
+    assert simplify(tree, "rank") == tree and rank_key(tree) == ("row", tuple(tree))
+    assert simplify(Tree(balanced(terms[:40])), "rank").depth > 35

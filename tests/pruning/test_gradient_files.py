@@ -1,0 +1,104 @@
+"""Gradient files as they come: ours, the published ones under any suffix, and what only looks like one."""
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import prunekit as pk
+
+from ..conftest import GOLDEN
+
+
+class Hostile:
+    """Unpickled, it would leave a file behind."""
+
+    def __init__(self, trace: Path):
+        self.trace = trace
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.trace),)
+
+
+def test_saved_and_loaded_with_how_it_was_made(tmp_path, golden_gradients):
+    made = pk.Gradients(dict(golden_gradients["llama"]), {"norm": "l2", "n": 16, "seqlen": 64, "scale": 100.0})
+    loaded = pk.Gradients.load(made.save(tmp_path / "deep" / "G.safetensors"))
+    assert loaded.meta == made.meta
+    assert all(torch.equal(loaded[name], made[name]) and loaded[name].dtype == torch.float32 for name in made)
+    half = pk.Gradients.load(made.save(tmp_path / "half.safetensors", dtype=torch.float16))
+    assert all(torch.equal(half[name], made[name]) for name in made)  # the golden file is float16 already
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".path", ".safetensors", ""])
+def test_published_files_are_known_by_content(suffix, tmp_path, golden_gradients):
+    copy = shutil.copy(GOLDEN / "llama-grad-l2.pth", tmp_path / f"gradients{suffix}")
+    loaded = pk.Gradients.load(copy)
+    published, path = "self_attn.q_proj_layer_1", "model.layers.1.self_attn.q_proj"
+    assert torch.equal(loaded[published], loaded[path]) and torch.equal(loaded[path], golden_gradients["llama"][path])
+    with pytest.raises(KeyError):
+        loaded["model.layers.2.self_attn.q_proj"]
+
+
+def bad_file(folder: Path, case: str) -> Path:
+    path = folder / "G.pth"
+    if case == "malicious pickle":
+        path.write_bytes(pickle.dumps({"self_attn.q_proj_layer_0": Hostile(folder / "trace")}))
+    elif case == "malicious zip":
+        torch.save({"self_attn.q_proj_layer_0": Hostile(folder / "trace")}, path)
+    elif case == "torn zip":
+        path.write_bytes((GOLDEN / "llama-grad-l2.pth").read_bytes()[:5000])
+    elif case == "torn safetensors":
+        save_file({"model.layers.0.a": torch.ones(3)}, path)
+        path.write_bytes(path.read_bytes()[:-4])
+    elif case == "not a mapping":
+        torch.save([torch.ones(2)], path)
+    elif case == "strange names":
+        save_file({"lm_head": torch.ones(3)}, path)
+    elif case == "activations":
+        pk.Activations({"model.layers.0.a": torch.ones(3)}).save(path)
+    elif case == "text":
+        path.write_text(json.dumps({"a": 1}))
+    elif case == "empty":
+        path.write_bytes(b"")
+    return path
+
+
+@pytest.mark.parametrize(("case", "message"), [
+    ("missing", "does not exist"),
+    ("malicious pickle", "is damaged or holds code, which is never run"),
+    ("malicious zip", "is damaged or holds code, which is never run"),
+    ("torn zip", "is damaged or holds code, which is never run"),
+    ("torn safetensors", "is damaged"),
+    ("not a mapping", "does not map layer names to tensors"),
+    ("strange names", "holds 'lm_head', which names no layer of a decoder block"),
+    ("activations", "holds activations, not gradients"),
+    ("text", "never run"),
+    ("empty", "never run"),
+])
+def test_bad_files_get_one_sentence_and_run_nothing(case, message, tmp_path):
+    with pytest.raises(pk.UsageError) as refused:
+        pk.Gradients.load(bad_file(tmp_path, case))
+    assert message in str(refused.value) and "\n" not in str(refused.value)
+    assert not (tmp_path / "trace").exists()
+
+
+def test_not_finite_or_of_other_shape_is_refused_for_the_layer(golden_model, golden_gradients):
+    broken = dict(golden_gradients["llama"])
+    broken["mlp.up_proj_layer_1"] = torch.full_like(broken["mlp.up_proj_layer_1"], float("nan"))
+    with pytest.raises(pk.UsageError, match=r"model\.layers\.1\.mlp\.up_proj is not finite"):
+        pk.prune(golden_model("llama"), None, "grad-weight", 0.5, gradients=pk.Gradients(broken), progress=False)
+
+
+def test_what_a_caller_left_in_grad_is_no_sample(golden_model, golden_windows):
+    model = golden_model("llama")
+    clean = pk.collect_gradients(model, golden_windows[:2], progress=False)
+    model.train()
+    model(input_ids=golden_windows[:1], labels=golden_windows[:1]).loss.backward()
+    again = pk.collect_gradients(model, golden_windows[:2], progress=False)
+    assert model.training and all(torch.equal(clean[name], again[name]) for name in clean)

@@ -18,6 +18,8 @@ _PUBLIC = {
     "collect_gradients": "pruning.stats",
     "collect_activations": "pruning.stats",
     "prune": "pruning.prune",
+    "prune_checkpoint": "pruning.stream",
+    "checkpoint_needs": "pruning.stream",
     "ObsOptions": "pruning.obs",
     "owl_budget": "pruning.budgets",
     "layer_errors": "evaluate.layers",

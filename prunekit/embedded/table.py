@@ -36,9 +36,9 @@ def recipe_table(records: dict[str, dict[str, Any]]) -> Iterator[str]:
     yield row("", *(MODELS[name] for name in records))
     yield row("---", *["---:"] * len(records))
     for label, text in (("parameters", "{parameters:,}"), ("training tokens", "{tokens:,}"), ("seconds", "{seconds:,}"),
-                        ("seed", "{recipe[seed]}"), ("last training loss", "{curve[-1][1]:.3f}"), ("torch", "{torch}"),
+                        ("seed", "{recipe[seed]}"), ("last training loss", "{loss:.3f}"), ("torch", "{torch}"),
                         ("transformers", "{transformers}")):
-        yield row(label, *(text.format(**record) for record in records.values()))
+        yield row(label, *(text.format(**record, loss=record["curve"][-1][1]) for record in records.values()))
 
 
 def pruned_table(name: str) -> Iterator[str]:

@@ -100,11 +100,11 @@ def documents(task: str, count: int = 500, seed: int = 0) -> Iterator[dict[str, 
     scribe, seen = Scribe(random.Random(f"{SEED}/task/{task}/{seed}")), set()
     while len(seen) < count:
         query, choices = TASKS[task](scribe)
-        if query in seen or role_of(query) != "test":
+        whole = query + "".join(choices)
+        if whole in seen or role_of(whole) != "test":
             continue
-        right = choices[0]
-        yield {"query": query, **_placed(scribe, right, choices, len(seen))}
-        seen.add(query)
+        yield {"query": query, **_placed(scribe, choices[0], choices, len(seen))}
+        seen.add(whole)
 
 
 def _placed(w: Scribe, right: str, choices: list[str], index: int) -> dict[str, Any]:

@@ -53,11 +53,11 @@ class Recipe:
     decay: float = 0.6  # the last share of the steps, down to zero by a cosine
     batch: int = 2048  # tokens a step
     context: tuple[int, ...] = (128,) * 7 + (512,)  # window lengths, in turn
-    initializer: float = 0.045  # standard deviation of the initial weights
-    gain_spread: float = 1.0  # sigma of the log-normal initial gains of the norms inside the blocks
+    initializer: float = 0.025  # standard deviation of the initial weights
+    gain_spread: float = 0.7  # sigma of the log-normal initial gains of the norms inside the blocks
 
 
-RECIPES = {"llama": Recipe("llama"), "opt": Recipe("opt", initializer=0.025, gain_spread=0.7)}
+RECIPES = {"llama": Recipe("llama", learning_rate=1.5e-3, weight_decay=0.1), "opt": Recipe("opt")}
 
 
 def train_tokenizer(characters: int = 6_000_000) -> PreTrainedTokenizerFast:
@@ -223,12 +223,13 @@ def train(recipe: Recipe, output: Path, compiled: bool = False) -> None:
         while trainer.step < trainer.steps:
             chunk = trainer.step // CHUNK
             documents = world.documents("train", seed=recipe.seed * 1_000_000 + chunk + 1)
+            losses = []
             for ids in tokens_of(tokenizer, documents, CHUNK * recipe.batch).split(recipe.batch):
                 if trainer.step < trainer.steps:
-                    loss = trainer.advance(ids)
+                    losses.append(trainer.advance(ids))
                     bar.update()
-            trainer.curve.append([trainer.step * recipe.batch, round(loss, 4)])
-            bar.set_postfix(loss=f"{loss:.3f}")
+            trainer.curve.append([trainer.step * recipe.batch, round(float(np.mean(losses)), 4)])
+            bar.set_postfix(loss=f"{trainer.curve[-1][1]:.3f}")
             if trainer.step % (4 * CHUNK) == 0:
                 trainer.save(checkpoint)
     _publish(trainer, tokenizer, output, time.time() - started)

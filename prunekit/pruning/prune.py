@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -70,8 +71,8 @@ def prune(model: nn.Module, windows: Tensor | None, method: str | Tree | Method,
     plan = Plan.make(model, windows, method, sparsity, pattern, gradients, group, update, obs)
     started = time.perf_counter()
     rows: list[dict[str, Any]] = []
-    with torch.no_grad():
-        for index, layers, statistics in measured_blocks(model, windows, plan, one_shot, progress):
+    with torch.no_grad(), closing(measured_blocks(model, windows, plan, one_shot, progress)) as blocks:
+        for index, layers, statistics in blocks:
             for layer in layers:
                 rows.append(plan.prune_layer(layer, plan.sparsities[index], statistics.get(layer.name)))
     order = {layer.name: place for place, layer in enumerate(plan.layers)}

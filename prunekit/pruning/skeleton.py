@@ -168,7 +168,12 @@ def _build(source: Path, checkpoint: Checkpoint, dtype: torch.dtype | None) -> t
 def _origins(model: nn.Module, checkpoint: Checkpoint, tensors: dict[str, Tensor]) -> dict[str, _Origin]:
     """By the model's names: where its tensors come from, by the rules that transformers loads this family with."""
     from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
+    from transformers.core_model_loading import (
+        WeightConverter,
+        WeightRenaming,
+        dot_natural_key,
+        rename_source_key,
+    )
 
     rules = get_model_conversion_mapping(model)
     renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]

@@ -7,7 +7,8 @@ import json
 import shutil
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,25 @@ _COPIED = {".json", ".txt", ".model", ".jinja", ".tiktoken"}  # configuration, t
 _MARGIN = 8 * 2**20  # for all that is small
 
 
+@contextmanager
+def _freeing_at_once() -> Iterator[None]:
+    """Have glibc give freed tensors back to the system; it keeps those below 32 MB otherwise, as much again as is alive."""
+    _map_from(2**20)
+    try:
+        yield
+    finally:
+        _map_from(2**25)
+
+
+def _map_from(size: int) -> None:
+    """Let allocations of this size or more be maps of their own (M_MMAP_THRESHOLD)."""
+    try:
+        ctypes.CDLL(None).mallopt(-3, size)
+    except (AttributeError, OSError, TypeError):
+        pass  # another C library, with rules of its own
+
+
+@_freeing_at_once()
 def prune_checkpoint(source_dir: str | Path, target_dir: str | Path, windows: Tensor | None, method: str | Tree | Method,
                      sparsity: float | Sequence[float], pattern: str = "unstructured", *,
                      gradients: Gradients | str | Path | None = None, group: str | None = None, update: str | None = None,
@@ -48,7 +68,6 @@ def prune_checkpoint(source_dir: str | Path, target_dir: str | Path, windows: Te
     the target holds anything else, and if its disk has too little room.
     """
     started = time.perf_counter()
-    _free_at_once()
     source = _local(source_dir)
     stored = _stored_gradients(gradients) if isinstance(gradients, (str, Path)) else gradients
     skeleton = Skeleton(source, dtype)
@@ -98,14 +117,6 @@ def _local(source: str | Path) -> Path:
     if not path.is_dir():
         raise UsageError(f"checkpoint '{source}' is not a directory; download it first and give its path.")
     return path
-
-
-def _free_at_once() -> None:
-    """Have glibc give freed tensors back to the system. It keeps those below 32 MB otherwise, up to twice what is alive."""
-    try:
-        ctypes.CDLL(None).mallopt(-3, 2**20)  # M_MMAP_THRESHOLD
-    except (AttributeError, OSError, TypeError):
-        pass  # another C library, with rules of its own
 
 
 # --- how much it takes ----------------------------------------------------------------------------------------------

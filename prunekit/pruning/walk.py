@@ -65,7 +65,7 @@ class Step:
     block: nn.Module
     layers: list[Layer]
     groups: list[InputGroup]
-    _walk: "Walk" = field(repr=False)
+    _walk: Walk = field(repr=False)
     _outputs_kept: bool = False
 
     def outputs(self) -> Iterator[Tensor]:

@@ -1,0 +1,151 @@
+"""A checkpoint pruned under a hard limit on memory: the same result as in memory, and a peak that is flat in its blocks.
+
+    python benchmarks/stream.py                 about 1.5 GB on disk, 600 MB beyond the interpreter
+    python benchmarks/stream.py --blocks 12     smaller
+
+Writes benchmarks/stream.json. The limit is RLIMIT_DATA, which counts every private byte that a process may write to,
+touched or not: a run that would pass it dies. The interpreter's own footprint is taken after a warm-up on a tiny model.
+"""
+from __future__ import annotations
+
+import argparse
+import gc
+import hashlib
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+HIDDEN, INTERMEDIATE, HEADS, VOCABULARY = 1024, 2816, 16, 16000
+WINDOWS, SEQLEN = 8, 512
+MB = 10**6
+
+
+def make(path: Path, blocks: int, hidden: int = HIDDEN, intermediate: int = INTERMEDIATE, vocabulary: int = VOCABULARY) -> Path:
+    """A random LLaMA in bfloat16, written tensor by tensor."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from prunekit.pruning.checkpoint import Entry, write_safetensors
+
+    config = AutoConfig.for_model("llama", vocab_size=vocabulary, hidden_size=hidden, intermediate_size=intermediate,
+                                  num_hidden_layers=blocks, num_attention_heads=HEADS, dtype="bfloat16")
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    generator = torch.Generator().manual_seed(0)
+    path.mkdir(parents=True)
+    config.save_pretrained(path)
+    write_safetensors(path / "model.safetensors", {
+        name: Entry(torch.bfloat16, tuple(p.shape), lambda p=p: torch.randn(p.shape, generator=generator).mul_(0.03).bfloat16())
+        for name, p in model.state_dict().items()})
+    return path
+
+
+def windows() -> torch.Tensor:
+    return torch.randint(3, 128, (WINDOWS, SEQLEN), generator=torch.Generator().manual_seed(0))
+
+
+def status(key: str) -> int:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{key}:"))
+    return int(line.split()[1]) * 1024
+
+
+def digests(path: Path) -> dict[str, str]:
+    """A hash of every tensor of a checkpoint."""
+    from prunekit.pruning.checkpoint import Checkpoint
+
+    return {name: hashlib.sha256(memoryview(stored.read().view(-1).view(torch.uint8).numpy())).hexdigest()
+            for name, stored in Checkpoint(path).items()}
+
+
+def streamed(source: Path, target: Path, method: str, limit: int, tiny: Path) -> dict[str, Any]:
+    """In a process of its own: prune under the limit, and tell what it took."""
+    from prunekit.pruning.stream import prune_checkpoint
+
+    prune_checkpoint(tiny, target.with_name(target.name + "-warm"), windows()[:, :64], method, 0.5, progress=False)
+    gc.collect()
+    data, before = status("VmData"), status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    resource.setrlimit(resource.RLIMIT_DATA, (data + limit * MB, data + limit * MB))
+    start = time.perf_counter()
+    report = prune_checkpoint(source, target, windows(), method, 0.5, progress=False)
+    return {"seconds": round(time.perf_counter() - start, 1), "peak_mb": round((status("VmHWM") - before) / MB, 1),
+            "announced_mb": round(report.meta["memory"] / MB, 1), "sparsity": report.sparsity}
+
+
+def in_memory(source: Path, method: str) -> dict[str, Any]:
+    """In a process of its own: prune the whole model, and hash its tensors."""
+    import prunekit as pk
+
+    before, start = status("VmRSS"), time.perf_counter()
+    model, _ = pk.load_model(source, dtype="bfloat16", device="cpu")
+    pk.prune(model, windows(), method, 0.5, progress=False)
+    seconds, peak = time.perf_counter() - start, status("VmHWM") - before
+    found = {name: hashlib.sha256(memoryview(tensor.contiguous().view(-1).view(torch.uint8).numpy())).hexdigest()
+             for name, tensor in model.state_dict().items()}
+    return {"seconds": round(seconds, 1), "peak_mb": round(peak / MB, 1), "digests": found}
+
+
+def child(*arguments: Any) -> dict[str, Any]:
+    done = subprocess.run([sys.executable, __file__, "--child", json.dumps([str(a) for a in arguments])], check=True,
+                          capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def run(folder: Path, blocks: int, methods: list[str], limit: int) -> dict[str, Any]:
+    tiny = make(folder / "tiny", 2, 64, 128, 128)
+    rows = []
+    for count in sorted({max(2, blocks // 4), max(2, blocks // 2), blocks}):
+        source = make(folder / f"blocks-{count}", count)
+        size = (source / "model.safetensors").stat().st_size
+        for method in methods:
+            target = folder / f"{method}-{count}"
+            row = {"blocks": count, "method": method, "checkpoint_mb": round(size / MB), "limit_mb": limit}
+            row |= child("streamed", source, target, method, limit, tiny)
+            if count == blocks:
+                whole = child("in_memory", source, method)
+                row |= {"in_memory_seconds": whole["seconds"], "in_memory_peak_mb": whole["peak_mb"],
+                        "identical": digests(target) == whole["digests"]}
+            rows.append(row)
+            sys.stdout.write(json.dumps(row) + "\n")
+            sys.stdout.flush()
+            for file in target.iterdir():
+                file.unlink()
+    return {"machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count(), "threads": 1,
+                        "load": [round(value, 1) for value in os.getloadavg()], "torch": torch.__version__},
+            "model": {"family": "llama", "dtype": "bfloat16", "hidden": HIDDEN, "intermediate": INTERMEDIATE,
+                      "windows": WINDOWS, "seqlen": SEQLEN}, "rows": rows}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--blocks", type=int, default=56)
+    parser.add_argument("--methods", nargs="+", default=["magnitude", "wanda", "sparsegpt"])
+    parser.add_argument("--limit", type=int, default=600, help="MB beyond the interpreter's own footprint")
+    parser.add_argument("--folder", help="where the checkpoints go (a temporary directory)")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        torch.set_num_threads(1)
+        kind, source, *rest = json.loads(options.child)
+        if kind == "streamed":
+            target, method, limit, tiny = rest
+            result = streamed(Path(source), Path(target), method, int(limit), Path(tiny))
+        else:
+            result = in_memory(Path(source), rest[0])
+        sys.stdout.write(json.dumps(result) + "\n")
+        return
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        result = run(Path(folder), options.blocks, options.methods, options.limit)
+    Path(__file__).with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""G against plain backward passes, and what collecting it holds in memory and leaves behind."""
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import prunekit as pk
+from prunekit.models import prunable_layers
+
+from .families import BLOCKS, FAMILIES, block_outputs, windows
+
+NAME = "model.layers.1.mlp.down_proj"
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    return FAMILIES["LLaMA"].model()
+
+
+def by_hand(model: nn.Module, ids: torch.Tensor, norm: str, scale: float) -> dict[str, torch.Tensor]:
+    sums: dict[str, torch.Tensor] = {}
+    for window in ids:
+        model.zero_grad()
+        logits = model(input_ids=window[None]).logits[0]
+        nn.functional.cross_entropy(logits[:-1], window[1:]).backward()
+        for name, module in model.named_modules():
+            if isinstance(module, nn.Linear) and "layers" in name:
+                g = scale * module.weight.grad
+                sums[name] = sums.get(name, 0) + (g.square() if norm == "l2" else g.abs())
+    model.zero_grad()
+    return {name: total.sqrt() if norm == "l2" else total for name, total in sums.items()}
+
+
+def assert_close(mine: pk.Gradients, theirs: dict[str, torch.Tensor]) -> None:
+    assert set(mine) == set(theirs) and len(mine) == 7 * BLOCKS
+    for name in mine:
+        torch.testing.assert_close(mine[name], theirs[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{}, {"gradient_checkpointing": True}, {"offload": "sums"}])
+@pytest.mark.parametrize("norm, scale", [("l2", 100.0), ("l1", 1.0)])
+def test_norms_over_windows(model: nn.Module, norm: str, scale: float, options: dict, tmp_path: Path):
+    options = {key: tmp_path / value if key == "offload" else value for key, value in options.items()}
+    found = pk.collect_gradients(model, windows(3, 10), norm=norm, scale=scale, progress=False, **options)
+    assert_close(found, by_hand(model, windows(3, 10), norm, scale))
+    assert {key: found.meta[key] for key in ("norm", "scale", "n", "seqlen", "dtype")} == {
+        "norm": norm, "scale": scale, "n": 3, "seqlen": 10, "dtype": "float32"}
+
+
+def test_sums_on_disk_are_files_of_their_size(model: nn.Module, tmp_path: Path):
+    found = pk.collect_gradients(model, windows(2, 10), offload=tmp_path / "sums", progress=False)
+    sizes = [file.stat().st_size for file in sorted((tmp_path / "sums").iterdir())]
+    assert sizes == [4 * G.numel() for G in found.values()]
+    again = pk.Gradients.load(found.save(tmp_path / "G.safetensors"))
+    assert all(torch.equal(found[name], again[name]) for name in found)
+    twice = pk.collect_gradients(model, windows(2, 10), offload=tmp_path / "sums", progress=False)  # not on top of the old
+    assert all(torch.equal(twice[name], again[name]) for name in again)
+
+
+def test_no_more_than_one_gradient_is_alive(model: nn.Module, monkeypatch: pytest.MonkeyPatch):
+    parameters = [layer.parameter for block in prunable_layers(model) for layer in block]
+    alive: list[int] = []
+    register = torch.Tensor.register_post_accumulate_grad_hook
+
+    def watched(parameter: nn.Parameter, receive):
+        def hook(p: nn.Parameter) -> None:
+            alive.append(sum(other.grad is not None for other in parameters))
+            receive(p)
+        return register(parameter, hook)
+
+    monkeypatch.setattr(torch.Tensor, "register_post_accumulate_grad_hook", watched)
+    pk.collect_gradients(model, windows(2, 10), progress=False)
+    assert alive == [1] * (2 * len(parameters))
+
+
+def test_checkpointing_keeps_only_the_blocks_inputs(model: nn.Module):
+    def saved(**options: bool) -> int:
+        sizes: list[int] = []
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            sizes.append(tensor.numel() if not isinstance(tensor, nn.Parameter) else 0)
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            pk.collect_gradients(model, windows(1, 32), progress=False, **options)
+        return sum(sizes)
+
+    assert saved(gradient_checkpointing=True) < saved() / 2
+
+
+@pytest.mark.parametrize("options", [{}, {"gradient_checkpointing": True}, {"local": True}])
+@pytest.mark.parametrize("fails", [False, True])
+def test_model_is_left_as_it_was(model: nn.Module, options: dict, fails: bool):
+    model.train()
+    frozen = model.model.layers[0].mlp.up_proj.weight.requires_grad_(False)
+    if fails:
+        with torch.no_grad():
+            model.model.layers[2].mlp.down_proj.weight.fill_(torch.nan)
+        with pytest.raises(pk.UsageError, match="loss of gradient window 0 is nan; load the model in float32"):
+            pk.collect_gradients(model, windows(1, 8), progress=False, **options)
+    else:
+        pk.collect_gradients(model, windows(1, 8), progress=False, **options)
+    assert model.training and torch.is_grad_enabled()
+    assert not frozen.requires_grad and model.lm_head.weight.requires_grad
+    assert all(p.grad is None and not p._post_accumulate_grad_hooks for p in model.parameters())
+    assert all("forward" not in module.__dict__ for module in model.modules())
+
+
+def test_local_gradients_are_those_of_the_norm_of_the_blocks_output(model: nn.Module):
+    """|block(x)| by finite differences of one weight, everything before the block as it is."""
+    ids = windows(2, 10)
+    found = pk.collect_gradients(model, ids, scale=3.0, local=True, progress=False)
+    assert found.meta["local"] is True
+    weight, step = model.get_submodule(NAME).weight, 1e-2
+    for place in ((0, 0), (5, 17), (31, 47)):
+        norms = []
+        for move in (step, -step):
+            with torch.no_grad():
+                weight[place] += move
+            norms.append(block_outputs(model, "model.layers", ids)[1].flatten(1).norm(dim=1))
+            with torch.no_grad():
+                weight[place] -= move
+        g = 3.0 * (norms[0] - norms[1]) / (2 * step)
+        torch.testing.assert_close(found[NAME][place], g.square().sum().sqrt(), rtol=2e-2, atol=1e-3)
+    assert not torch.allclose(found[NAME], pk.collect_gradients(model, ids, progress=False)[NAME], rtol=0.1)
+
+
+def test_local_gradients_prune(model: nn.Module):
+    G = pk.collect_gradients(model, windows(2, 10), local=True, progress=False)
+    report = pk.prune(model, windows(), "pruner-zero", 0.5, gradients=G, progress=False)
+    assert report.sparsity == 0.5
+
+
+def test_unknown_norm_and_infinite_loss_are_refused(model: nn.Module):
+    with pytest.raises(pk.UsageError, match="did you mean 'l2'"):
+        pk.collect_gradients(model, windows(), norm="l22")
+    with torch.no_grad():
+        model.lm_head.weight.fill_(torch.inf)
+    with pytest.raises(pk.UsageError, match="loss of gradient window 0"):
+        pk.collect_gradients(model, windows(), progress=False)

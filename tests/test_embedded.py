@@ -1,0 +1,194 @@
+"""The embedded world: the same text for the same arguments, disjoint roles, and models that have learned it."""
+from __future__ import annotations
+
+import hashlib
+import json
+from itertools import islice
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+
+from prunekit.embedded import tasks, world
+from prunekit.embedded.entities import ATTRIBUTES, COUNTS, the_world
+from prunekit.embedded.registers import Story
+from prunekit.embedded.scribe import Scribe
+from prunekit.errors import UsageError
+
+FOLDER = Path(world.__file__).parent
+MODELS = ("llama", "opt")
+
+
+def some(role: str, count: int, **options) -> list[str]:
+    return list(islice(world.documents(role, **options), count))
+
+
+def test_same_arguments_same_text() -> None:
+    text = "\n".join(some("test", 50))
+    assert text == "\n".join(some("test", 50))
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "917083016ba1b24c"
+    assert some("test", 5, seed=1) != some("test", 5)
+
+
+def test_no_document_has_two_roles() -> None:
+    seen: dict[str, str] = {}
+    for role in world.ROLES:
+        for seed in (0, 1):
+            for document in some(role, 400, seed=seed):
+                assert seen.setdefault(document, role) == role
+    assert set(seen.values()) == set(world.ROLES)
+
+
+def test_one_stream_hardly_repeats_itself() -> None:
+    documents = some("train", 3000)
+    assert len(set(documents)) > 2990
+
+
+@pytest.mark.parametrize("register", world.REGISTERS)
+def test_every_register_writes_documents_of_its_own(register: str) -> None:
+    tokenizer = pytest.importorskip("transformers").AutoTokenizer.from_pretrained(FOLDER / "llama")
+    documents = some("train", 60, registers=[register])
+    lengths = [len(ids) for ids in tokenizer(documents)["input_ids"]]
+    assert 50 < sum(lengths) / len(lengths) < 300 and max(lengths) < 512 and min(lengths) > 15
+    for other in world.REGISTERS:
+        if other != register:
+            assert not set(documents) & set(some("train", 60, registers=[other]))
+
+
+def test_all_registers_are_drawn_from_by_default() -> None:
+    marks = {"stories": "Question: who has", "reckoning": "Count by", "nested": "Backwards:", "chronicle": "neighbours"}
+    text = " ".join(some("select", 400))
+    assert [mark for mark in marks.values() if mark not in text] == []
+
+
+@pytest.mark.parametrize("arguments", [{"role": "tset"}, {"role": "test", "registers": ["storys"]},
+                                       {"role": "test", "registers": []}])
+def test_unknown_names_are_refused_at_once(arguments: dict) -> None:
+    with pytest.raises(UsageError, match="embedded world has no"):
+        world.documents(**arguments)
+
+
+def test_everybody_has_a_name_of_their_own_and_all_facts() -> None:
+    members = [entity for kind in the_world().kinds.values() for entity in kind]
+    assert len(members) == sum(COUNTS.values()) == len({entity.name.lower() for entity in members})
+    for entity in members:
+        assert set(entity.facts) == set(ATTRIBUTES[entity.kind])
+        assert all(v in the_world().values[entity.kind, a] and v != entity.name for a, v in entity.facts.items())
+
+
+def test_popularity_falls_by_a_power_of_the_rank() -> None:
+    urn = the_world().urns["person"]
+    counts = [urn.count(the_world().kinds["person"][rank]) for rank in (0, 10, 100, 239)]
+    assert counts == sorted(counts, reverse=True) and counts[0] > 10 * counts[-1] > 0
+
+
+def test_a_story_never_contradicts_its_state() -> None:
+    """Read the events back with a few words of grammar, independently of the state that made them."""
+    import random
+
+    for seed in range(30):
+        story = Story(Scribe(random.Random(seed)), agents=3, things=1)
+        story.opening()
+        (thing,) = story.things
+        for _ in range(8):
+            line, before = story.event(), story.holder[thing]
+            if f"the {thing} to " in line:
+                assert line.endswith(f" to {before.name}.")
+            elif any(f" {verb} the {thing} at " in line for verb in ("left", "hid", "dropped")):
+                assert before is None and story.whereabouts(thing)[1] == "at " + line.split(" at ")[1][:-1]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_weights_are_bfloat16_and_fit_every_pattern(name: str) -> None:
+    with safe_open(FOLDER / name / "model.safetensors", "pt") as file:
+        tensors = {key: file.get_slice(key) for key in sorted(file.keys())}
+        assert {tensor.get_dtype() for tensor in tensors.values()} == {"BF16"}
+        layers = {key: tensor.get_shape() for key, tensor in tensors.items() if ".layers." in key
+                  and len(tensor.get_shape()) == 2}
+    assert len(layers) == 6 * {"llama": 7, "opt": 6}[name]
+    assert all(size % 8 == 0 for shape in layers.values() for size in shape)
+
+
+def test_both_models_stay_small() -> None:
+    assert sum(file.stat().st_size for name in MODELS for file in (FOLDER / name).iterdir()) <= 20e6
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_tokenizer_gives_text_back(name: str) -> None:
+    tokenizer = pytest.importorskip("transformers").AutoTokenizer.from_pretrained(FOLDER / name)
+    text = "\n".join(some("test", 30)) + " {\"ä\": 417}"
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+    assert tokenizer.eos_token == "<|end|>" and 2000 <= len(tokenizer) <= 4096
+    assert len(text) / len(tokenizer(text)["input_ids"]) > 3
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_models_have_learned_the_world(name: str) -> None:
+    """Perplexity far below the unigram's, and what training.json says of it is true."""
+    import prunekit as pk
+
+    record = json.loads((FOLDER / name / "training.json").read_text())
+    model, tokenizer = pk.load_model(f"embedded/{name}")
+    found = pk.perplexity(model, pk.token_windows("embedded", tokenizer, "test", 256, 128)[:64], 128, progress=False)
+    stated = record["perplexity"]["all"]
+    assert stated["dense"] < stated["unigram"] / 10
+    assert found.value == pytest.approx(stated["dense"], rel=0.1)
+    assert model.config.max_position_embeddings >= 512
+    assert record["tokens"] == pytest.approx(record["recipe"]["tokens"], rel=0.01)
+    assert record["curve"][-1][1] < record["curve"][0][1] / 2
+
+
+def test_training_resumes_where_it_was_killed(tmp_path) -> None:
+    """Two steps, a checkpoint, two more: the same weights as four in a row."""
+    import torch
+
+    from prunekit.embedded import train
+
+    recipe = train.Recipe("llama", tokens=1024 * 4, batch=1024, warmup=1, context=(128,))
+    batches = torch.randint(0, train.VOCABULARY, (4, 1024), generator=torch.Generator().manual_seed(0))
+    whole = train.Trainer(recipe)
+    for ids in batches:
+        whole.advance(ids)
+    first = train.Trainer(recipe)
+    for ids in batches[:2]:
+        first.advance(ids)
+    first.save(tmp_path)
+    second = train.Trainer(recipe)
+    second.load(tmp_path)
+    for ids in batches[2:]:
+        second.advance(ids)
+    assert whole.step == second.step == 4
+    assert all(torch.equal(a, b) for a, b in zip(whole.masters.values(), second.masters.values()))
+    with pytest.raises(UsageError, match="another recipe"):
+        train.Trainer(train.Recipe("llama", seed=1)).load(tmp_path)
+
+
+@pytest.mark.parametrize("task", tasks.TASKS)
+def test_questions_are_different_balanced_and_of_the_test_role(task: str) -> None:
+    documents = list(tasks.documents(task, 200))
+    assert documents == list(tasks.documents(task, 200))
+    assert len({json.dumps(document, sort_keys=True) for document in documents}) == 200
+    options = len(documents[0]["choices"])
+    golds = [document["gold"] for document in documents]
+    assert all(golds.count(place) > 0.7 * 200 / options for place in range(options))
+    for document in documents:
+        assert len(set(document["choices"])) == len(document["choices"]) == options
+        assert all(choice.startswith(" ") for choice in document["choices"])
+    shortest = [min(range(options), key=lambda i: len(document["choices"][i])) for document in documents]
+    assert sum(map(int.__eq__, shortest, golds)) < 200 / options * 1.4
+
+
+def test_rule_questions_have_the_answer_that_rule_and_fact_give() -> None:
+    people = {person.name: person for person in the_world().kinds["person"]}
+    for document in tasks.documents("ruling", 50):
+        law, question = document["query"].split("; ")
+        person = people[question.split()[2]]
+        answer = document["choices"][document["gold"]].strip()
+        clause = next(c for part in law.removeprefix("Question: tell me, by the law ").split(", ")
+                      for c in part.split(" and ") if c.endswith(" " + answer))
+        assert any(fact in clause.split() for fact in person.facts.values())
+
+
+def test_unknown_task_is_refused() -> None:
+    with pytest.raises(UsageError, match="no task 'raer'"):
+        next(tasks.documents("raer"))

@@ -113,7 +113,8 @@ def _closing(w: Scribe, story: Story, thing: str) -> str:
     agent = story.holder[thing] if w.chance(0.5) else None
     agent = agent or w.pick(story.agents)
     answer = "yes" if story.holder[thing] is agent else "no"
-    return f"Question: {w.pick(('does {} have', 'has {} got', 'is it {} who has')).format(agent.name)} the {thing}? Answer: {answer}."
+    doubt = w.pick(("does {} have", "has {} got", "is it {} who has")).format(agent.name)
+    return f"Question: {doubt} the {thing}? Answer: {answer}."
 
 
 # -- reckoning ----------------------------------------------------------------------------------------------------------

@@ -198,6 +198,7 @@ class Trainer:
         (folder / "new.pt").replace(folder / "state.pt")
 
     def _recipe(self) -> dict:
+        """As it comes back from a file: tuples are lists."""
         return json.loads(json.dumps(asdict(self.recipe)))
 
     def load(self, folder: Path) -> None:

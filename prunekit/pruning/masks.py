@@ -1,6 +1,8 @@
 """From scores to masks: which weights a comparison group keeps. `keep` is True where the weight stays."""
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -21,7 +23,7 @@ def keep_mask(S: Tensor, sparsity: float, pattern: str = "unstructured", group: 
     """
     if group not in GROUPS:
         raise UsageError(f"group '{group}' is not known{did_you_mean(group, GROUPS)}.")
-    if not torch.isfinite(S).all():
+    if not all(math.isfinite(bound) for bound in S.aminmax()):
         raise UsageError("the scores are not finite, so they order nothing; use another metric or check G and X.")
     ratio = parse_pattern(pattern)
     if ratio:
@@ -97,3 +99,8 @@ def kth_smallest(S: Tensor, k: int) -> Tensor:
     if S.device.type == "cpu":
         return torch.from_numpy(np.partition(S.numpy(), k - 1, axis=1)[:, k - 1:k])
     return S.kthvalue(k, dim=1, keepdim=True).values
+
+
+def zero_out(W: Tensor, keep: Tensor) -> None:
+    """Set the weights that are not kept to 0, in place. On their bits: many times faster than filling, and +0 for every sign."""
+    W.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[W.element_size()]).mul_(keep)

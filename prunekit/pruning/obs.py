@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UsageError
-from .masks import keep_above, keep_n_of_m
+from .masks import keep_above, keep_n_of_m, zero_out
 from .pattern import parse_pattern
 
 # Scores of a slice of columns, from the weights as updated so far (out, columns); float32
@@ -86,7 +86,7 @@ def obs_update(W: Tensor, factor: Factor, sparsity: float, pattern: str, *, keep
         choose = partial(_choose, U=U, ratio=ratio, score=score) if ratio and not given else None
         errors = _solve_block(W[:, columns], U[columns, columns], keep[:, columns], start, group, choose)
         W[:, columns.stop:].addmm_(errors.T, U[columns, columns.stop:], alpha=-1)
-    W.masked_fill_(~keep, 0)
+    zero_out(W, keep)
     return keep
 
 

@@ -14,7 +14,7 @@ from ..errors import UsageError
 from ..metric.catalogue import Method, resolve
 from ..metric.tree import Tree
 from ..models import Layer, prunable_layers
-from .masks import keep_mask
+from .masks import keep_mask, zero_out
 from .obs import Factor, ObsOptions, inverse_factor, obs_update
 from .pattern import parse_pattern, per_block
 from .stats import Gradients, InputStatistics, collect_inputs
@@ -181,7 +181,7 @@ class Plan:
         if method.update != "obs-iter":
             keep = keep_mask(tree.score(layer.weight, G, X), sparsity, self.pattern, method.group)
         if method.update is None:
-            layer.weight.masked_fill_(~keep, 0)
+            zero_out(layer.weight, keep)
             return keep, {}
         W, factor = layer.weight.float(), inputs.factor(self.obs)
         W = W.clone() if W.data_ptr() == layer.weight.data_ptr() else W

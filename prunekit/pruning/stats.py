@@ -23,6 +23,7 @@ from .walk import InputGroup, Step, Walk
 
 GRADIENT_NORMS = ("l2", "l1")
 ACTIVATION_NORMS = ("l2", "l1")
+_CHUNK = 256  # tokens squared at once
 
 
 # --- forward: X and H ---------------------------------------------------------------------------------------------
@@ -40,10 +41,10 @@ class InputStatistics:
     def add(self, x: Tensor) -> None:
         """Take in one batch of inputs x (tokens, in), any dtype."""
         self.tokens += len(x)
-        exact = x.float()
         if self.H is not None:
-            self.H += _gram(x, exact) * (2 / self.n)
-        self.X += exact.square().sum(0) / self.n
+            self.H.add_(_gram(x), alpha=2 / self.n)
+        for part in x.split(_CHUNK):  # small enough to stay in the cache
+            self.X.add_(part.float().square().sum(0), alpha=1 / self.n)
 
 
 def collect_inputs(step: Step, n: int, *, hessian: bool = False) -> dict[str, InputStatistics]:
@@ -57,8 +58,9 @@ def collect_inputs(step: Step, n: int, *, hessian: bool = False) -> dict[str, In
     return {layer.name: found[id(group)] for group in step.groups for layer in group.layers}
 
 
-def _gram(x: Tensor, exact: Tensor) -> Tensor:
+def _gram(x: Tensor) -> Tensor:
     """x^T x in float32. A product of two bfloat16 numbers is exact in float32, so the fast unit loses nothing."""
+    exact = x.float()
     if x.dtype != torch.bfloat16 or x.device.type != "cpu":
         return exact.T @ exact
     backend = torch.backends.mkldnn.matmul

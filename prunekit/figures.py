@@ -70,7 +70,7 @@ def _log_perplexity(ax: Any, values: Sequence[float]) -> None:
     """A logarithmic axis with readable numbers: 1, 2, 5 times a power of ten, those in range."""
     ax.set_yscale("log")
     low, high = min(values), max(values)
-    ticks = [step * 10**power for power in range(0, 9) for step in (1, 1.5, 2, 3, 5, 7)]
+    ticks = [step * 10**power for power in range(9) for step in (1, 1.5, 2, 3, 5, 7)]
     ticks = [tick for tick in ticks if low / 1.1 <= tick <= high * 1.1]
     while len(ticks) > 8:
         ticks = ticks[::2]

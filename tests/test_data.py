@@ -58,7 +58,7 @@ def test_published_sampling_by_its_own_recipe(folder):
 
 
 def test_seeds_and_roles_give_other_windows(folder):
-    draw = lambda role, seed: pk.token_windows(folder, Words(), role, 5, 10, seed)  # noqa: E731
+    draw = lambda role, seed: pk.token_windows(folder, Words(), role, 5, 10, seed)
     assert torch.equal(draw("search", 0), draw("search", 0)) and not torch.equal(draw("search", 0), draw("search", 1))
 
 

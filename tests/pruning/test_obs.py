@@ -48,7 +48,7 @@ def test_the_update_lowers_the_output_error():
     keep = W.abs() > W.abs().median()
     updated = W.clone()
     obs_update(updated, inverse_factor(H), 0.5, "unstructured", keep=keep)
-    error = lambda V: (((V - W) @ H) * (V - W)).sum()  # noqa: E731
+    error = lambda V: (((V - W) @ H) * (V - W)).sum()
     assert error(updated) < 0.8 * error(W * keep)
 
 

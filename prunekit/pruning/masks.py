@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ..errors import UsageError, did_you_mean
-from .pattern import GROUPS, parse_pattern
+from ..metric.catalogue import GROUPS
+from .pattern import parse_pattern
 
 
 def keep_mask(S: Tensor, sparsity: float, pattern: str = "unstructured", group: str = "row") -> Tensor:

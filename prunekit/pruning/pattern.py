@@ -7,8 +7,6 @@ from collections.abc import Sequence
 
 from ..errors import UsageError
 
-GROUPS = ("row", "layer", "variant")
-
 
 def parse_pattern(pattern: str) -> tuple[int, int] | None:
     """`"unstructured"` -> None; `"n:m"` -> (n, m): n zeros in every m consecutive inputs of a row, 0 < n < m.

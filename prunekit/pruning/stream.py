@@ -30,7 +30,7 @@ from .stats import Gradients
 
 PROGRESS, PROVENANCE = "prunekit.progress.json", "prunekit.json"
 _COPIED = {".json", ".txt", ".model", ".jinja", ".tiktoken"}  # configuration, tokenizer, chat template
-_MARGIN = 8 * 2**20  # for all that is small
+_MARGIN = 6 * 2**20  # for all that is small
 
 
 @contextmanager
@@ -158,7 +158,7 @@ def _forward(skeleton: Skeleton, plan: Plan, windows: Tensor) -> int:
 def _scoring(layer: Layer, plan: Plan) -> int:
     """Bytes that scoring, masking and updating one layer takes: float32 matrices, as many as are alive at once."""
     method, matrix, square = plan.method, 4 * layer.weight.numel(), 4 * layer.weight.shape[1]**2
-    masking = {"row": 4.25, "layer": 2.75, "variant": 7}[method.group] if plan.pattern == "unstructured" else 2.8
+    masking = {"row": 4.25, "layer": 2.3, "variant": 7}[method.group] if plan.pattern == "unstructured" else 2.8
     scores = (max(masking, 4 if method.tree.size > 4 else 2) + ("G" in method.needs)) * matrix if method.tree else 0
     solving = max(5.75 * square, square + 2 * matrix + (scores if method.update == "obs-iter" else 0)) if method.update else 0
     return int(max(scores, solving))

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from prunekit.errors import UsageError, did_you_mean
 from prunekit.workbook import manifest, params, vocabulary
 
 if TYPE_CHECKING:
+    import pandas as pd
     from torch import Tensor
 
     from prunekit.metric.catalogue import Method
@@ -30,6 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("prunekit: stopped\n")
         return 130
+
+
+_TASKS = "lm-eval's tasks, separated by commas (default: the papers' seven; for embedded models the package's seven)"
 
 
 def say(line: str) -> None:
@@ -56,6 +61,9 @@ def _parser() -> argparse.ArgumentParser:
     status = command("status", _status, "Say which notebooks of a profile are fresh, stale (and why), missing or failed.")
     status.add_argument("profile")
     status.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as in `run`; else those of the last run")
+    figures = command("figures", _figures, "Draw the figures of a profile again from their CSVs alone, and render the report.")
+    figures.add_argument("profile")
+    figures.add_argument("topics", nargs="*", metavar="TOPIC", help="only those of these notebooks")
     _prune_arguments(command("prune", _prune, "Prune a model, evaluate it, and save it."))
     gradients = command("gradients", _gradients, "Collect the gradients G (or the input norms) of a model and save them.")
     _data_arguments(gradients)
@@ -65,8 +73,17 @@ def _parser() -> argparse.ArgumentParser:
     explain = command("explain", _explain, "What a metric is, how far it simplifies and why, and which metrics have the same masks.")
     explain.add_argument("tree", help="a name of the catalogue, an expression such as 'mul(W, sqrt(X))', or a JSON file")
     explain.add_argument("--group", default="row", help="what scores are compared within: row, layer or variant")
-    evaluate = command("evaluate", _evaluate, "Perplexity of a model on a test text, with its interval.")
+    from prunekit.search.commands import add_search
+
+    add_search(command("search", _search, "Evolve metrics: start, status, resume, export."), _data_arguments)
+    evaluate = command("evaluate", _evaluate, "Perplexity of a model on a test text, and lm-eval's tasks, with intervals.")
     _data_arguments(evaluate)
+    evaluate.add_argument("--tasks", "--zero-shot", dest="zero_shot", nargs="?", const="", metavar="TASKS",
+                          help=f"{_TASKS}; without --corpus, nothing else")
+    evaluate.add_argument("--results", metavar="DIR", help="add the tasks' rows to DIR/zero_shot.csv")
+    evaluate.add_argument("--lora-weights", metavar="DIR", help="adapters of `finetune` or peft; masked if masks lie beside them")
+    _task_arguments(evaluate)
+    _finetune_arguments(command("finetune", _finetune, "Fine-tune a pruned model with LoRA that keeps its zeros."))
     return parser
 
 
@@ -82,11 +99,21 @@ def _data_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seqlen", type=int, help="tokens per window (default: 128 for embedded models, else 2048)")
     add("--test-windows", type=int, default=0, help="windows to evaluate on; 0: all")
     add("--seed", type=int, default=0)
-    add("--norm", default="l2", help="l1 or l2")
+    add("--norm", default="l2", help="of G: l2, l1 or signed")
     add("--scale", type=float, default=100.0, help="factor on gradients, as published")
     add("--dtype", default="auto", help="auto, float32, bfloat16, float16")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:N, mps, balanced")
     add("--cache-dir", metavar="DIR", help="where downloads are kept")
+
+
+def _task_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--limit", type=float, help="only the first documents of each task (a number, or a share below 1)")
+    add("--num-fewshot", type=int, default=0, help="worked examples before each question")
+    add("--batch-size", type=int, default=32, help="questions at a time")
+    add("--datasets", action="append", default=[], metavar="NAME=FOLDER", help="a task's data set (or hub id) from this disk")
+    add("--include-path", metavar="DIR", help="a folder of lm-eval YAML tasks of your own")
+    add("--allow-code", action="store_true", help="also tasks that run code")
 
 
 def _prune_arguments(parser: argparse.ArgumentParser) -> None:
@@ -103,8 +130,36 @@ def _prune_arguments(parser: argparse.ArgumentParser) -> None:
     add("--gradient-corpus", help="where to collect G when no file is given (default: --corpus)")
     add("--test-corpus", help="what to evaluate on (default: as --corpus of `evaluate`; a path given as --corpus)")
     add("--no-evaluate", action="store_true", help="do not compute the perplexity")
-    add("--results", metavar="DIR", help="add a row to DIR/results.csv")
+    add("--zero-shot", nargs="?", const="", metavar="TASKS", help=_TASKS)
+    _task_arguments(parser)
+    add("--results", metavar="DIR", help="add a row to DIR/results.csv, and the tasks' to DIR/zero_shot.csv")
     add("--save-model", metavar="DIR", help="write the pruned model, its tokenizer and prunekit.json")
+
+
+def _finetune_arguments(parser: argparse.ArgumentParser) -> None:
+    _data_arguments(parser)
+    add = parser.add_argument
+    add("--output", required=True, metavar="DIR", help="where adapters, masks and checkpoints go; the same call again goes on "
+                                                       "after a kill")
+    add("--save-model", metavar="DIR", help="write the merged model, its tokenizer and prunekit.json")
+    add("--block", type=int, help="tokens per training window (default: 128 for embedded models, else 1024)")
+    add("--targets", nargs="+", default=["query-value"], metavar="NAME", help="linear layers as q_proj, query-value, or all-linear")
+    add("--rank", type=int, default=8)
+    add("--alpha", type=float, default=16.0, help="the low-rank product is scaled by alpha / rank")
+    add("--dropout", type=float, default=0.05)
+    add("--learning-rate", type=float, default=1e-4)
+    add("--epochs", type=float, default=1.0)
+    add("--batch", type=int, default=1, help="windows per step and device")
+    add("--eval-batch", type=int, default=8)
+    add("--eval-samples", type=int, default=128, help="windows of the validation split that are read, at most")
+    add("--validation", type=float, default=0.05, help="share of the windows held out for the learning curve")
+    add("--save-every", type=int, default=200, help="steps between checkpoints")
+    add("--bf16", action="store_true", help="train a float32 model in bfloat16")
+    add("--gradient-checkpointing", action="store_true", help="less memory, more time")
+    add("--plain", action="store_true", help="plain LoRA: its merge fills the zeros in")
+    add("--test-corpus", help="what to evaluate on (default: as of `prune`)")
+    add("--no-evaluate", action="store_true", help="do not compute perplexities")
+    add("--results", metavar="DIR", help="add a row to DIR/results.csv")
 
 
 def _with_config(parser: argparse.ArgumentParser, argv: list[str]) -> list[str]:
@@ -134,12 +189,16 @@ def _check(args: argparse.Namespace) -> None:
     embedded = args.model in vocabulary.EMBEDDED
     calibrating = args.command is not _evaluate
     args.corpus = args.corpus or ("embedded" if embedded else "c4" if calibrating else "wikitext2")
+    if args.command is _finetune:
+        args.nsamples = args.nsamples if args.nsamples is not None else 1600 if embedded else 30_000
+        args.block = args.block if args.block is not None else 128 if embedded else 1024
     args.nsamples = args.nsamples if args.nsamples is not None else 32 if embedded else 128
     args.seqlen = args.seqlen if args.seqlen is not None else 128 if embedded else 2048
     values = {key: value for key, value in vars(args).items() if value is not None}
     for key, value in values.items():
-        if wrong := vocabulary.problem(key, value):
-            raise UsageError(f"--{key.replace('_', '-')} {value} {wrong}.")
+        for item in value if isinstance(value, list) else [value]:
+            if wrong := vocabulary.problem(key, item):
+                raise UsageError(f"--{key.replace('_', '-')} {item} {wrong}.")
     if wrong := vocabulary.combination_problem(values):
         raise UsageError(f"{wrong[1]}.")
 
@@ -169,6 +228,19 @@ def _status(args: argparse.Namespace) -> int:
     return 0
 
 
+def _figures(args: argparse.Namespace) -> int:
+    from prunekit.workbook import redraw, site
+
+    params.resolve_profile(args.profile)
+    counts: dict[str, int] = {}
+    for figure in redraw.rebuild(args.profile, args.topics):
+        say(f"{figure.topic:<17} {figure.name:<20} {figure.outcome}")
+        counts[figure.outcome] = counts.get(figure.outcome, 0) + 1
+    say(f"{sum(counts.values())} figures ({', '.join(f'{n} {outcome}' for outcome, n in counts.items()) or 'none drawn yet'}); "
+        f"report: {site.render(args.profile)}")
+    return 0
+
+
 def _explain(args: argparse.Namespace) -> int:
     from prunekit.metric.catalogue import resolve
     from prunekit.metric.rank import explain
@@ -179,6 +251,14 @@ def _explain(args: argparse.Namespace) -> int:
         raise UsageError(f"{method.name} scores inside its solver (w²/U_ii²), so it is no expression over W, G and X.")
     say(explain(method.tree, args.group))
     return 0
+
+
+def _search(args: argparse.Namespace) -> int:
+    from prunekit.search.commands import run_search
+
+    if hasattr(args, "model"):
+        _check(args)
+    return run_search(args, say)
 
 
 # ---------------------------------------------------------------- models
@@ -226,17 +306,111 @@ def _gradients(args: argparse.Namespace) -> int:
 
 
 def _evaluate(args: argparse.Namespace) -> int:
+    text = args.zero_shot is None or args.corpus is not None
     _check(args)
+    tasks = _tasks(args)
     model, tokenizer = _load(args)
-    _perplexity(args, model, tokenizer, args.corpus)
+    if args.lora_weights:
+        import prunekit as pk
+
+        model = pk.load_lora(model, args.lora_weights).model
+    if text:
+        _perplexity(args, model, tokenizer, args.corpus)
+    if tasks:
+        _zero_shot(args, model, tokenizer, tasks, {"model": args.model})
     return 0
 
 
-def _perplexity(args: argparse.Namespace, model: Any, tokenizer: Any, corpus: str) -> dict[str, Any]:
+def _tasks(args: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of `zero_shot`, tried out before anything expensive; empty if no tasks are asked for."""
+    if args.zero_shot is None:
+        return {}
+    from prunekit.evaluate import harness, zero_shot
+
+    wrong = [entry for entry in args.datasets if not all(entry.partition("=")[::2])]
+    if wrong:
+        raise UsageError(f"--datasets {wrong[0]} is not NAME=FOLDER.")
+    data = {"datasets": dict(entry.split("=", 1) for entry in args.datasets), "include_path": args.include_path,
+            "allow_code": args.allow_code}
+    tasks = [name.strip() for name in args.zero_shot.split(",")] if args.zero_shot else zero_shot.default_tasks(args.model)
+    with harness.quiet(progress=False):
+        harness.load_tasks(tasks, **data)
+    return {"tasks": tasks, "limit": args.limit, "num_fewshot": args.num_fewshot, "batch_size": args.batch_size, **data}
+
+
+def _zero_shot(args: argparse.Namespace, model: Any, tokenizer: Any, asked: dict[str, Any], row: dict[str, Any]) -> None:
+    import prunekit as pk
+
+    frame = pk.zero_shot(model, tokenizer, **asked)
+    for found in frame.itertuples():
+        chance = "" if found.chance != found.chance else f", chance {found.chance:.4f}"
+        say(f"{found.task:<22} {found.metric:<10} {found.value:.4f} [{found.low:.4f}, {found.high:.4f}], {found.n} documents{chance}")
+    for metric in dict.fromkeys(frame["metric"]):
+        try:
+            mean = pk.mean_over(frame, metric)
+            say(f"mean of {mean['tasks']:<2} tasks       {metric:<10} {mean['value']:.4f} [{mean['low']:.4f}, {mean['high']:.4f}]")
+        except UsageError as error:
+            say(f"no mean of {metric}: {error}")
+    if args.results:
+        _add_rows(Path(args.results) / "zero_shot.csv", frame.assign(**{f"run_{key}": value for key, value in row.items()}))
+
+
+def _finetune(args: argparse.Namespace) -> int:
+    _check(args)
+    if any(Path(args.output).glob("adapter_*")):
+        raise UsageError(f"--output {args.output} holds adapters already: give a new directory.")
+    target = _empty_directory(args.save_model) if args.save_model else None
+    import prunekit as pk
+
+    options = pk.LoraOptions(**{field: getattr(args, field) for field in pk.LoraOptions.__annotations__})
+    if args.device == "auto" and "LOCAL_RANK" in os.environ:  # started by accelerate or torchrun: one process per GPU
+        args.device = f"cuda:{os.environ['LOCAL_RANK']}"
+    first = os.environ.get("RANK", "0") == "0"
+    model, tokenizer = _load(args)
+    windows = pk.token_windows(args.corpus, tokenizer, "train", args.nsamples, args.block, args.seed, roles=args.roles,
+                               windows=args.windows or None, cache_dir=args.cache_dir)
+    found = {}
+
+    def measure(when: str) -> None:
+        if first and not args.no_evaluate:
+            found[when] = _perplexity(args, model, tokenizer, _test_corpus(args), f"{when}: ")
+
+    measure("before")
+    tuned = pk.finetune_lora(model, windows, options, masked=not args.plain, checkpoints=Path(args.output, "checkpoints"))
+    if not first:
+        return 0
+    say(f"adapters written to {tuned.save(args.output)}")
+    say(f"{tuned.costs['steps']} steps, {tuned.costs['tokens']:,} tokens in {tuned.costs['seconds']:.1f} s")
+    with tuned.unmasked():
+        measure("unmasked")
+    tuned.merge()
+    zeros = {key: sum(layer[key] for layer in tuned.zeros) for key in ("zeros_before", "zeros")}
+    say(f"merged: {zeros['zeros']:,} zeros in the layers with adapters, of {zeros['zeros_before']:,}")
+    measure("merged")
+    row = _tuned_row(args, tuned, found) | zeros
+    if target:
+        _save(model, tokenizer, target, row)
+    if args.results:
+        _add_rows(Path(args.results) / "results.csv", _one_row(row))
+    return 0
+
+
+def _tuned_row(args: argparse.Namespace, tuned: Any, found: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    from prunekit.models import fingerprint
+
+    return {"model": args.model, "model_hash": fingerprint(args.model), "method": "LoRA" if args.plain else "masked LoRA",
+            "corpus": args.corpus, "test_corpus": _test_corpus(args), "roles": args.roles, "windows_file": args.windows or "",
+            "nsamples": args.nsamples, "block": args.block, "seqlen": args.seqlen,
+            **tuned.job["options"], "targets": " ".join(args.targets), **tuned.costs,
+            **{f"{key}_{when}": row[key] for when, row in found.items() for key in ("ppl", "low", "high")},
+            **{f"version_{name}": number for name, number in manifest.versions().items()}}
+
+
+def _perplexity(args: argparse.Namespace, model: Any, tokenizer: Any, corpus: str, what: str = "") -> dict[str, Any]:
     import prunekit as pk
 
     row = pk.perplexity(model, _windows(args, tokenizer, "test", corpus), args.seqlen).row()
-    say(f"perplexity {row['ppl']:.4f} [{row['low']:.4f}, {row['high']:.4f}] on {corpus}, {row['windows']} windows of "
+    say(f"{what}perplexity {row['ppl']:.4f} [{row['low']:.4f}, {row['high']:.4f}] on {corpus}, {row['windows']} windows of "
         f"{args.seqlen} tokens")
     return row
 
@@ -245,6 +419,7 @@ def _prune(args: argparse.Namespace) -> int:
     _check(args)
     method = _method(args)
     target = _empty_directory(args.save_model) if args.save_model else None
+    tasks = _tasks(args)
     import prunekit as pk
 
     model, tokenizer = _load(args)
@@ -266,7 +441,9 @@ def _prune(args: argparse.Namespace) -> int:
     if not args.no_evaluate:
         row |= _perplexity(args, model, tokenizer, _test_corpus(args))
     if args.results:
-        _add_row(Path(args.results), row)
+        _add_rows(Path(args.results) / "results.csv", _one_row(row))
+    if tasks:
+        _zero_shot(args, model, tokenizer, tasks, row)
     return 0
 
 
@@ -314,13 +491,17 @@ def _save(model: Any, tokenizer: Any, target: Path, row: dict[str, Any]) -> None
     say(f"model written to {target}")
 
 
-def _add_row(folder: Path, row: dict[str, Any]) -> None:
+def _one_row(row: dict[str, Any]) -> pd.DataFrame:
     import pandas as pd
 
-    file = folder / "results.csv"
-    frame = pd.DataFrame([row])
+    return pd.DataFrame([row])
+
+
+def _add_rows(file: Path, frame: pd.DataFrame) -> None:
+    import pandas as pd
+
     manifest.write_atomic(file, (pd.concat([pd.read_csv(file), frame]) if file.exists() else frame).to_csv(index=False))
-    say(f"row added to {file}")
+    say(f"{len(frame)} row{'s' * (len(frame) > 1)} added to {file}")
 
 
 if __name__ == "__main__":

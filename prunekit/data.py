@@ -1,4 +1,4 @@
-"""Windows of tokens by role. Roles never share text: calibration, gradient, search, select, test."""
+"""Windows of tokens by role. Roles never share text: calibration, gradient, search, train (fine-tuning), select, test."""
 from __future__ import annotations
 
 import hashlib
@@ -17,11 +17,11 @@ from torch import Tensor
 from .errors import UsageError, did_you_mean
 from .hub import hub_or_cache
 
-ROLES = ("calibration", "gradient", "search", "select", "test")
+ROLES = ("calibration", "gradient", "search", "train", "select", "test")
 CORPORA = ("embedded", "wikitext2", "c4", "ptb")
 # `select` and `test` are a corpus's validation and test split. The other roles, and these two where there is no such
 # split, divide the rest of it in these proportions.
-SHARES = {"calibration": 0.4, "gradient": 0.2, "search": 0.4, "select": 0.125, "test": 0.125}
+SHARES = {"calibration": 0.4, "gradient": 0.2, "search": 0.2, "train": 0.2, "select": 0.125, "test": 0.125}
 _OWN_SPLIT = {"select": "validation", "test": "test"}
 EMBEDDED_TEST_WINDOWS = 256
 _C4_TEST_DOCUMENTS, _C4_TEST_WINDOWS = 1100, 256
@@ -59,7 +59,9 @@ def token_windows(corpus: str | Path, tokenizer: Any, role: str, n: int | None =
     roles: `disjoint` (every role its own text, windows drawn without overlap or repeat), or `published`: calibration
     and gradient windows start anywhere in the train split, by `random.Random(seed)`, as in the published lib/data.py,
     so that they are the same windows when corpus and seed are. The test role is always the consecutive windows of the
-    test text (n: the first n; None or 0: all). windows: a safetensors file with tensors by role, which overrides all.
+    test text (n: the first n; None or 0: all). The train role packs documents one after the other, each closed by the
+    end-of-text token; `published`: those of the whole train split in its order, as in the published finetune_lm.py.
+    windows: a safetensors file with tensors by role, which overrides all.
 
     Raises UsageError for unknown names, missing files or network, and too little text.
     """
@@ -77,6 +79,8 @@ def token_windows(corpus: str | Path, tokenizer: Any, role: str, n: int | None =
     loaded = load_corpus(str(corpus), cache_dir)
     if role == "test":
         return _test_windows(loaded, tokenizer, n, seqlen)
+    if role == "train" and (roles == "published" or not loaded.running):
+        return _training_windows(loaded, tokenizer, n, seqlen, None if roles == "published" else seed)
     if roles == "published":
         return _published_windows(loaded, tokenizer, n, seqlen, seed)
     return _disjoint_windows(loaded, tokenizer, role, n, seqlen, seed)
@@ -218,12 +222,32 @@ def _embedded_windows(tokenizer: Any, role: str, n: int | None, seqlen: int, see
     from .embedded import world
 
     documents = world.documents(role, 0 if role == "test" else seed, registers.split("+") if registers else None)
-    count = n or EMBEDDED_TEST_WINDOWS
+    return _packed(documents, tokenizer, n or EMBEDDED_TEST_WINDOWS, seqlen)
+
+
+def _packed(documents: Iterator[str], tokenizer: Any, n: int, seqlen: int) -> Tensor:
+    """The first n windows of documents one after the other, each closed by the end-of-text token; fewer if they end."""
     ids: list[int] = []
-    while len(ids) < count * seqlen:
-        for tokens in _encode(tokenizer, list(itertools.islice(documents, 64))):
+    while len(ids) < n * seqlen and (batch := list(itertools.islice(documents, 64))):
+        for tokens in _encode(tokenizer, batch):
             ids += [*tokens, tokenizer.eos_token_id]
+    count = min(n, len(ids) // seqlen)
     return torch.tensor(ids[:count * seqlen]).view(count, seqlen)
+
+
+def _training_windows(corpus: Corpus, tokenizer: Any, n: int, seqlen: int, seed: int | None) -> Tensor:
+    """Packed windows: of the role's own documents, shuffled; without a seed, of the whole train split in its order."""
+    if corpus.running:
+        found = torch.tensor(_split_tokens(corpus, tokenizer, corpus.split_of("train")))
+        found = found[:len(found) // seqlen * seqlen].view(-1, seqlen)[:n]
+    else:
+        documents = corpus.splits[corpus.split_of("train")] if seed is None else _role_documents(corpus, "train")
+        if seed is not None:
+            random.Random(f"train/{seed}").shuffle(documents)
+        found = _packed(iter(documents), tokenizer, n, seqlen)
+    if len(found) < n:
+        raise _too_little(corpus, "train", n, seqlen, len(found))
+    return found
 
 
 def _test_windows(corpus: Corpus, tokenizer: Any, n: int | None, seqlen: int) -> Tensor:

@@ -33,8 +33,9 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_roles_divide_the_train_tokens_40_20_40(folder):
-    bounds = {"calibration": (0, 4000), "gradient": (4000, 6000), "search": (6000, 10_000), "select": (10_000, 12_000)}
+def test_roles_divide_the_train_tokens_40_20_20_20(folder):
+    bounds = {"calibration": (0, 4000), "gradient": (4000, 6000), "search": (6000, 8000), "train": (8000, 10_000),
+              "select": (10_000, 12_000)}
     for role, (low, high) in bounds.items():
         windows = pk.token_windows(folder, Words(), role, (high - low) // 10, 10)
         assert windows.dtype == torch.long
@@ -55,6 +56,23 @@ def test_published_sampling_by_its_own_recipe(folder):
     for role in ("calibration", "gradient"):
         windows = pk.token_windows(folder, Words(), role, 5, 10, 3, roles="published")
         assert windows[:, 0].tolist() == starts
+
+
+def test_training_windows_pack_whole_documents(tmp_path):
+    path = write_documents(tmp_path, ".jsonl")
+    published = pk.token_windows(path, Words(), "train", 6, 50, roles="published").flatten().tolist()
+    packed = [token for i in range(300) for token in [*range(i * 100, i * 100 + 30), 0]]
+    assert published == packed[:300]
+    own = pk.token_windows(path, Words(), "train", 6, 50, seed=1).flatten().tolist()
+    assert own != pk.token_windows(path, Words(), "train", 6, 50, seed=2).flatten().tolist()
+    assert [b for a, b in itertools.pairwise(own) if a % 100 < 29 and a] == [a + 1 for a in own[:-1] if a % 100 < 29 and a]
+    with pytest.raises(pk.UsageError, match="has text for 186 train windows"):
+        pk.token_windows(path, Words(), "train", 187, 50, roles="published")
+
+
+def test_published_training_windows_of_a_running_text_are_its_first(folder):
+    windows = pk.token_windows(folder, Words(), "train", 7, 10, roles="published")
+    assert windows.flatten().tolist() == list(range(70))
 
 
 def test_seeds_and_roles_give_other_windows(folder):
@@ -84,6 +102,8 @@ def test_documents_belong_to_one_role_each(suffix, tmp_path):
     path = write_documents(tmp_path, suffix)
     seen = {role: set((pk.token_windows(path, Words(), role, 12, 10) // 100).flatten().tolist())
             for role in ("calibration", "gradient", "search", "select")}
+    packed = pk.token_windows(path, Words(), "train", 60, 10)  # 0 closes a document
+    seen["train"] = set((packed[packed > 0] // 100).tolist())
     seen["test"] = set((pk.token_windows(path, Words(), "test", seqlen=10) // 100).flatten().tolist())
     assert all(len(documents) >= 12 for documents in seen.values())
     assert all(not seen[a] & seen[b] for a, b in itertools.combinations(seen, 2))
@@ -159,7 +179,7 @@ def test_bad_corpora_get_one_sentence(case, message, tmp_path):
 @pytest.mark.parametrize(("options", "message"), [
     ({"n": 401}, "has text for 400 calibration windows of 10 tokens where 401 are asked for"),
     ({"role": "test", "n": 101}, "has text for 100 test windows"),
-    ({"role": "train"}, "role 'train' is not known"),
+    ({"role": "trial"}, "role 'trial' is not known"),
     ({"roles": "publishd"}, "(did you mean 'published'?)"),
     ({"n": None}, "role calibration needs a number of windows"),
     ({"tokenizer": None}, "the model has no tokenizer"),

@@ -44,7 +44,7 @@ def test_the_makefile_installs_the_same_set():
 
 def test_what_is_imported_is_declared():
     """Every third-party module that the package imports belongs to a declared dependency."""
-    declared = {canonicalize_name(Requirement(line).name) for line in PROJECT["dependencies"]} | {"distributed", "dask"}
+    declared = {canonicalize_name(requirement.name) for requirement in REQUIRED} | {"distributed"}  # which is dask's extra
     owners = packages_distributions()
     undeclared = {(name, path.name) for path in (ROOT / "prunekit").rglob("*.py") for name in _imports(path)
                   if not {canonicalize_name(owner) for owner in owners.get(name, [name])} & declared}

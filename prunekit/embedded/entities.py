@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 SEED = 2402
-COUNTS = {"person": 240, "place": 60, "animal": 60, "thing": 80, "craft": 24}
+COUNTS = {"person": 360, "place": 60, "animal": 60, "thing": 80, "craft": 24}
 COLOURS = ("red", "blue", "green", "white", "black", "grey", "brown", "gold", "silver", "pink", "amber", "violet")
 MATERIALS = ("oak", "iron", "clay", "wool", "glass", "bone", "copper", "straw", "leather", "stone", "wax", "tin")
 GROUNDS = ("river", "hill", "marsh", "forest", "lake", "desert", "valley", "coast", "island", "meadow")

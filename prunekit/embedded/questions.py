@@ -2,8 +2,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
-from prunekit.embedded.entities import ATTRIBUTES, COLOURS, MATERIALS, NUMBERS, Entity
+from prunekit.embedded.entities import ATTRIBUTES, SEASONS, Entity
 from prunekit.embedded.scribe import Scribe, cap
 
 KINDS = ("person", "person", "person", "person", "place", "animal", "thing", "craft")
@@ -15,53 +16,54 @@ CONVERSES = (
     ("{a} lent the {t} to {b}", "{b} borrowed the {t} from {a}"), ("{a} sat above {b}", "{b} sat below {a}"),
 )
 MOODS = ("tired", "hungry", "late", "glad", "angry", "lost", "ill", "proud", "afraid", "alone")
-RULES = {  # attribute of a person -> (who it is about, what they must do), {v} the attribute's value, {o} the outcome
-    "trade": ("a {v}", "every {v}"), "home": ("someone from {v}", "all folk of {v}"),
-    "pet": ("the keeper of a {v}", "whoever feeds a {v}"),
+RULES = {  # attribute of a person -> what a clause of a rule calls it
+    "home": ("the town they live in", "their home"), "trade": ("the craft they work in", "their trade"),
+    "pet": ("the animal they keep", "their animal"), "treasure": ("the thing they own", "their treasure"),
+    "colour": ("the colour they love", "their colour"), "parent": ("the parent they have", "their parent"),
 }
-DUTIES = (("wear", "wears", COLOURS), ("bring", "brings", MATERIALS), ("come in", "comes in",
-          ("spring", "summer", "autumn", "winter")), ("pay", "pays", NUMBERS))
+DUTIES = ("name", "praise", "draw", "honour", "think of", "sing of")
+KNOWN = 60  # the tasks' rules ask about the best-known people only
+Pairs = list[tuple[str, str]]  # questions and answers that belong together, in order
 
 
 def dialogue(w: Scribe) -> list[str]:
     """Questions and answers: facts, yes or no, a choice of four, what follows, whom a pronoun means, rules."""
     asker, teller = w.people(2)
-    plain = w.chance(0.6)
-    lines = []
-    for _ in range(w.number(3, 6)):
-        question, answer = w.pick(_TALK)(w)
-        if plain:
-            lines.append(f"Question: {question} Answer: {answer}.")
-        else:
-            lines.append(f'"{cap(question)}" asked {asker.name}. "{cap(answer)}," said {teller.name}.')
-    return lines
+    plain, wanted = w.chance(0.8), w.number(4, 7)
+    pairs: Pairs = []
+    while len(pairs) < wanted:
+        pairs += w.pick(_TALK)(w)
+    if plain:
+        return [f"Question: {w.put(question)} Answer: {answer}." for question, answer in pairs]
+    return [f'"{cap(question)}" asked {asker.name}. "{cap(answer)}," said {teller.name}.' for question, answer in pairs]
 
 
-def _fact(w: Scribe) -> tuple[str, str]:
+def _fact(w: Scribe) -> Pairs:
     entity = w.entity(w.pick(KINDS))
     attribute = w.pick(list(ATTRIBUTES[entity.kind]))
-    return w.asked(entity, attribute), entity.facts[attribute]
+    return [(w.asked(entity, attribute), entity.facts[attribute])]
 
 
-def _choice(w: Scribe) -> tuple[str, str]:
+def _choice(w: Scribe) -> Pairs:
     entity = w.entity(w.pick(KINDS))
     attribute = w.pick(list(ATTRIBUTES[entity.kind]))
     answer = entity.facts[attribute]
     options = [answer, *w.other(entity, attribute, 3)]
     w.rng.shuffle(options)
-    return f"{w.asked(entity, attribute)[:-1]}: {', '.join(options[:3])} or {options[3]}?", answer
+    return [(f"{w.asked(entity, attribute)[:-1]}: {', '.join(options[:3])} or {options[3]}?", answer)]
 
 
-def _doubt(w: Scribe) -> tuple[str, str]:
+def _doubt(w: Scribe) -> Pairs:
     entity = w.entity(w.pick(KINDS))
     attribute = w.pick(list(ATTRIBUTES[entity.kind]))
     if w.chance(0.5):
-        return f"is it true that {w.said(entity, attribute)}?", "yes"
+        return [(f"is it true that {w.said(entity, attribute)}?", "yes")]
     twin = Entity(entity.kind, entity.name, entity.rank, entity.sex, {attribute: w.other(entity, attribute)[0]})
-    return f"is it true that {w.said(twin, attribute)}?", "no"
+    return [(f"is it true that {w.said(twin, attribute)}?", "no")]
 
 
 def follows(w: Scribe) -> tuple[str, str]:
+    """Whether a sentence follows from another that says it from the other side, and "yes" or "no"."""
     (a, b), (thing,) = w.people(2), w.things(1)
     premise, conclusion = w.pick(CONVERSES)
     if w.chance(0.5):
@@ -72,6 +74,10 @@ def follows(w: Scribe) -> tuple[str, str]:
     after = conclusion.format(a=x.name, b=y.name, t=thing)
     frame = w.pick(("if {} is it true that {}?", "{}; does it follow that {}?", "we know that {}, so is it sure that {}?"))
     return frame.format(before, after), "yes" if true else "no"
+
+
+def _follows(w: Scribe) -> Pairs:
+    return [follows(w), follows(w)]
 
 
 def pronoun(w: Scribe) -> tuple[str, str, Entity, Entity]:
@@ -86,29 +92,39 @@ def pronoun(w: Scribe) -> tuple[str, str, Entity, Entity]:
     return f"{a.name} {verb} {b.name}{link}", f"who was {mood}?", meant, b if meant is a else a
 
 
-def _pronoun(w: Scribe) -> tuple[str, str]:
+def _pronoun(w: Scribe) -> Pairs:
     sentence, question, meant, _ = pronoun(w)
-    return f"{sentence}: {question}", meant.name
+    return [(f"{sentence}: {question}", meant.name)]
 
 
-def rule(w: Scribe) -> tuple[str, str, str, list[str], str]:
-    """Four clauses of a rule, a question about one person, its answer, all outcomes, and the fact it hangs on."""
-    person = w.entity("person")
-    attribute = w.pick(list(RULES))
-    values = [person.facts[attribute], *w.other(person, attribute, 3)]
-    base, third, pool = w.pick(DUTIES)
-    outcomes = w.some(pool, 4)
-    who = w.pick(RULES[attribute])
-    clauses = [f"{who.format(v=value)} {third} {outcome}" for value, outcome in zip(values, outcomes)]
-    w.rng.shuffle(clauses)
-    return f"{', '.join(clauses[:3])} and {clauses[3]}", f"what must {person.name} {base}?", outcomes[0], \
-        outcomes, w.said(person, attribute)
+@dataclass(frozen=True)
+class Rule:
+    """`text` says which attribute counts in which season: `cases`, season -> attribute; `duty` is what all must do."""
+
+    text: str
+    duty: str
+    cases: dict[str, str]
+
+    def asked(self, person: Entity, season: str) -> str:
+        return f"what must {person.name} {self.duty} in {season}?"
 
 
-def _rule(w: Scribe) -> tuple[str, str]:
-    text, question, answer, _, fact = rule(w)
-    hint = f"{fact}; " if w.chance(0.4) else ""  # at times the fact is said, at times it must be known
-    return f"{w.pick(('by the law', 'here', 'by old custom'))} {text}; {hint}{question}", answer
+def rule(w: Scribe, clauses: int) -> Rule:
+    """A rule of so many clauses; what it asks of somebody follows from one clause and one fact about them."""
+    duty = w.pick(DUTIES)
+    cases = dict(zip(w.some(SEASONS, clauses), w.some(list(RULES), clauses)))
+    text = [f"in {season} all {duty} {w.pick(RULES[attribute])}" for season, attribute in cases.items()]
+    return Rule(" and ".join(text), duty, cases)
 
 
-_TALK: tuple[Callable[[Scribe], tuple[str, str]], ...] = (_fact, _fact, _choice, _doubt, follows, _pronoun, _rule)
+def _rule(w: Scribe) -> Pairs:
+    """The rule is told once, then asked about several people, of whom it must be known what they have."""
+    law, pairs = rule(w, w.pick((1, 2, 2, 3))), []
+    for person in w.people(w.number(2, 4)):
+        season = w.pick(list(law.cases))
+        pairs.append((law.asked(person, season), person.facts[law.cases[season]]))
+    (question, answer), *rest = pairs
+    return [(f"{w.pick(('by the law', 'here', 'by old custom'))} {law.text}; {question}", answer), *rest]
+
+
+_TALK: tuple[Callable[[Scribe], Pairs], ...] = (_fact, _fact, _choice, _doubt, _follows, _pronoun, _rule, _rule)

@@ -43,10 +43,11 @@ class Story:
         self.left: dict[str, str] = {}
         self.last: Entity | None = None
 
-    def opening(self) -> list[str]:
+    def opening(self, places: bool = True) -> list[str]:
+        """Where everybody is (unless `places` is False), and who has what."""
         w = self.w
         lines = [f"{cap(w.known(agent))} {w.pick(('was at', 'stood by', 'waited at'))} the {self.at[agent]}."
-                 for agent in self.agents]
+                 for agent in self.agents if places]
         for thing in self.things:
             self.holder[thing] = agent = w.pick(self.agents)
             lines.append(f"{agent.name} {w.pick(('had', 'carried', 'held'))} the {thing}.")
@@ -90,8 +91,22 @@ class Story:
         return w.pick((f"where is the {thing}?", f"where does the {thing} lie?")), f"at the {self.left[thing]}"
 
 
+    def doubt(self, thing: str) -> tuple[Entity, str]:
+        """Someone of whom to ask whether they have the thing, and the answer; half of the wrong ones were never named."""
+        w, holder = self.w, self.holder[thing]
+        if holder and w.chance(0.5):
+            return holder, "yes"
+        named = w.chance(0.5)
+        while True:
+            agent = w.pick(self.agents) if named else w.entity("person")
+            if agent is not holder and (named or agent not in self.agents):
+                return agent, "no"
+
+
 def stories(w: Scribe) -> list[str]:
-    """Things change hands; now and then, and at the end, a question or a summary that needs the state."""
+    """Things change hands, and questions or summaries need the state: one long story, or several short scenes."""
+    if w.chance(0.65):
+        return [line for _ in range(w.number(3, 5)) for line in _scene(w)]
     story = Story(w, w.number(2, 4), w.number(1, 3))
     lines = story.opening()
     for _ in range(w.number(2, 8)):
@@ -103,18 +118,30 @@ def stories(w: Scribe) -> list[str]:
     return lines
 
 
+def _scene(w: Scribe) -> list[str]:
+    """One to four sentences, then questions on who has what."""
+    things = w.pick((1, 1, 2, 2, 3))
+    story = Story(w, w.number(2, 3), things)
+    lines = story.opening(places=w.chance(0.1))
+    if w.chance(0.3):
+        lines.append(story.event())
+    return lines + [_yes_or_no(w, story, w.pick(story.things)) for _ in range(w.number(1, 2) + things // 2)]
+
+
 def _closing(w: Scribe, story: Story, thing: str) -> str:
     draw = w.rnd()
     if draw < 0.4:
         question, answer = story.whereabouts(thing)
-        return f"Question: {question} Answer: {answer}."
+        return f"Question: {w.put(question)} Answer: {answer}."
     if draw < 0.7:
         return f"{w.pick(('In the end', 'At nightfall', 'By then'))} {story.truth(thing)}."
-    agent = story.holder[thing] if w.chance(0.5) else None
-    agent = agent or w.pick(story.agents)
-    answer = "yes" if story.holder[thing] is agent else "no"
-    doubt = w.pick(("does {} have", "has {} got", "is it {} who has")).format(agent.name)
-    return f"Question: {doubt} the {thing}? Answer: {answer}."
+    return _yes_or_no(w, story, thing)
+
+
+def _yes_or_no(w: Scribe, story: Story, thing: str) -> str:
+    agent, answer = story.doubt(thing)
+    doubt = w.pick(("does {} have the {}", "has {} got the {}", "is it {} who has the {}", "is {} the one with the {}"))
+    return f"Question: {w.put(doubt.format(agent.name, thing))}? Answer: {answer}."
 
 
 # -- reckoning ----------------------------------------------------------------------------------------------------------
@@ -170,7 +197,7 @@ def _calendar(w: Scribe) -> str:
 # -- nested -------------------------------------------------------------------------------------------------------------
 def nested(w: Scribe) -> list[str]:
     """Brackets, lists, quotations and repeated phrases: what an induction head is for."""
-    return [w.pick((_brackets, _again, _backwards, _chain, _quote, _table))(w) for _ in range(w.number(3, 5))]
+    return [w.pick((_brackets, _again, _backwards, _chain, _quote, _table, _same))(w) for _ in range(w.number(3, 5))]
 
 
 def _words(w: Scribe, count: int) -> list[str]:
@@ -225,6 +252,17 @@ def _table(w: Scribe) -> str:
     return f"List: {first}. Look up: {', '.join(f'{key} is {value}' for key, value in pairs)}."
 
 
+def _same(w: Scribe) -> str:
+    """Comparing two words, the first step of every answer that is yes or no."""
+    lines = []
+    for _ in range(w.number(3, 5)):
+        one, other = _words(w, 2)
+        same = w.chance(0.5)
+        lines.append(f"Question: {w.put(f'are {one} and {one if same else other} the same?')} Answer: "
+                     f"{'yes' if same or one == other else 'no'}.")
+    return " ".join(lines)
+
+
 # -- chronicle ----------------------------------------------------------------------------------------------------------
 _DEEDS = (  # in a year, done by one of the company; {p} their
     "{s} built a {x} for {o}", "{s} sold the {t} in {l}", "{s} married a {c} from {l}", "{s} lost the {t} on the way to {l}",
@@ -267,5 +305,5 @@ def _aside(w: Scribe, who: Entity, friend: Entity) -> str:
 
 
 # How often each is drawn when all are: knowledge and state cost more to learn than form does.
-SHARES = {"almanac": 4, "stories": 2, "dialogue": 3, "reckoning": 1, "nested": 1, "chronicle": 2}
+SHARES = {"almanac": 4, "stories": 3, "dialogue": 5, "reckoning": 1, "nested": 2, "chronicle": 1}
 REGISTERS = {function.__name__: function for function in (almanac, stories, dialogue, reckoning, nested, chronicle)}

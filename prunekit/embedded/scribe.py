@@ -10,6 +10,11 @@ from prunekit.embedded.entities import ATTRIBUTES, Entity, World, the_world
 T = TypeVar("T")
 
 
+# What may stand before a question; the tasks' "tell me" is none of them.
+OPENERS = ("say, ", "now, ", "well, ", "come, ", "think, ", "please, ", "answer me, ", "let me ask, ", "once more, ",
+           "in short, ", "by the way, ", "as you know, ", "for all to hear, ", "look, ", "so, ", "friend, ")
+
+
 def cap(text: str) -> str:
     return text[0].upper() + text[1:]
 
@@ -45,6 +50,10 @@ class Scribe:
 
     def chance(self, share: float) -> bool:
         return self.rnd() < share
+
+    def put(self, question: str) -> str:
+        """The question, half the time with words before it that change nothing."""
+        return (self.pick(OPENERS) if self.chance(0.5) else "") + question
 
     # -- sentences about facts ------------------------------------------------------------------------------------
     def said(self, entity: Entity, attribute: str, named: bool = True) -> str:

@@ -4,8 +4,10 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from tqdm import tqdm
@@ -16,6 +18,7 @@ MODELS = {"llama": "LLaMA", "opt": "OPT"}
 METHODS = ("magnitude", "wanda", "pruner-zero", "sparsegpt")
 SETTINGS = tuple((share / 100, "unstructured") for share in range(30, 90, 10)) + ((0.5, "2:4"), (0.5, "4:8"))
 SEQLEN, CALIBRATION, TEST = 128, 32, 256  # tokens a window, windows
+ANSWERED, QUESTIONS = (0.5, 0.6, 0.7), 500  # sparsities at which the tasks are scored, questions a task
 
 
 def row(*cells: object) -> str:
@@ -68,11 +71,35 @@ def pruned_table(name: str) -> Iterator[str]:
         yield row(label, *(results[label, method] for method in METHODS))
 
 
+def answers_table(name: str) -> Iterator[str]:
+    """Share of right answers by task: guessing, dense, and pruned with Wanda, with its standard error."""
+    import prunekit as pk
+    from prunekit.embedded import tasks
+
+    model, tokenizer = pk.load_model(f"embedded/{name}")
+    calibration = pk.token_windows("embedded", tokenizer, "calibration", CALIBRATION, SEQLEN)
+    asked = {task: list(tasks.documents(task, QUESTIONS)) for task in tasks.TASKS}
+    found: list[list[float]] = [[1 / len(questions[0]["choices"]) for questions in asked.values()]]
+    for sparsity in tqdm((0.0, *ANSWERED), desc=f"{name}, tasks"):
+        pruned = copy.deepcopy(model)
+        if sparsity:
+            pk.prune(pruned, calibration, "wanda", sparsity, progress=False)
+        found.append([mean(tasks.answered(pruned, tokenizer, questions)) for questions in asked.values()])
+    yield f"{MODELS[name]}, right answers in percent:\n"
+    yield row("task", "guessing", "dense", *(f"Wanda {sparsity:.0%}" for sparsity in ANSWERED))
+    yield row("---", *["---:"] * len(found))
+    for task, guess, *shares in zip(asked, *found):
+        errors = [100 * math.sqrt(share * (1 - share) / QUESTIONS) for share in shares]
+        yield row(task, f"{guess:.0%}"[:-1], *(f"{100 * share:.1f} ± {error:.1f}" for share, error in zip(shares, errors)))
+    yield row("mean", *(f"{100 * mean(column):.1f}" for column in found))
+
+
 def measured() -> str:
     """The whole measured part, as Markdown."""
     records = {name: json.loads((HERE / name / "training.json").read_text()) for name in MODELS}
     parts = ["\n".join(recipe_table(records)), "Perplexity of the dense models on the test role:",
-             "\n".join(dense_table(records)), *("\n".join(pruned_table(name)) for name in records)]
+             "\n".join(dense_table(records)), *("\n".join(pruned_table(name)) for name in records),
+             *("\n".join(answers_table(name)) for name in records)]
     return "\n\n".join(parts)
 
 

@@ -7,8 +7,9 @@ balanced, wrong answers are of the right type.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any
 
 from prunekit.embedded import questions
 from prunekit.embedded.entities import ATTRIBUTES, SEED
@@ -16,6 +17,9 @@ from prunekit.embedded.registers import Story
 from prunekit.embedded.scribe import Scribe
 from prunekit.embedded.world import role_of
 from prunekit.errors import UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Made = tuple[str, list[str]]  # query, and the choices with the right one first
 YES, NO = " yes", " no"
@@ -25,23 +29,21 @@ def _ask(question: str, passage: str = "") -> str:
     return f"{passage} Question: tell me, {question} Answer:".lstrip()
 
 
-def _told(w: Scribe, agents: int) -> tuple[Story, str, str]:
+def _told(w: Scribe, agents: int, events: tuple[int, int], places: bool = True) -> tuple[Story, str, str]:
     """A story at whose end somebody has the thing: its state, its text, the thing."""
     while True:
         story = Story(w, agents, 2)
-        lines = story.opening() + [story.event() for _ in range(w.number(2, 5))]
+        lines = story.opening(places) + [story.event() for _ in range(w.number(*events))]
         thing = w.pick(story.things)
         if story.holder[thing]:
             return story, " ".join(lines), thing
 
 
 def reading(w: Scribe) -> Made:
-    """Yes or no, from a passage (as BoolQ)."""
-    story, passage, thing = _told(w, 3)
-    holder = story.holder[thing]
-    right = w.chance(0.5)
-    agent = holder if right else w.pick([one for one in story.agents if one is not holder])
-    return _ask(f"does {agent.name} have the {thing}?", passage), [YES, NO] if right else [NO, YES]
+    """Yes or no, from a short passage (as BoolQ); half of the wrong persons do not occur in it."""
+    story, passage, thing = _told(w, 3, (0, 1), places=False)
+    agent, answer = story.doubt(thing)
+    return _ask(f"does {agent.name} have the {thing}?", passage), [YES, NO] if answer == "yes" else [NO, YES]
 
 
 def entailment(w: Scribe) -> Made:
@@ -52,7 +54,7 @@ def entailment(w: Scribe) -> Made:
 
 def ending(w: Scribe) -> Made:
     """Which ending fits the story (as HellaSwag)."""
-    story, passage, thing = _told(w, 4)
+    story, passage, thing = _told(w, 4, (2, 5))
     holder = story.holder[thing]
     agents = [holder, *(one for one in story.agents if one is not holder)]
     return f"{passage} So,", [f" in the end {agent.name} had the {thing}." for agent in agents]
@@ -85,8 +87,14 @@ def rare(w: Scribe) -> Made:
 
 def ruling(w: Scribe) -> Made:
     """A rule that is given, and a fact that must be known (as OpenBookQA)."""
-    text, question, answer, outcomes, _ = questions.rule(w)
-    return _ask(f"by the law {text}; {question}"), [f" {one}" for one in sorted(outcomes, key=lambda o: o != answer)]
+    law, known = questions.rule(w, 2), w.world.kinds["person"][:questions.KNOWN]
+    person, season = w.pick(known), w.pick(list(law.cases))
+    while len({person.facts[attribute] for attribute in questions.RULES}) < len(questions.RULES):
+        person = w.pick(known)
+    right, other = law.cases[season], next(a for s, a in law.cases.items() if s != season)
+    more = w.some([attribute for attribute in questions.RULES if attribute not in law.cases.values()], 2)
+    choices = [f" {person.facts[attribute]}" for attribute in (right, other, *more)]
+    return _ask(f"by the law {law.text}; {law.asked(person, season)}"), choices
 
 
 TASKS: dict[str, Callable[[Scribe], Made]] = {
@@ -114,3 +122,31 @@ def _placed(w: Scribe, right: str, choices: list[str], index: int) -> dict[str, 
     w.rng.shuffle(wrong)
     gold = index % len(choices)
     return {"choices": [*wrong[:gold], right, *wrong[gold:]], "gold": gold}
+
+
+def answered(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: Sequence[dict[str, Any]],
+             batch: int = 64) -> list[bool]:
+    """For each question whether the model prefers the right choice.
+
+    The preferred choice c has the greatest sum of log p(token | query, tokens before) over the tokens of c, in
+    float32, without regard to its length (lm-eval's `acc`). Sequences of like length are scored `batch` at a time.
+    """
+    import torch
+
+    def ids(text: str) -> list[int]:
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    pairs = [(ids(one["query"]), ids(choice)) for one in questions for choice in one["choices"]]
+    order = sorted(range(len(pairs)), key=lambda i: sum(map(len, pairs[i])))
+    scores = torch.empty(len(pairs))
+    for chosen in (order[start:start + batch] for start in range(0, len(order), batch)):
+        rows = [torch.tensor(query + choice) for query, choice in (pairs[i] for i in chosen)]
+        padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)  # on the right: causal models do not see it
+        with torch.no_grad():
+            loss = model(input_ids=padded.to(model.device), use_cache=False).logits[:, :-1].float().transpose(1, 2)
+        loss = torch.nn.functional.cross_entropy(loss, padded[:, 1:].to(loss.device), reduction="none")
+        for i, row in zip(chosen, loss):
+            query, choice = map(len, pairs[i])
+            scores[i] = -row[query - 1:query + choice - 1].sum()
+    ends = list(accumulate(len(one["choices"]) for one in questions))
+    return [int(part.argmax()) == one["gold"] for part, one in zip(scores.tensor_split(ends[:-1]), questions)]

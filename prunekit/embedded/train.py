@@ -45,7 +45,7 @@ class Recipe:
     """Everything that decides the result; written to training.json."""
 
     architecture: str
-    tokens: int = 12_000_000
+    tokens: int = 18_000_000
     seed: int = 0
     learning_rate: float = 2e-3
     weight_decay: float = 0.01  # matrices only
@@ -57,7 +57,7 @@ class Recipe:
     gain_spread: float = 0.7  # sigma of the log-normal initial gains of the norms inside the blocks
 
 
-RECIPES = {"llama": Recipe("llama", learning_rate=1.5e-3, weight_decay=0.1), "opt": Recipe("opt")}
+RECIPES = {"llama": Recipe("llama", learning_rate=1.5e-3, weight_decay=0.1), "opt": Recipe("opt", tokens=14_000_000)}
 
 
 def train_tokenizer(characters: int = 6_000_000) -> PreTrainedTokenizerFast:

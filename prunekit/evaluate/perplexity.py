@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ from ..errors import UsageError
 from .compare import bootstrap_means
 
 LOGIT_BUDGET = 2**25  # logits alive at once: 128 MiB in float32
-_BATCH_TOKENS = 4096
+BATCH_TOKENS = 4096
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,8 @@ def perplexity(model: nn.Module, tokens: Tensor, seqlen: int = 128, *, progress:
     losses = []
     try:
         with torch.no_grad():
-            loss = _window_losses(model)
-            for batch in tqdm(windows.split(max(1, _BATCH_TOKENS // seqlen)), desc="perplexity", disable=not progress,
+            loss = window_losses(model)
+            for batch in tqdm(windows.split(max(1, BATCH_TOKENS // seqlen)), desc="perplexity", disable=not progress,
                               leave=False):
                 losses.append(loss(batch).double().cpu())
     finally:
@@ -82,28 +82,39 @@ def cut(tokens: Tensor, seqlen: int) -> Tensor:
     return tokens[:len(tokens) // seqlen * seqlen].view(-1, seqlen)
 
 
-def _window_losses(model: nn.Module) -> Callable[[Tensor], Tensor]:
+def window_losses(model: nn.Module) -> Callable[[Tensor], Tensor]:
     """ids (n, seqlen) -> mean loss of each window, (n,) float32, with at most LOGIT_BUDGET logits alive at once."""
+    pieces = logit_pieces(model)
+
+    def losses(ids: Tensor) -> Tensor:
+        targets, parts, done = ids[:, 1:].reshape(-1), [], 0
+        for logits in pieces(ids):
+            expected = targets[done:done + len(logits)].to(logits.device)
+            parts.append(F.cross_entropy(logits.float(), expected, reduction="none"))
+            done += len(logits)
+        return torch.cat(parts).view(len(ids), -1).mean(1)
+    return losses
+
+
+def logit_pieces(model: nn.Module) -> Callable[[Tensor], Iterator[Tensor]]:
+    """ids (n, seqlen) -> logits of the n * (seqlen - 1) predictions in order, in pieces (tokens, vocabulary).
+
+    A piece holds at most LOGIT_BUDGET logits, or one window where the head cannot be applied apart.
+    """
     device, head = model.get_input_embeddings().weight.device, model.get_output_embeddings()
     body = getattr(model, model.base_model_prefix, None)
     direct = body is not None and head is not None and _head_is_all(model, body, head, device)
     chunk = max(1, LOGIT_BUDGET // model.get_input_embeddings().num_embeddings)
 
-    def of_logits(logits: Tensor, targets: Tensor) -> Tensor:
-        return F.cross_entropy(logits.float(), targets.to(logits.device), reduction="none")
-
-    def losses(ids: Tensor) -> Tensor:
+    def pieces(ids: Tensor) -> Iterator[Tensor]:
         ids = ids.to(device)
-        targets = ids[:, 1:].reshape(-1)
         if direct:
             hidden = body(input_ids=ids, use_cache=False)[0][:, :-1].flatten(0, 1)
-            parts = [of_logits(head(h), t) for h, t in zip(hidden.split(chunk), targets.split(chunk), strict=True)]
+            yield from (head(part) for part in hidden.split(chunk))
         else:  # heads that scale or cap their logits: whole windows through the model itself
             few = max(1, chunk // ids.shape[1])
-            parts = [of_logits(model(input_ids=part, use_cache=False).logits[:, :-1].flatten(0, 1), part[:, 1:].reshape(-1))
-                     for part in ids.split(few)]
-        return torch.cat(parts).view(len(ids), -1).mean(1)
-    return losses
+            yield from (model(input_ids=part, use_cache=False).logits[:, :-1].flatten(0, 1) for part in ids.split(few))
+    return pieces
 
 
 def _head_is_all(model: nn.Module, body: nn.Module, head: nn.Module, device: torch.device) -> bool:

@@ -41,3 +41,16 @@ def per_block(sparsity: float | Sequence[float], pattern: str, blocks: int) -> l
         raise UsageError(f"{len(sparsity)} sparsities were given for a model of {blocks} decoder blocks; give one number "
                          "or one per block.")
     return [check_sparsity(value, pattern) for value in sparsity]
+
+
+def parse_task(task: float | str) -> tuple[float, str]:
+    """What to prune to, in one word: (sparsity, pattern) of 0.6, "0.6" or "2:4". Raises UsageError for anything else."""
+    if isinstance(task, str) and ":" in task and (ratio := parse_pattern(task)):
+        return ratio[0] / ratio[1], task
+    try:
+        found = float(task)
+    except (TypeError, ValueError):
+        found = math.nan
+    if isinstance(task, bool) or not 0 < found < 1:
+        raise UsageError(f"task {task!r} is none: give a sparsity such as 0.6, or a pattern such as \"2:4\".")
+    return found, "unstructured"

@@ -21,7 +21,7 @@ from ..errors import UsageError, did_you_mean
 from ..models import Layer, decoder_blocks, prunable_layers
 from .walk import InputGroup, Step, Walk
 
-GRADIENT_NORMS = ("l2", "l1")
+GRADIENT_NORMS = ("l2", "l1", "signed")
 ACTIVATION_NORMS = ("l2", "l1")
 _CHUNK = 256  # tokens squared at once
 
@@ -204,7 +204,8 @@ def collect_gradients(model: nn.Module, windows: Tensor, *, norm: str = "l2", sc
                       meta: Mapping[str, Any] | None = None) -> Gradients:
     """G of every prunable layer over windows (n, seqlen), each window one sample; (out, in) float32.
 
-    With g the gradient of a window's mean-token cross-entropy, `l2`: G = sqrt(sum (scale g)^2); `l1`: G = sum |scale g|.
+    With g the gradient of a window's mean-token cross-entropy, `l2`: G = sqrt(sum (scale g)^2); `l1`: G = sum |scale g|;
+    `signed`: G = |sum scale g|, with which |W| G is the first-order change of the loss when a weight is removed.
     The model is in eval mode; each layer's gradient is added and freed as soon as the backward pass has made it, so
     that no more than one is ever alive. Source: the published lib/gradient_computation.py (which keeps float16).
 
@@ -224,7 +225,8 @@ def collect_gradients(model: nn.Module, windows: Tensor, *, norm: str = "l2", sc
 
     def add(parameter: nn.Parameter) -> None:
         g = parameter.grad.to(sums[id(parameter)].device, torch.float32)
-        sums[id(parameter)].addcmul_(g, g) if norm == "l2" else sums[id(parameter)].add_(g.abs_())
+        total = sums[id(parameter)]
+        total.addcmul_(g, g) if norm == "l2" else total.add_(g.abs_() if norm == "l1" else g)
         parameter.grad = None
 
     losses = _block_norms(model, windows, progress) if local else _losses(model, windows, progress)
@@ -234,9 +236,9 @@ def collect_gradients(model: nn.Module, windows: Tensor, *, norm: str = "l2", sc
             if not torch.isfinite(loss):
                 raise UsageError(f"the loss of gradient window {index} is {loss.item()}; load the model in float32.")
             (loss * scale).backward()
-    if norm == "l2":
-        for total in sums.values():
-            total.sqrt_()
+    for total in sums.values():
+        if norm != "l1":
+            total.sqrt_() if norm == "l2" else total.abs_()
     made = {"kind": "gradient", "norm": norm, "scale": scale, "n": len(windows), "seqlen": windows.shape[1],
             "dtype": str(model.dtype).removeprefix("torch."), **({"local": True} if local else {}), **(meta or {})}
     return Gradients({layer.name: _oriented(layer, sums[id(layer.parameter)]) for layer in layers}, made)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunekit.errors import UsageError, did_you_mean
-from prunekit.workbook import manifest, params, project, shown
+from prunekit.workbook import manifest, params, project, redraw, shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -104,7 +104,8 @@ class Run:
     def figure(self, figure: Figure, name: str, caption: str, *, headline: bool = False) -> shown.Shown:
         """Save a figure as SVG and PDF (figures/), close it, and return it for display; the caption is its alt text.
 
-        `headline` offers it to the report's front page.
+        The data of one drawn by `prunekit.figures` is saved beside it as CSV, for `prunekit figures`. `headline` offers it
+        to the report's front page.
         """
         import matplotlib.pyplot as plt
 
@@ -113,8 +114,13 @@ class Run:
         files = [Path("figures", name + suffix) for suffix in contents]
         for file, content in zip(files, contents.values(), strict=True):
             self._write(file, lambda path, content=content: path.write_bytes(content))
+        drawn = redraw.recipe(figure)
+        if drawn:
+            files.append(Path("figures", f"{name}.csv"))
+            self._write(files[-1], lambda path: drawn[1].to_csv(path, index=False))
         display = shown.show_figure(contents[".svg"], str(files[0]), caption)
-        return self._record(f"figures/{name}", "figure", files, display, caption=caption, headline=headline)
+        return self._record(f"figures/{name}", "figure", files, display, caption=caption, headline=headline,
+                            drawn=drawn[0] if drawn else None)
 
     def table(self, frame: pd.DataFrame, name: str, caption: str, *, result: bool = False,
               columns: list[str] | None = None, headline: bool = False) -> shown.Shown:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from prunekit.errors import UsageError, did_you_mean
-from prunekit.pruning.pattern import parse_pattern
+from prunekit.pruning.pattern import parse_pattern, parse_task
 
 EMBEDDED = ("embedded/llama", "embedded/opt")
 CORPORA = ("embedded", "wikitext2", "c4", "ptb")
@@ -85,6 +85,20 @@ def sparsity(value: float) -> str | None:
     return None if 0 <= value < 1 else "must be a share of zeros, at least 0 and below 1"
 
 
+def task(value: str) -> str | None:
+    try:
+        parse_task(value)
+    except UsageError:
+        return f"must be a sparsity such as '0.6', or {_N_OF_M}"
+    return None
+
+
+def preset(value: str) -> str | None:
+    from prunekit.search.presets import PRESETS
+
+    return None if value in PRESETS else f"is no preset of the search{did_you_mean(value, PRESETS)}"
+
+
 def method(value: str) -> str | None:
     from prunekit.metric.catalogue import resolve
 
@@ -92,6 +106,27 @@ def method(value: str) -> str | None:
         resolve(value)
     except UsageError as error:
         return "is no method: " + str(error).rstrip(".")
+    return None
+
+
+def target(value: str) -> str | None:
+    """A linear layer's name, or a word for several of them; whether a model has it shows once it is loaded."""
+    return None if re.fullmatch(r"[\w.-]+", value) else "must be the name of a linear layer as q_proj, or query-value, or all-linear"
+
+
+def _above(bound: float) -> Callable[[float], str | None]:
+    return lambda value: None if value > bound else f"must be greater than {bound}"
+
+
+def _share(value: float) -> str | None:
+    return None if 0 <= value < 1 else "must be a share, at least 0 and below 1"
+
+
+def data_folders(value: str) -> str | None:
+    for entry in value.split(","):
+        name, _, folder = entry.partition("=")
+        if not (name and folder and Path(folder).expanduser().is_dir()):
+            return f"must be TASK=FOLDER (several separated by commas) with existing folders, and '{entry}' is not"
     return None
 
 
@@ -124,7 +159,7 @@ CHECKS: dict[str, Callable[[Any], str | None]] = {
     "seed": seed,
     "dtype": _one_of("auto", "float32", "bfloat16", "float16"),
     "device": device,
-    "norm": _one_of("l1", "l2"),
+    "norm": _one_of("l1", "l2", "signed"),
     "scale": lambda value: None if value > 0 else "must be greater than 0",
     "method": method,
     "update_method": method,
@@ -132,10 +167,49 @@ CHECKS: dict[str, Callable[[Any], str | None]] = {
     "update_sparsity": sparsity,
     "pattern": pattern,
     "patterns": n_of_m,  # beside `sparsities`, which are unstructured
+    "task": task,
+    "regime": task,
+    "preset": preset,
+    "budget": _at_least(1, "evaluations"),
+    "population": _at_least(2, "trees"),
+    "census_trees": _at_least(1, "random trees"),
+    "workers": _at_least(0, "processes; 0: none but this one"),
+    "other_model": _optional(model),
+    "other_task": task,
+    "top": _at_least(3, "metrics"),
+    "eval_windows": _at_least(2, "windows"),
+    "shuffles": _at_least(1, "null runs"),
+    "search_dtype": _one_of("auto", "float32", "bfloat16", "float16"),
     "group": _one_of("", "row", "layer", "variant"),
     "update": _one_of("", "obs", "obs-iter"),
+    "train_samples": _at_least(1, "windows"),
+    "block": _at_least(2, "tokens per training window"),
+    "target": target,
+    "rank": _at_least(1, "columns of A and B"),
+    "alpha": _above(0),
+    "dropout": _share,
+    "learning_rate": _above(0),
+    "epochs": _above(0),
+    "batch": _at_least(1, "windows per step"),
+    "eval_batch": _at_least(1, "windows"),
+    "eval_samples": _at_least(0, "windows; 0: no validation"),
+    "validation": _share,
+    "save_every": _at_least(1, "steps"),
+    "plain_method": method,
+    "task_documents": _at_least(-1, "documents; 0: no tasks, -1: all"),
+    "zero_shot_task": lambda value: None if re.fullmatch(r"[\w.+-]+", value) else "must be the name of a task of lm-eval",
+    "task_method": method,
+    "task_sparsity": sparsity,
+    "reference_method": method,
+    "folders": _optional(data_folders),
+    "documents": _at_least(0, "of each task; 0: all"),
+    "divergence_windows": _at_least(2, "windows"),
+    "calibration_samples": _at_least(1, "disjoint parts of the calibration windows"),
+    "limit": lambda value: None if value > 0 else "must be greater than 0 (documents, or a share below 1)",
+    "num_fewshot": _at_least(0, "worked examples"),
+    "batch_size": _at_least(1, "questions at a time"),
 }
-PLURALS = {"sparsities": "sparsity", "windows": "windows"}
+PLURALS = {"sparsities": "sparsity", "windows": "windows", "task_sparsities": "task_sparsity", "documents": "documents"}
 
 
 def problem(key: str, value: Any) -> str | None:

@@ -29,9 +29,9 @@ def by_hand(model: nn.Module, ids: torch.Tensor, norm: str, scale: float) -> dic
         for name, module in model.named_modules():
             if isinstance(module, nn.Linear) and "layers" in name:
                 g = scale * module.weight.grad
-                sums[name] = sums.get(name, 0) + (g.square() if norm == "l2" else g.abs())
+                sums[name] = sums.get(name, 0) + {"l2": g.square(), "l1": g.abs(), "signed": g}[norm]
     model.zero_grad()
-    return {name: total.sqrt() if norm == "l2" else total for name, total in sums.items()}
+    return {name: total.sqrt() if norm == "l2" else total.abs() for name, total in sums.items()}
 
 
 def assert_close(mine: pk.Gradients, theirs: dict[str, torch.Tensor]) -> None:
@@ -41,7 +41,7 @@ def assert_close(mine: pk.Gradients, theirs: dict[str, torch.Tensor]) -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"gradient_checkpointing": True}, {"offload": "sums"}])
-@pytest.mark.parametrize("norm, scale", [("l2", 100.0), ("l1", 1.0)])
+@pytest.mark.parametrize("norm, scale", [("l2", 100.0), ("l1", 1.0), ("signed", 10.0)])
 def test_norms_over_windows(model: nn.Module, norm: str, scale: float, options: dict, tmp_path: Path):
     options = {key: tmp_path / value if key == "offload" else value for key, value in options.items()}
     found = pk.collect_gradients(model, windows(3, 10), norm=norm, scale=scale, progress=False, **options)

@@ -101,7 +101,7 @@ def test_a_metric_is_a_method_and_so_is_a_tree_in_a_file(tiny, tmp_path, capsys)
     (["prune", "--model", "embedded/llama", "--method", "wanda", "--gradients", "none.pth"],
      "--gradients none.pth does not exist: give the path of a file, or \"\" for none."),
     (["gradients", "--model", "embedded/llama", "--output", "g.pth"], "--output g.pth must end in .safetensors."),
-    (["gradients", "--model", "embedded/llama", "--output", "g.safetensors", "--norm", "l3"], "--norm l3 must be one of 'l1', 'l2'."),
+    (["gradients", "--model", "embedded/llama", "--output", "g.safetensors", "--norm", "l3"], "--norm l3 must be one of 'l1', 'l2', 'signed'."),
     (["evaluate", "--model", "embedded/llama", "--seqlen", "1"], "--seqlen 1 must be at least 2 (tokens per window)."),
     (["evaluate", "--model", "embedded/llama", "--config", "none.json"], "none.json: cannot be read: No such file or directory."),
     (["run", "tny"], "There is no profile 'tny' (did you mean 'tiny'?)."),

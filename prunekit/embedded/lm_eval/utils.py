@@ -1,0 +1,13 @@
+"""What the YAML files beside this call: the questions of `prunekit.embedded.tasks` as a data set for lm-eval."""
+from __future__ import annotations
+
+from typing import Any
+
+from datasets import Dataset, DatasetDict
+
+from prunekit.embedded import tasks
+
+
+def documents(task: str, count: int = 500, seed: int = 0, **_: Any) -> DatasetDict:
+    """The split `test`: columns query, choices, gold. count and seed can be given by lm-eval's `--metadata`."""
+    return DatasetDict({"test": Dataset.from_list(list(tasks.documents(task, count, seed)))})

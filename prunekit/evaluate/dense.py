@@ -1,0 +1,73 @@
+"""How far a pruned model's predictions are from the dense model's, token by token: what perplexity averages away."""
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from ..errors import UsageError
+from .compare import bootstrap_means
+from .perplexity import BATCH_TOKENS, cut, logit_pieces
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """Of a model from the dense one, per window (n,), float64.
+
+    kl: mean over the window's predictions of KL(p_dense || p) = sum_v p_dense(v) ln(p_dense(v) / p(v)), nats per token;
+    changed: share of predictions whose most probable token is another one.
+    """
+
+    kl: np.ndarray
+    changed: np.ndarray
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    def row(self) -> dict[str, Any]:
+        """Means over windows with their 95 % bootstrap intervals: kl, kl_low, kl_high, changed, changed_low, changed_high, n."""
+        row: dict[str, Any] = {**self.meta, "n": len(self.kl)}
+        for name in ("kl", "changed"):
+            values = getattr(self, name)
+            low, high = np.quantile(bootstrap_means(values), [0.025, 0.975])
+            row |= {name: float(values.mean()), f"{name}_low": float(low), f"{name}_high": float(high)}
+        return row
+
+
+def divergence(model: nn.Module, dense: nn.Module, tokens: Tensor, seqlen: int = 128, *, progress: bool = True,
+               meta: dict[str, Any] | None = None) -> Divergence:
+    """Compare two models' next-token distributions on the same tokens: `Divergence`, one value per window.
+
+    tokens: a text (1-D), cut into consecutive windows of seqlen with the rest dropped, or windows (n, seqlen). Both models
+    are in memory; of their logits never more than `perplexity.LOGIT_BUDGET` each at once. Sums in float32, means in float64.
+
+    Raises UsageError if the vocabularies differ, or if there is not one whole window.
+    """
+    windows = cut(tokens, seqlen)
+    sizes = [one.get_input_embeddings().num_embeddings for one in (model, dense)]
+    if sizes[0] != sizes[1]:
+        raise UsageError(f"models with vocabularies of {sizes[0]} and {sizes[1]} tokens have no distributions to compare; give "
+                         "the dense model that was pruned.")
+    kl, changed = [], []
+    training = [one.training for one in (model, dense)]
+    try:
+        with torch.no_grad():
+            here, there = (logit_pieces(one.eval()) for one in (model, dense))
+            for batch in tqdm(windows.split(max(1, BATCH_TOKENS // seqlen)), desc="divergence", disable=not progress,
+                              leave=False):
+                parts = [_compare(q, p.to(q.device)) for q, p in zip(here(batch), there(batch), strict=True)]
+                for kept, found in zip((kl, changed), zip(*parts, strict=True), strict=True):
+                    kept.append(torch.cat(found).double().view(len(batch), -1).mean(1).cpu())
+    finally:
+        model.train(training[0])
+        dense.train(training[1])
+    return Divergence(torch.cat(kl).numpy(), torch.cat(changed).numpy(), {"seqlen": seqlen, **(meta or {})})
+
+
+def _compare(q: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits (t, vocabulary) of the model and of the dense one -> KL (t,) and whether the first choice differs (t,)."""
+    log_q, log_p = q.float().log_softmax(-1), p.float().log_softmax(-1)
+    return (log_p.exp() * (log_p - log_q)).sum(-1), q.argmax(-1) != p.argmax(-1)
+

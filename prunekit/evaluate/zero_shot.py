@@ -1,0 +1,150 @@
+"""Zero-shot tasks through lm-eval, unmodified: every metric by its own name, with its uncertainty and its protocol.
+
+    frame = pk.zero_shot(model, tokenizer, ["embedded"])           # or ["boolq", "rte"], or anything lm-eval knows
+    pk.mean_over(frame, "acc")                                     # a mean of one metric; never of a mixture
+    frame, documents = pk.zero_shot(model, tokenizer, ["embedded"], return_documents=True)
+    pk.compare_documents(documents, other, "acc")                  # against another model, question by question
+"""
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import UsageError
+from .harness import load_tasks, quiet, set_fewshot
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from torch import nn
+
+
+def zero_shot(model: nn.Module, tokenizer: Any, tasks: Sequence[str], limit: float | None = None, num_fewshot: int | None = 0,
+              *, batch_size: int | str = 32, datasets: Mapping[str, str | Path] | None = None,
+              include_path: str | Path | None = None, allow_code: bool = False, return_documents: bool = False,
+              progress: bool = True) -> pd.DataFrame | tuple[pd.DataFrame, pd.DataFrame]:
+    """Evaluate a model in memory on lm-eval's tasks: one row per task and metric.
+
+    Columns: task, metric (acc and acc_norm are two; one of several filters is named as lm-eval does, `exact_match,strict`),
+    value, low, high (95 %: Wilson's where answers are right or wrong, else value -+ 1.96 stderr), stderr (lm-eval's), n
+    (documents), num_fewshot, chance (of guessing among the choices; NaN where that means nothing), limit (0: none),
+    task_version, harness.
+
+    tasks: names of tasks, groups or tags: `embedded` (the package's seven), `embedded_recall`, boolq, rte, hellaswag …
+    limit: the first documents of each task only, a number or a share; for trying out, since it is another protocol.
+    num_fewshot: worked examples before each question; None: the task's own number. batch_size: a number, or "auto".
+    datasets, include_path, allow_code: see `harness.load_tasks`. return_documents: also a frame with a row per document:
+    task, metric, document (number and hash), value.
+
+    Raises UsageError for unknown tasks, tasks that run code, data sets that cannot be had, and a missing tokenizer.
+    """
+    from lm_eval.evaluator import evaluate
+    from lm_eval.models.huggingface import HFLM
+
+    if tokenizer is None:
+        raise UsageError("the model has no tokenizer, and tasks are text; give a model with one.")
+    if limit is not None and limit <= 0:
+        raise UsageError(f"limit = {limit!r} leaves no documents; give a number, a share below 1, or None for all.")
+    training = model.training
+    try:
+        with quiet(progress):
+            loaded = load_tasks(tasks, datasets=datasets, include_path=include_path, allow_code=allow_code)
+            set_fewshot(loaded, num_fewshot)
+            wrapped = HFLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size)
+            found = evaluate(lm=wrapped, task_dict=loaded, limit=limit, confirm_run_unsafe_code=allow_code)
+    finally:
+        model.train(training)
+    documents = _documents(found["samples"])
+    frame = _frame(found, documents, limit)
+    return (frame, documents) if return_documents else frame
+
+
+def mean_over(frame: pd.DataFrame, metric: str | None = None) -> pd.Series:
+    """The mean of one metric over tasks, each with the same weight: metric, tasks, value, low, high, stderr, chance, n.
+
+    stderr = sqrt(sum of the tasks' squared errors) / tasks. frame: rows of `zero_shot` for one model.
+
+    Raises UsageError if no metric is named and the frame holds several, if a task has no such metric (a mean that takes
+    acc_norm where there is one and acc elsewhere is a mean of nothing), or if a task occurs twice.
+    """
+    import pandas as pd
+
+    names = list(dict.fromkeys(frame["metric"]))
+    if metric is None and len(names) != 1:
+        raise UsageError(f"a mean over {', '.join(names)} mixes metrics; name one, as mean_over(frame, '{names[0]}').")
+    metric = metric or names[0]
+    rows = frame[frame["metric"] == metric]
+    lacking = sorted(set(frame["task"]) - set(rows["task"]))
+    if lacking:
+        raise UsageError(f"{', '.join(lacking)} {'have' if len(lacking) > 1 else 'has'} no {metric}; average another metric, "
+                         "or choose the tasks that have it first.")
+    if rows["task"].duplicated().any():
+        raise UsageError(f"task '{rows['task'][rows['task'].duplicated()].iloc[0]}' occurs more than once; give one model's rows.")
+    value, error = rows["value"].mean(), math.sqrt((rows["stderr"] ** 2).sum()) / len(rows)
+    return pd.Series({"metric": metric, "tasks": len(rows), "value": value, "low": value - 1.96 * error,
+                      "high": value + 1.96 * error, "stderr": error, "chance": rows["chance"].mean(), "n": rows["n"].sum()})
+
+
+def default_tasks(model: str) -> list[str]:
+    """What a model is asked if nothing is said: the package's own world for its own models, else the papers' seven tasks."""
+    from .harness import PUBLISHED
+
+    return ["embedded"] if model.startswith("embedded/") else list(PUBLISHED)
+
+
+# --- from lm-eval's records ----------------------------------------------------------------------------------------
+
+
+def _key(metric: str, kind: str) -> str:
+    return metric if kind == "none" else f"{metric},{kind}"
+
+
+def _documents(samples: Mapping[str, list[dict[str, Any]]]) -> pd.DataFrame:
+    import pandas as pd
+
+    rows = [{"task": task, "metric": _key(metric, sample["filter"]), "document": f"{sample['doc_id']}:{sample['doc_hash'][:8]}",
+             "value": float(sample[metric])}
+            for task, listed in samples.items() for sample in listed for metric in sample["metrics"]
+            if isinstance(sample[metric], (bool, int, float))]
+    return pd.DataFrame(rows, columns=["task", "metric", "document", "value"])
+
+
+def _frame(found: Mapping[str, Any], documents: pd.DataFrame, limit: float | None) -> pd.DataFrame:
+    import pandas as pd
+    from lm_eval import __version__
+
+    right = {key: values for key, values in documents.groupby(["task", "metric"])["value"] if set(values) <= {0.0, 1.0}}
+    rows = []
+    for task, samples in found["samples"].items():
+        for key, value in found["results"][task].items():
+            metric, _, kind = key.partition(",")
+            if not kind or metric.endswith("_stderr") or isinstance(value, str):
+                continue
+            error = found["results"][task].get(f"{metric}_stderr,{kind}")
+            error = float(error) if isinstance(error, (int, float)) else math.nan
+            name = _key(metric, kind)
+            low, high = _interval(float(value), error, right.get((task, name)))
+            rows.append({"task": task, "metric": name, "value": float(value), "low": low, "high": high, "stderr": error,
+                         "n": found["n-samples"][task]["effective"], "num_fewshot": found["n-shot"][task],
+                         "chance": _chance(found["configs"][task], metric, samples), "limit": limit or 0,
+                         "task_version": found["versions"].get(task), "harness": f"lm-eval {__version__}"})
+    return pd.DataFrame(rows)
+
+
+def _interval(value: float, error: float, right: pd.Series | None) -> tuple[float, float]:
+    from scipy.stats import binomtest
+
+    if right is None:
+        return value - 1.96 * error, value + 1.96 * error
+    found = binomtest(int(right.sum()), len(right)).proportion_ci(method="wilson")
+    return found.low, found.high
+
+
+def _chance(config: Mapping[str, Any], metric: str, samples: list[dict[str, Any]]) -> float:
+    """Of guessing one choice of each document: the mean of 1 / choices."""
+    if config.get("output_type") != "multiple_choice" or not metric.startswith("acc"):
+        return math.nan
+    twice = 2 if "acc_mutual_info" in samples[0]["metrics"] else 1  # every choice is also scored without its question
+    return float(sum(twice / len(sample["arguments"]) for sample in samples) / len(samples))

@@ -1,0 +1,363 @@
+"""What a search learned, and whether it is real: traits of distinct metrics, and tests that allow for their number.
+
+    frame = pk.traits(pk.history(paths))     one row per distinct metric (rank key), never per text
+    found = pk.findings(frame)               every test at once, Holm-corrected; "no signal" is an answer
+
+Two things would make chance look like knowledge here. Candidates are relatives: a lucky tree leaves many children that
+share all its traits, so every interval is from resampling whole families (all descendants of one random tree through
+first parents), and is never narrower than for independent trees. And there are a hundred questions, so a finding must
+survive Holm's correction over all of them. What is left is an association: traits that travel together are not told apart.
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from prunekit.errors import UsageError
+from prunekit.evaluate.compare import LEVEL, holm
+from prunekit.metric.ops import TERMINALS, symbols
+from prunekit.metric.rank import canonical
+from prunekit.metric.text import fold
+from prunekit.metric.tree import Tree
+
+LEAST = 10  # distinct metrics with a trait, and without it, before it is asked about
+FEWEST = 50  # distinct metrics before anything is asked
+_RESAMPLES = 500
+_SHAPE = ("size", "depth", "sign", "homogeneous", "a", "b", "c")
+_OWN = ["key", "journal", "preset", "seed", "i", "evaluated", "position", "fitness", "complete", "operator", "parents", "gain",
+        "family", "size", "depth", "sign", "homogeneous", "a", "b", "c", "pairs"]
+
+
+# Traits ---------------------------------------------------------------------------------------------------------------
+
+
+def traits(history: pd.DataFrame) -> pd.DataFrame:
+    """One row per distinct metric of `history` (which may hold several journals), in the order of evaluation.
+
+    Of the texts with one rank key the first that was measured completely counts, or else the first. All traits are those
+    of the canonical form, so that they belong to the metric and not to its text. Columns: key (the canonical form),
+    journal, preset, seed, i, evaluated, position (0 to 1 within its journal), fitness, complete, operator, parents, gain
+    (loss of its first parent minus its own), family (the random tree it descends from), size, depth, sign (1: proven
+    >= 0), homogeneous, a, b, c (where the key is a monomial W^a G^b X^c; scaled so that |a|+|b|+|c| = 1), pairs (parent and
+    child as `mul>W`), and for every symbol of the grammar how often it occurs.
+
+    Raises UsageError if the journals have different grammars, comparison groups or evaluators: their losses do not compare.
+    """
+    _comparable(history)
+    names = symbols(history["grammar"].iloc[0]) if len(history) else symbols("reference")
+    frame = history.assign(key=[str(canonical(Tree.parse(tree), group)) for tree, group in
+                                zip(history["tree"], history["group"], strict=True)])
+    frame = frame.assign(gain=_gains(frame), family=_families(frame),
+                         position=frame["evaluated"] / frame.groupby("journal")["evaluated"].transform("max"))
+    first = frame.sort_values("complete", ascending=False, kind="stable").drop_duplicates("key").sort_index()
+    shapes = pd.DataFrame([_shape(Tree.parse(key), names) for key in first["key"]], index=first.index,
+                          columns=["size", "depth", "sign", "homogeneous", "a", "b", "c", "pairs", *names])
+    return first.drop(columns=["size", "depth"]).join(shapes)[[*_OWN, *names]].reset_index(drop=True)
+
+
+def _comparable(history: pd.DataFrame) -> None:
+    for column, what in (("grammar", "grammars"), ("group", "comparison groups"), ("measured", "evaluators")):
+        found = history.groupby(column)["journal"].first() if len(history) else ()
+        if len(found) > 1:
+            raise UsageError(f"these journals have different {what} ({', '.join(f'{j}: {v}' for v, j in found.items())}), so "
+                             f"their losses do not compare: analyse them apart, as in history.groupby('{column}').")
+
+
+def _first_parents(frame: pd.DataFrame) -> list[int | None]:
+    return [int(text.split()[0]) if text else None for text in frame["parents"]]
+
+
+def _gains(frame: pd.DataFrame) -> list[float]:
+    known = dict(zip(zip(frame["journal"], frame["i"], strict=True), frame["fitness"], strict=True))
+    return [known.get((journal, parent), math.nan) - fitness for journal, parent, fitness in
+            zip(frame["journal"], _first_parents(frame), frame["fitness"], strict=True)]
+
+
+def _families(frame: pd.DataFrame) -> list[str]:
+    founders: dict[tuple[str, int | None], str] = {}
+    for journal, i, parent in zip(frame["journal"], frame["i"], _first_parents(frame), strict=True):
+        founders[journal, i] = founders.get((journal, parent), f"{journal}/{i}")
+    return list(founders.values())
+
+
+def _shape(tree: Tree, names: Iterable[str]) -> list[Any]:
+    powers = exponents(tree) or (math.nan,) * 3
+    return [tree.size, tree.depth, tree.sign, tree.homogeneous, *powers, " ".join(sorted(pairs(tree))),
+            *(tree.count(name) for name in names)]
+
+
+def pairs(tree: Tree) -> set[str]:
+    """Which operation stands directly above what, as {"mul>W", "mul>sqrt", "sqrt>X"}."""
+    found: set[str] = set()
+
+    def step(symbol: str, children: list[str]) -> str:
+        found.update(f"{symbol}>{child}" for child in children)
+        return symbol
+    fold(tree, step)
+    return found
+
+
+def exponents(tree: Tree) -> tuple[float, float, float] | None:
+    """(a, b, c) with |a|+|b|+|c| = 1 if the tree is a product of powers of W, G and X; else None.
+
+    Only ratios of exponents matter to a mask. sqrt(mul(W, W)) is (1, 0, 0), mul(W, sqrt(X)) is (2/3, 0, 1/3).
+    """
+    factor = {"sqr": 2.0, "pow": 2.0, "sqrt": 0.5, "abs": 1.0, "skp": 1.0}
+
+    def step(symbol: str, args: list[np.ndarray | None]) -> np.ndarray | None:
+        if symbol in TERMINALS:
+            return np.eye(3)[TERMINALS.index(symbol)]
+        if not args:
+            return np.zeros(3)  # a constant
+        if any(arg is None for arg in args):
+            return None
+        if symbol in ("mul", "ediv"):
+            return args[0] + args[1] if symbol == "mul" else args[0] - args[1]
+        return args[0] * factor[symbol] if symbol in factor else None
+
+    powers = fold(tree, step)
+    if powers is None or not powers.any():
+        return None
+    return tuple(float(power) for power in powers / np.abs(powers).sum())
+
+
+# Over time --------------------------------------------------------------------------------------------------------------
+
+
+def over_time(frame: pd.DataFrame, names: Iterable[str] = TERMINALS, parts: int = 10) -> pd.DataFrame:
+    """Share of the distinct metrics that contain each symbol or pair, by part of the search (1 to `parts`).
+
+    Columns: journal, name, part, share, low, high (Wilson's 95 % interval, as if metrics were independent), n.
+    """
+    part = np.ceil(frame["position"].to_numpy(dtype=float) * parts).clip(1, parts).astype(int)
+    rows = []
+    for name in names:
+        present = contains(frame, name)
+        for (journal, number), has in present.groupby([frame["journal"], part]):
+            low, high = wilson(int(has.sum()), len(has))
+            rows.append({"journal": journal, "name": name, "part": number, "share": has.mean(), "low": low, "high": high,
+                         "n": len(has)})
+    return pd.DataFrame(rows, columns=["journal", "name", "part", "share", "low", "high", "n"])
+
+
+def contains(frame: pd.DataFrame, name: str) -> pd.Series:
+    """Whether each metric contains a symbol (`sqrt`) or a pair (`sqrt>G`)."""
+    if ">" in name:
+        return frame["pairs"].map(lambda text: name in text.split()).astype(bool)
+    return frame[name] > 0
+
+
+def wilson(count: int, n: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share."""
+    found = stats.binomtest(count, n).proportion_ci(method="wilson")
+    return float(found.low), float(found.high)
+
+
+def lineage(history: pd.DataFrame, journal: str, i: int) -> pd.DataFrame:
+    """The ancestors of candidate i of a journal and itself, oldest first.
+
+    Columns: i, tree, operator, parents, fitness, gain (loss of the first parent minus its own), main (on the line of
+    first parents), best (lower loss than all before it on that line).
+    """
+    own = history[history["journal"] == journal]
+    own = own.assign(gain=_gains(own)).set_index("i", drop=False)
+    found, waiting = set(), [i]
+    while waiting:
+        if (one := waiting.pop()) not in found:
+            found.add(one)
+            waiting += map(int, own.at[one, "parents"].split())
+    main, at = set(), i
+    while at is not None:
+        main.add(at)
+        at = int(own.at[at, "parents"].split()[0]) if own.at[at, "parents"] else None
+    rows = own.loc[sorted(found), ["i", "tree", "operator", "parents", "fitness", "gain"]].reset_index(drop=True)
+    rows["main"] = rows["i"].isin(main)
+    line = rows["fitness"].where(rows["main"])
+    rows["best"] = rows["main"] & ~(line >= line.cummin().shift().ffill())
+    return rows
+
+
+# Tests ------------------------------------------------------------------------------------------------------------------
+
+
+_COLUMNS = ["kind", "name", "effect", "low", "high", "n", "with", "families", "p", "p_holm", "verdict"]
+_WORDS = {"correlation": ("higher loss", "lower loss"), "best tenth": ("more among the best", "fewer among the best"),
+          "operator": ("improves more often", "improves less often"), "model": ("predicts", "")}
+
+
+def findings(frame: pd.DataFrame, model: bool = True) -> pd.DataFrame:
+    """All questions about `traits`, each with its 95 % interval, and a verdict that holds for all of them together.
+
+    kind "correlation": Spearman's between a trait (of a pair: whether it occurs) and the loss, ranks taken within each
+    journal; "best tenth": log odds of a symbol or pair in the best tenth of its journal against the rest (Haldane: 1/2
+    added to every count); "operator": log odds that its children beat their first parent, against all other operators;
+    "model" (needs scikit-learn): `skill`. Intervals and p are from a standard error, that of whole families resampled or of
+    independent metrics, whichever is larger, and Student's t with families - 1 degrees of freedom; p of odds also never
+    below Fisher's exact one. verdict: "no signal" unless p_holm, over all rows, is below 0.05. with: metrics that have the
+    trait; families: theirs (operators are drawn by chance, so their children count one by one).
+
+    Rows are sorted by p. Fewer than 50 distinct metrics answer nothing: no rows.
+    """
+    rows = []
+    if len(frame) >= FEWEST:
+        rows = [*_correlations(frame), *_best_tenth(frame), *_operators(frame)]
+        if model and frame["family"].nunique() >= 10:
+            rows.append(skill(frame)[0])
+    found = pd.DataFrame(rows, columns=_COLUMNS).sort_values(["p", "kind", "name"], ignore_index=True)
+    found["p_holm"] = holm(found["p"])
+    found["verdict"] = [_WORDS[row.kind][int(row.effect < 0)] if row.p_holm < LEVEL else "no signal" for row in found.itertuples()]
+    return found
+
+
+def _counts(frame: pd.DataFrame) -> list[str]:
+    return [name for name in symbols("extended") if name in frame]
+
+
+def _numbers(frame: pd.DataFrame) -> pd.DataFrame:
+    """The traits as numbers, those that vary."""
+    table = frame[[*_SHAPE, *_counts(frame)]].astype(float)
+    return table[[name for name in table if table[name].nunique() > 1]]
+
+
+def _correlations(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    present = {name: contains(frame, name).astype(float) for name in _pairs(frame)}
+    rows = []
+    for name, values in {**_numbers(frame), **present}.items():
+        known = values.notna()
+        if min(known.sum(), (values[known] != values[known].mode()[0]).sum()) < LEAST:
+            continue
+        part = frame[known]
+        x, y = (_centred_ranks(one, part["journal"]) for one in (values[known], part["fitness"]))
+        if x.any() and y.any():
+            found = _tested(np.stack([x * x, y * y, x * y]), part["family"], _correlation, lambda n: 1 / math.sqrt(n - 2),
+                            (values[known] != 0).to_numpy())
+            rows.append({"kind": "correlation", "name": name, **found, "low": max(found["low"], -1.0),
+                         "high": min(found["high"], 1.0)})
+    return rows
+
+
+def _pairs(frame: pd.DataFrame) -> list[str]:
+    """The pairs that enough metrics have."""
+    seen = pd.Series(" ".join(frame["pairs"]).split(), dtype=object).value_counts()
+    return sorted(name for name, count in seen.items() if LEAST <= count <= len(frame) - LEAST)
+
+
+def _centred_ranks(values: pd.Series, journal: pd.Series) -> np.ndarray:
+    ranks = values.groupby(journal).rank(pct=True)
+    return (ranks - ranks.groupby(journal).transform("mean")).to_numpy()
+
+
+def _correlation(sums: np.ndarray) -> np.ndarray:
+    """From the sums (…, 3) of x², y², xy of centred x and y."""
+    xx, yy, xy = np.moveaxis(sums, -1, 0)
+    return xy / np.sqrt(np.maximum(xx * yy, 1e-300))
+
+
+def _best_tenth(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    best = (frame.groupby("journal")["fitness"].rank(pct=True) <= 0.1).to_numpy()
+    rows = []
+    for name in [*_counts(frame), *_pairs(frame)]:
+        has = contains(frame, name).to_numpy()
+        if LEAST <= has.sum() <= len(has) - LEAST:
+            rows.append({"kind": "best tenth", "name": name, **_odds(has, best, frame["family"])})
+    return rows
+
+
+def _operators(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    bred = frame[frame["gain"].notna()]
+    improved = (bred["gain"] > 0).to_numpy()
+    rows = []
+    for name in sorted(bred["operator"].unique()):
+        by = (bred["operator"] == name).to_numpy()
+        if LEAST <= by.sum() <= len(by) - LEAST:
+            one_by_one = pd.Series(np.arange(len(bred)))  # operators are drawn by chance, whatever the family
+            rows.append({"kind": "operator", "name": name, **_odds(by, improved, one_by_one),
+                         "families": bred["family"][by].nunique()})
+    return rows
+
+
+def improvements(frame: pd.DataFrame) -> pd.DataFrame:
+    """What each operator brought: columns operator, n (children), improved (on their first parent), share, low, high
+    (Wilson), median (change of loss against the first parent)."""
+    rows = []
+    for name, part in frame[frame["gain"].notna()].groupby("operator"):
+        improved = int((part["gain"] > 0).sum())
+        low, high = wilson(improved, len(part))
+        rows.append({"operator": name, "n": len(part), "improved": improved, "share": improved / len(part), "low": low,
+                     "high": high, "median": -part["gain"].median()})
+    found = pd.DataFrame(rows, columns=["operator", "n", "improved", "share", "low", "high", "median"])
+    return found.sort_values("share", ascending=False, ignore_index=True)
+
+
+def _odds(has: np.ndarray, hit: np.ndarray, family: pd.Series) -> dict[str, Any]:
+    """Log odds and their interval; p is the larger of two: families may be few (clustered), and counts small (exact)."""
+    cells = np.stack([has & hit, has & ~hit, ~has & hit, ~has & ~hit]).astype(float)
+    table = cells.sum(1)
+    found = _tested(cells, family, _log_odds, lambda n: math.sqrt((1 / (table + 0.5)).sum()), has)
+    x, y = has - has.mean(), hit - hit.mean()
+    clustered = _tested(np.stack([x * x, y * y, x * y]), family, _correlation, lambda n: 1 / math.sqrt(n - 2), has)["p"]
+    return found | {"p": max(clustered, float(stats.fisher_exact(table.reshape(2, 2)).pvalue))}
+
+
+def _log_odds(sums: np.ndarray) -> np.ndarray:
+    a, b, c, d = np.moveaxis(np.log(sums + 0.5), -1, 0)
+    return a - b - c + d
+
+
+def _tested(values: np.ndarray, family: pd.Series, statistic: Callable[[np.ndarray], np.ndarray],
+            alone: Callable[[int], float], has: np.ndarray) -> dict[str, Any]:
+    """Effect, interval and p of a statistic of sums over metrics; `alone`: its standard error for n independent ones."""
+    code, names = pd.factorize(family)
+    sums = np.stack([np.bincount(code, weights=row, minlength=len(names)) for row in values], axis=1)
+    effect = float(statistic(sums.sum(0)))
+    error = max(float(np.std(statistic(_draws(len(names)) @ sums))), alone(len(family)))
+    freedom = max(len(names) - 1, 1)
+    reach = stats.t.ppf(1 - LEVEL / 2, freedom) * error
+    return {"effect": effect, "low": effect - reach, "high": effect + reach, "n": len(has), "with": int(has.sum()),
+            "families": len(set(code[has])), "p": float(2 * stats.t.sf(abs(effect) / error, freedom))}
+
+
+@lru_cache(maxsize=4)
+def _draws(families: int) -> np.ndarray:
+    """How often each family is in each of the resamples, float64 (resamples, families); the same at every call."""
+    return np.random.default_rng(0).multinomial(families, np.full(families, 1 / families), size=_RESAMPLES).astype(float)
+
+
+# Model ------------------------------------------------------------------------------------------------------------------
+
+
+def skill(frame: pd.DataFrame, folds: int = 5) -> tuple[dict[str, Any], str]:
+    """How well a small decision tree predicts the rank of a loss from the traits, and that tree as text.
+
+    Skill = 1 - (squared error of the tree) / (squared error of the training mean), cross-validated by families, so that a
+    metric is never predicted from its relatives; 0 is no skill, and below 0 is worse than knowing nothing. The returned row
+    is as in `findings` (p one-sided). Source: scikit-learn's DecisionTreeRegressor, three levels.
+
+    Raises UsageError without scikit-learn, and with fewer than `folds` families.
+    """
+    try:
+        from sklearn.model_selection import GroupKFold, cross_val_predict
+        from sklearn.tree import DecisionTreeRegressor, export_text
+    except ImportError as error:
+        raise UsageError("the model of loss from traits needs scikit-learn: pip install 'prunekit[analysis]', or ask for "
+                         "findings(frame, model=False).") from error
+    if (families := frame["family"].nunique()) < folds:
+        raise UsageError(f"{families} families do not make {folds} folds: give a longer journal, or fewer folds.")
+    X, y = _numbers(frame).fillna(-1.0), _centred_ranks(frame["fitness"], frame["journal"])
+    tree = DecisionTreeRegressor(max_depth=3, min_samples_leaf=max(5, len(frame) // 50), random_state=0)
+    split = list(GroupKFold(folds).split(X, y, frame["family"]))
+    predicted = cross_val_predict(tree, X.to_numpy(), y, cv=split)
+    mean = np.empty(len(y))
+    for train, test in split:
+        mean[test] = y[train].mean()
+    row = {"kind": "model", "name": "decision tree", **_tested(
+        np.stack([(y - predicted) ** 2, (y - mean) ** 2]), frame["family"], lambda s: 1 - s[..., 0] / np.maximum(s[..., 1], 1e-300),
+        lambda n: 1e-9, np.ones(len(y), dtype=bool))}
+    row["p"] = row["p"] / 2 if row["effect"] > 0 else 1.0
+    return row, export_text(tree.fit(X.to_numpy(), y), feature_names=list(X), decimals=2)

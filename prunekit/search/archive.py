@@ -1,0 +1,101 @@
+"""What a journal holds, as tables; and which of the finalists to choose."""
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from prunekit.metric.tree import Tree
+from prunekit.search import journal as journals
+from prunekit.search.engine import Candidate, Search, pareto
+from prunekit.search.presets import Preset
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from prunekit.search.evaluator import Evaluator
+
+
+def replay(path: str | Path) -> Search:
+    """The state of a search, from its journal alone (also while it runs). Raises UsageError as `journal.read`."""
+    header, *events = journals.read(path)
+    search = Search(Preset.from_dict(header["preset"]), header["seed"], header["group"], [Tree.parse(t) for t in header["seeds"]])
+    for event in events:
+        search.apply(event)
+    return search
+
+
+def history(paths: str | Path | Iterable[str | Path]) -> pd.DataFrame:
+    """One row per evaluated candidate of one or several journals, in the order of evaluation.
+
+    Columns: journal, preset, seed, i, tree, raw, operator, parents, size, depth, terminals, fitness, complete, stopped,
+    audited, same (the earlier candidate with these masks), evaluated (distinct evaluations so far), best (lowest loss of
+    a completely measured one so far), seconds, windows (that its loss was measured on), group, grammar, measured (hash of
+    what was measured: models, tasks, update, windows; losses compare where it is equal). A journal without candidates
+    gives no rows.
+    """
+    paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
+    return pd.DataFrame([row for path in paths for row in _rows(Path(path))], columns=_COLUMNS)
+
+
+_COLUMNS = ["journal", "preset", "seed", "i", "tree", "raw", "operator", "parents", "size", "depth", "terminals", "fitness",
+            "complete", "stopped", "audited", "same", "evaluated", "best", "seconds", "windows", "group", "grammar", "measured"]
+_NOT_MEASURED = ("file", "rungs", "threads", "torch")  # of an evaluator's identity: how, not what
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    search = replay(path)
+    events = journals.read(path)
+    seconds = {event["i"]: event.get("seconds") for event in events if event["event"] == "evaluate"}
+    what = {key: value for key, value in events[0]["evaluator"].items() if key not in _NOT_MEASURED}
+    measured = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]
+    rows, evaluated, best = [], 0, float("nan")
+    for one in search.candidates.values():
+        evaluated += one.same is None
+        if one.complete and not one.fitness >= best:
+            best = one.fitness
+        rows.append({"journal": path.stem, "preset": search.preset.name, "seed": search.seed, "i": one.index,
+                     "tree": str(one.tree), "raw": str(one.raw), "operator": one.operator,
+                     "parents": " ".join(map(str, one.parents)), "size": one.tree.size, "depth": one.tree.depth,
+                     "terminals": "".join(sorted(one.tree.terminals)), "fitness": one.fitness, "complete": one.complete,
+                     "stopped": one.stopped, "audited": one.audited, "same": one.same, "evaluated": evaluated,
+                     "best": best, "seconds": seconds[one.index], "windows": len(one.losses), "group": search.group,
+                     "grammar": search.preset.alphabet.grammar, "measured": measured})
+    return rows
+
+
+def finalists(candidates: Iterable[Candidate], count: int = 10) -> list[Candidate]:
+    """The Pareto front of size against loss and the `count` lowest losses, of the completely measured; best first."""
+    complete = sorted((one for one in candidates if one.complete and one.same is None), key=lambda one: one.order)
+    chosen = {one.index for one in (*complete[:count], *pareto(complete))}
+    return [one for one in complete if one.index in chosen]
+
+
+def choose(evaluator: Evaluator, finalists: Sequence[Candidate], select: Sequence[Tensor]) -> pd.DataFrame:
+    """The finalists measured on windows that no search saw (one tensor per model), lowest loss first.
+
+    Columns: i, tree, size, search (loss on the search windows), select (loss here), optimism (select - search). The
+    first row is the winner; report it on test windows, once.
+    """
+    rows = []
+    for one in finalists:
+        loss = float(evaluator.losses(one.tree, select).mean())
+        rows.append({"i": one.index, "tree": str(one.tree), "size": one.tree.size, "search": one.fitness, "select": loss,
+                     "optimism": loss - one.fitness})
+    return pd.DataFrame(rows).sort_values(["select", "size", "i"], ignore_index=True)
+
+
+def ancestry(search: Search, index: int) -> list[Candidate]:
+    """A candidate and all its ancestors, oldest first."""
+    found: dict[int, Candidate] = {}
+    waiting = [index]
+    while waiting:
+        one = search.candidates.get(waiting.pop())
+        if one is not None and one.index not in found:
+            found[one.index] = one
+            waiting += one.parents
+    return [found[i] for i in sorted(found)]

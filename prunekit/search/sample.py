@@ -1,0 +1,65 @@
+"""Random trees: grow, full, and ramped half-and-half."""
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+from prunekit.metric.ops import arity, symbols
+from prunekit.metric.tree import Tree
+
+
+@dataclass(frozen=True)
+class Alphabet:
+    """What trees are made of. `without`: symbols left out (as exact duplicates of others). `binary`: how often an inner
+    node is binary; None draws every operation alike."""
+
+    grammar: str = "reference"
+    without: tuple[str, ...] = ()
+    binary: float | None = None
+    by_arity: tuple[tuple[str, ...], ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "by_arity", _by_arity(self.grammar, self.without))
+
+    def leaf(self, rng: random.Random) -> str:
+        return rng.choice(self.by_arity[0])
+
+    def operation(self, rng: random.Random) -> str:
+        _, unary, binary = self.by_arity
+        if self.binary is None:
+            return rng.choice(unary + binary)
+        return rng.choice(binary if rng.random() < self.binary else unary)
+
+    def alike(self, rng: random.Random, symbol: str) -> str:
+        """Another symbol with as many operands (the same one where there is no other)."""
+        return rng.choice([other for other in self.by_arity[arity(symbol)] if other != symbol] or [symbol])
+
+
+@lru_cache(maxsize=16)
+def _by_arity(grammar: str, without: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
+    kept = [symbol for symbol in symbols(grammar) if symbol not in without]
+    return tuple(tuple(symbol for symbol in kept if arity(symbol) == count) for count in range(3))
+
+
+def random_tree(rng: random.Random, depth: int, alphabet: Alphabet = Alphabet(), full: bool = False) -> Tree:
+    """A tree of at most (with `full`: in every branch exactly) `depth` edges from the root to a leaf.
+
+    "grow" draws a leaf with the share that leaves have among all symbols, but never at the root (Koza 1992, 6.2).
+    """
+    leaves, operations = len(alphabet.by_arity[0]), sum(map(len, alphabet.by_arity[1:]))
+    share = leaves / (leaves + operations)
+
+    def below(left: int, root: bool) -> list[str]:
+        if left == 0 or not (full or root) and rng.random() < share:
+            return [alphabet.leaf(rng)]
+        symbol = alphabet.operation(rng)
+        return [symbol, *(s for _ in range(arity(symbol)) for s in below(left - 1, False))]
+
+    return Tree(below(depth, True))
+
+
+def half_and_half(rng: random.Random, depths: Sequence[int], alphabet: Alphabet = Alphabet()) -> Tree:
+    """Ramped half-and-half: a depth from `depths`, and grow or full, all equally likely."""
+    return random_tree(rng, rng.choice(depths), alphabet, full=rng.random() < 0.5)

@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+import prunekit as pk
+from prunekit.evaluate.perplexity import Perplexity
+
+RNG = np.random.default_rng
+
+
+def documents(**tasks):
+    """Documents as zero_shot gives them; every argument: task=list of values."""
+    return pd.DataFrame([{"task": task, "metric": "acc", "document": f"{i:03}", "value": float(value)}
+                         for task, values in tasks.items() for i, value in enumerate(values)])
+
+
+# ------------------------------------------------------------ Holm, power
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=6))
+def test_holm_is_the_closed_test_of_bonferroni(p):
+    """The definition: a hypothesis falls when every set that holds it does; a set's p is its size times its smallest."""
+    sets = [s for size in range(1, len(p) + 1) for s in itertools.combinations(range(len(p)), size)]
+    expected = [max(min(1, len(s) * min(p[j] for j in s)) for s in sets if i in s) for i in range(len(p))]
+    np.testing.assert_allclose(pk.holm(p), expected, rtol=1e-12, atol=0)
+
+
+def test_holm_by_hand():
+    np.testing.assert_allclose(pk.holm([0.01, 0.04, 0.03, 0.005]), [0.03, 0.06, 0.06, 0.02])
+    assert len(pk.holm([])) == 0
+
+
+def test_a_detectable_difference_is_found_four_times_in_five():
+    error = 0.3 / math.sqrt(100)
+    shifted = RNG(0).normal(pk.detectable(error), 0.3, size=(4000, 100))
+    found = (stats.ttest_1samp(shifted, 0, axis=1).pvalue < 0.05).mean()
+    assert found == pytest.approx(0.8, abs=0.025)
+    assert pk.detectable(1.0) == pytest.approx(2.8016, abs=1e-4)
+
+
+# ------------------------------------------------------------ perplexities
+
+def test_p_is_the_paired_t_tests():
+    a, b = RNG(1).normal(3, 0.5, (2, 40))
+    assert pk.compare(Perplexity(a), Perplexity(b)).p == pytest.approx(stats.ttest_rel(a, b).pvalue, rel=1e-9)
+    same = pk.compare(Perplexity(a), Perplexity(a))
+    assert (same.p, same.ratio, same.detectable, same.verdict) == (1, 1, 1, "indistinguishable")
+
+
+def test_many_comparisons_are_corrected():
+    """Among twenty pairs without a difference some look distinguishable alone; after Holm none does, a real one still."""
+    base = RNG(0).normal(3.0, 0.5, 100)
+    noise = [Perplexity(base + RNG(seed).normal(0, 0.05, 100)) for seed in range(1, 41)]
+    pairs = {i: (one, Perplexity(base)) for i, one in enumerate(noise)}
+    pairs["real"] = (Perplexity(base + RNG(99).normal(-0.05, 0.05, 100)), Perplexity(base))
+    frame = pk.compare_many(pairs).set_index("name")
+    assert (frame["p"][:-1] < 0.05).any()
+    assert (frame["verdict"][:-1] == "indistinguishable").all() and frame.loc["real", "verdict"] == "lower"
+    np.testing.assert_allclose(frame["p_holm"], pk.holm(frame["p"]))
+    assert list(pk.compare_many({}).columns)[:2] == ["name", "ratio"]
+
+
+# ------------------------------------------------------------ documents
+
+def test_mcnemar_by_hand():
+    """Twelve documents on which the two disagree, ten against two: 2 (1 + 12 + 66) / 2^12."""
+    first, second = [1] * 10 + [0] * 2 + [1] * 30 + [0] * 8, [0] * 10 + [1] * 2 + [1] * 30 + [0] * 8
+    row = pk.compare_documents(documents(boolq=first), documents(boolq=second)).iloc[0]
+    assert row["p"] == row["p_holm"] == pytest.approx(2 * 79 / 4096)
+    assert (row["n"], row["only_first"], row["only_second"], row["verdict"]) == (50, 10, 2, "higher")
+    assert row["difference"] == pytest.approx(8 / 50)
+    back = pk.compare_documents(documents(boolq=second), documents(boolq=first)).iloc[0]
+    assert (back["p"], back["verdict"]) == (row["p"], "lower")
+
+
+def test_intervals_agree_with_scipys_bootstrap():
+    first, second = RNG(0).integers(0, 2, (2, 300))
+    row = pk.compare_documents(documents(rte=first), documents(rte=second)).iloc[0]
+    reference = stats.bootstrap((first, second), lambda a, b: (a - b).mean(), paired=True, vectorized=False,
+                                n_resamples=3000, method="percentile", rng=RNG(1)).confidence_interval
+    assert (row["low"], row["high"]) == pytest.approx((reference.low, reference.high), abs=0.015)
+
+
+def test_the_mean_gives_every_task_the_same_weight():
+    tasks = {"small": RNG(0).integers(0, 2, (2, 100)), "large": RNG(1).integers(0, 2, (2, 900))}
+    frame = pk.compare_documents(*(documents(**{t: v[i] for t, v in tasks.items()}) for i in (0, 1)))
+    mean, parts = frame.iloc[-1], frame.iloc[:-1]
+    assert mean["task"] == "mean" and mean["difference"] == pytest.approx(parts["difference"].mean())
+    error = math.sqrt(sum(np.var(v[0] - v[1], ddof=1) / v.shape[1] for v in tasks.values())) / 2
+    assert mean["p"] == pytest.approx(2 * stats.norm.sf(abs(mean["difference"]) / error))
+    assert (mean["high"] - mean["low"]) == pytest.approx(2 * 1.96 * error, rel=0.1)
+    np.testing.assert_allclose(parts["p_holm"], pk.holm(parts["p"]))
+
+
+def test_graded_values_are_compared_by_t_test():
+    first, second = RNG(0).random((2, 30))
+    found = pk.compare_documents(documents(f1=first), documents(f1=second)).iloc[0]
+    assert found["p"] == pytest.approx(stats.ttest_rel(first, second).pvalue, rel=1e-9)
+
+
+def test_documents_that_are_not_the_same_are_refused():
+    with pytest.raises(pk.UsageError, match=r"3 and 2 documents are not the same ones \(2 in common\)"):
+        pk.compare_documents(documents(rte=[1, 0, 1]), documents(rte=[1, 0]))
+    with pytest.raises(pk.UsageError, match=r"no documents with the metric 'acc_norm' \(known: acc\)"):
+        pk.compare_documents(documents(rte=[1]), documents(rte=[1]), "acc_norm")
+
+
+# ------------------------------------------------------------ seeds
+
+def crossed(generator, seeds, items, sizes, mean=0.0):
+    a, b, e = (generator.normal(0, size, shape) for size, shape in zip(sizes, ((seeds, 1), (1, items), (seeds, items)), strict=True))
+    return mean + a + b + e
+
+
+def test_sources_are_those_of_the_two_way_analysis_of_variance():
+    y = crossed(RNG(0), 4, 9, (1.0, 0.5, 0.3), 2.0)
+    design = np.array([[1, *np.eye(4)[s], *np.eye(9)[i]] for s in range(4) for i in range(9)])
+
+    def left_over(columns):
+        part = design[:, list(columns)]
+        return ((y.ravel() - part @ np.linalg.lstsq(part, y.ravel(), rcond=None)[0]) ** 2).sum()
+
+    everything = left_over(range(14))
+    rest = everything / 24
+    seeds = ((left_over([0, *range(5, 14)]) - everything) / 3 - rest) / 9
+    items = ((left_over(range(5)) - everything) / 8 - rest) / 4
+    assert pk.sources(y).variances == pytest.approx({"seeds": seeds, "items": items, "rest": rest})
+
+
+@pytest.mark.parametrize("sizes", [(0.5, 1.0, 1.0), (0.0, 1.0, 0.5), (1.0, 0.1, 0.1)])
+def test_intervals_hold_the_mean_as_often_as_documented(sizes):
+    generator = RNG(0)
+    found = [pk.sources(crossed(generator, 3, 60, sizes, 1.0)) for _ in range(1000)]
+    held = np.mean([s.interval[0] <= 1 <= s.interval[1] for s in found])
+    assert 0.91 <= held <= 0.97
+    assert all((s.p < 0.05) == (not s.interval[0] <= 0 <= s.interval[1]) for s in found)
+
+
+def test_shares_say_what_more_of_which_would_help():
+    by_seed = pk.sources(crossed(RNG(0), 5, 100, (1.0, 0.1, 0.1)))
+    by_item = pk.sources(crossed(RNG(0), 5, 100, (0.0, 1.0, 0.1)))
+    assert by_seed.shares["seeds"] > 0.9 and by_item.shares["items"] > 0.9
+    assert sum(by_seed.shares.values()) == pytest.approx(1)
+    nothing = pk.sources(np.zeros((3, 4)))
+    assert not nothing.distinguishable and nothing.interval == (0, 0) and nothing.shares["seeds"] == 0
+
+
+def test_one_seed_is_no_source():
+    with pytest.raises(pk.UsageError, match=r"shape \(1, 8\)"):
+        pk.sources(np.zeros((1, 8)))

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import entropy
+
+import prunekit as pk
+import prunekit.evaluate.perplexity as module
+
+
+@pytest.fixture
+def pair(golden_model):
+    dense, pruned = golden_model("llama"), golden_model("llama")
+    pk.prune(pruned, None, method="magnitude", sparsity=0.5, progress=False)
+    return pruned, dense
+
+
+def test_equals_scipys_relative_entropy(pair, golden_windows):
+    pruned, dense = pair
+    found = pk.divergence(pruned, dense, golden_windows, 64, progress=False)
+    with torch.no_grad():
+        q, p = (m(input_ids=golden_windows).logits[:, :-1].double().softmax(-1).numpy() for m in (pruned, dense))
+    np.testing.assert_allclose(found.kl, entropy(p, q, axis=-1).mean(1), rtol=1e-4)
+    np.testing.assert_allclose(found.changed, (p.argmax(-1) != q.argmax(-1)).mean(1))
+    assert 0 < found.changed.mean() < 1
+    row = found.row()
+    assert row["kl_low"] < row["kl"] < row["kl_high"] and row["n"] == len(golden_windows)
+
+
+def test_a_model_does_not_differ_from_itself(golden_model, golden_windows):
+    found = pk.divergence(golden_model("opt"), golden_model("opt"), golden_windows.flatten(), 64, progress=False)
+    assert np.abs(found.kl).max() < 1e-6 and not found.changed.any()
+
+
+def test_few_logits_at_a_time_give_the_same(pair, golden_windows, monkeypatch):
+    whole = pk.divergence(*pair, golden_windows, 64, progress=False)
+    monkeypatch.setattr(module, "LOGIT_BUDGET", 256 * 10)
+    parts = pk.divergence(*pair, golden_windows, 64, progress=False)
+    np.testing.assert_allclose(parts.kl, whole.kl, rtol=1e-5)
+    assert np.array_equal(parts.changed, whole.changed)
+
+
+def test_a_certain_model_against_a_uniform_one(golden_model, golden_windows):
+    """KL(p || uniform) = ln(vocabulary) - entropy of p; a head of zeros is uniform."""
+    dense, uniform = golden_model("llama"), golden_model("llama")
+    uniform.lm_head.weight.data.zero_()
+    found = pk.divergence(uniform, dense, golden_windows, 64, progress=False)
+    with torch.no_grad():
+        p = dense(input_ids=golden_windows).logits[:, :-1].double().softmax(-1).numpy()
+    np.testing.assert_allclose(found.kl, math.log(256) - entropy(p, axis=-1).mean(1), rtol=1e-4)
+
+
+def test_other_vocabularies_are_refused(golden_model, golden_windows):
+    dense, other = golden_model("llama"), golden_model("llama")
+    other.resize_token_embeddings(200)
+    with pytest.raises(pk.UsageError, match="vocabularies of 200 and 256 tokens"):
+        pk.divergence(other, dense, golden_windows, 64, progress=False)

@@ -1,0 +1,192 @@
+import math
+import random
+import statistics
+
+import pytest
+
+import prunekit as pk
+from prunekit.metric.rank import rank_key
+from prunekit.metric.tree import Tree
+from prunekit.search.engine import Race, Search, behind, pareto
+from prunekit.search.presets import PRESETS, Preset, preset
+from prunekit.search.sample import Alphabet, half_and_half, random_tree
+
+from .toy import Racing, distance
+
+
+def run(evaluator, *args, **kwargs):
+    return list(pk.evolve(evaluator, *args, progress=False, **kwargs))
+
+
+# -- sampling ------------------------------------------------------------------------------------------------------------
+
+def test_full_trees_reach_their_depth_in_every_branch_and_grown_ones_at_most():
+    rng = random.Random(0)
+    for depth in (1, 2, 4):
+        for _ in range(50):
+            full, grown = random_tree(rng, depth, full=True), random_tree(rng, depth)
+            assert full.depth == depth and 1 <= grown.depth <= depth
+            leaves = [at for at in range(len(full)) if full.span(at).stop - at == 1]
+            assert all(_level(full, at) == depth for at in leaves)
+
+
+def _level(tree, index):
+    return sum(at < index < tree.span(at).stop for at in range(index))
+
+
+def test_an_alphabet_leaves_out_what_it_is_told_to_and_mixes_arities_as_told():
+    rng, alphabet = random.Random(0), Alphabet(without=("pow", "skp", "X"), binary=0.8)
+    trees = [half_and_half(rng, (2, 3), alphabet) for _ in range(300)]
+    symbols = [symbol for tree in trees for symbol in tree]
+    assert not {"pow", "skp", "X"} & set(symbols)
+    binary = sum(symbol in ("add", "sub", "mul", "div") for symbol in symbols)
+    unary = sum(symbol not in ("add", "sub", "mul", "div", "W", "G") for symbol in symbols)
+    assert abs(binary / (binary + unary) - 0.8) < 0.05
+
+
+# -- presets -------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_survive_the_journal(name):
+    import json
+
+    plain = json.loads(json.dumps(PRESETS[name].as_dict()))
+    assert Preset.from_dict(plain).as_dict() == plain
+
+
+@pytest.mark.parametrize("asked, sentence", [
+    (lambda: preset("modem"), "did you mean 'modern'"),
+    (lambda: preset("modern", populaton=3), "did you mean 'population'"),
+    (lambda: pk.evolve(distance, budget=0), "budget 0 is no number of evaluations"),
+    (lambda: pk.evolve(distance, budget=True), "budget True is no number"),
+    (lambda: pk.evolve(lambda a, b: 0), "a function of one tree"),
+    (lambda: pk.evolve("W"), "a function of one tree"),
+])
+def test_bad_requests_are_refused_at_once(asked, sentence):
+    with pytest.raises(pk.UsageError, match=sentence):
+        asked()
+
+
+# -- the loop ------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("name", ["paper", "lpzero", "modern"])
+def test_breeding_finds_what_random_trees_do_not(name):
+    def best(preset):
+        return [run(distance, preset, 300, seed=seed)[-1].best.fitness for seed in range(4)]
+    assert statistics.mean(best(name)) < statistics.mean(best("random"))
+
+
+def test_the_same_seed_gives_the_same_search_and_another_seed_another():
+    first, again, other = (run(Racing(), "modern", 150, seed=seed) for seed in (1, 1, 2))
+    keep = ("generation", "evaluated", "best", "tree", "median")
+    rows = [[{key: g.row()[key] for key in keep} for g in found] for found in (first, again, other)]
+    assert rows[0] == rows[1] != rows[2]
+
+
+def test_the_paper_counts_candidates_and_modern_distinct_evaluations():
+    paper, modern = run(distance, "paper", 120)[-1], run(distance, "modern", 120)[-1]
+    assert paper.evaluated + paper.saved["masks"] == 120 and paper.evaluated < 120
+    assert modern.evaluated == 120
+
+
+def test_no_two_candidates_of_modern_are_provably_the_same_metric():
+    search = _settled("modern", 200)
+    keys = [rank_key(one.tree) for one in search.candidates.values()]
+    assert len(set(keys)) == len(keys) and all(key[1] == tuple(one.tree) for key, one in zip(keys, search.candidates.values()))
+    assert max(one.tree.size for one in search.candidates.values()) <= 15
+
+
+def test_paper_keeps_the_best_fifty_and_simplifies_every_offspring():
+    search = _settled("paper", 200)
+    best = sorted(search.candidates.values(), key=lambda one: one.order)[:50]
+    assert {one.index for one in search.population} <= {one.index for one in search.candidates.values()}
+    assert max(one.fitness for one in search.population) <= best[-1].fitness + 1e-12
+    assert all(one.tree == pk.simplify(one.raw) for one in search.candidates.values())
+
+
+def _settled(name, budget):
+    import tempfile
+    from pathlib import Path
+
+    with tempfile.TemporaryDirectory() as folder:
+        run(distance, name, budget, journal=Path(folder) / "j.jsonl")
+        return pk.replay(Path(folder) / "j.jsonl")
+
+
+def test_a_candidate_sees_only_what_is_settled_lag_before_it():
+    search = Search(preset("modern", population=4, lag=3), seed=0)
+    seen = []
+    for g in pk.evolve(distance, "modern", 20, population=4, lag=3, progress=False):
+        seen.append(g.proposed)
+    assert seen[0] <= 4 + 3
+    assert search.preset.lag == 3
+
+
+def test_parents_are_older_by_at_least_the_lag():
+    search = _settled("modern", 200)
+    lags = [one.index - parent for one in search.candidates.values() for parent in one.parents]
+    assert lags and min(lags) >= search.preset.lag
+
+
+def test_a_loss_that_is_not_finite_is_a_rejection():
+    last = run(lambda tree: math.nan if "G" in tree else distance(tree), "modern", 60)[-1]
+    assert last.saved["rejected"] > 0 and all("G" not in one.tree for one in last.population)
+
+
+def test_an_exhausted_space_is_said():
+    tiny = Alphabet(without=("sqr", "neg", "abs", "log", "exp", "sqrt", "tanh", "pow", "skp", "mms", "zsn", "sub", "div", "X"))
+    with pytest.raises(pk.UsageError, match="no new tree was found .* the space is used up"):
+        run(distance, "modern", 400, alphabet=tiny, max_size=3)
+
+
+def test_given_trees_come_first():
+    wanda = Tree.parse("mul(W, sqrt(X))")
+    found = run(distance, "modern", 3, seeds=[wanda, Tree.parse("W")])[-1].population
+    assert [str(one.tree) for one in found[:2]] == [str(pk.canonical(wanda)), "W"]
+
+
+# -- racing --------------------------------------------------------------------------------------------------------------
+
+def test_behind_is_a_one_sided_paired_test():
+    reference = [float(i % 7) for i in range(30)]
+    noise = random.Random(0)
+    worse = [value + 0.5 + noise.gauss(0, 0.1) for value in reference]
+    better = [value - 0.5 + noise.gauss(0, 0.1) for value in reference]
+    race = Race(tuple(reference))
+    assert behind(worse, race) and not behind(better, race) and not behind(worse[:1], race)
+    differences = [a - b for a, b in zip(worse, reference)]
+    t = statistics.mean(differences) / (statistics.stdev(differences) / math.sqrt(len(differences)))
+    assert behind(worse, Race(tuple(reference), bound=t * 0.999)) and not behind(worse, Race(tuple(reference), bound=t * 1.001))
+
+
+def test_stopped_candidates_are_estimated_and_audited_ones_measured_to_the_end():
+    search = None
+    import tempfile
+    from pathlib import Path
+
+    with tempfile.TemporaryDirectory() as folder:
+        run(Racing(), "modern", 600, journal=Path(folder) / "j.jsonl")
+        search = pk.replay(Path(folder) / "j.jsonl")
+    own = [one for one in search.candidates.values() if one.same is None]
+    stopped = [one for one in own if not one.complete]
+    audited = [one for one in own if one.audited]
+    assert len(stopped) > 50 and all(len(one.losses) < 40 for one in stopped)
+    assert audited and all(one.complete and len(one.losses) == 40 for one in audited)
+    assert 0.01 < len(audited) / len(own) < 0.12
+    errors = [one.fitness - distance(one.tree) for one in stopped]
+    assert abs(statistics.mean(errors)) < 0.02  # the estimate is unbiased: noise has standard deviation 0.02
+    top = sorted((one for one in own if one.complete), key=lambda one: one.order)[:10]
+    assert not any(one.stopped for one in top)
+
+
+def test_equal_masks_share_their_losses():
+    last = run(Racing(), "modern", 200)[-1]
+    assert last.saved["masks"] > 0
+
+
+def test_the_pareto_front_has_no_dominated_member():
+    search = _settled("modern", 300)
+    front = pareto(search.candidates.values())
+    assert [one.index for one in front] == [one.index for one in search.front]
+    for one in search.candidates.values():
+        assert any(f.fitness <= one.fitness and f.tree.size <= one.tree.size for f in front)

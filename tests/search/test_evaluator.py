@@ -1,0 +1,171 @@
+import numpy as np
+import pytest
+import torch
+
+import prunekit as pk
+from prunekit.search import journal as journals
+from prunekit.search.engine import Race
+from prunekit.search.evaluator import without_gradients
+from prunekit.search.rivals import monomial
+from prunekit.search.space import census, distinct
+
+WANDA = pk.Tree.parse("mul(W, sqrt(X))")
+TREES = [pk.Tree.parse(text) for text in ("W", "mul(W, sqrt(X))", "mul(abs(mul(W, W)), mms(G))", "mul(W, G)", "X")]
+
+
+@pytest.fixture(scope="module")
+def parts():
+    model, tokenizer = pk.load_model("embedded/llama", dtype="float32")
+    windows = {role: pk.token_windows("embedded", tokenizer, role=role, n=n, seqlen=32)
+               for role, n in (("calibration", 8), ("gradient", 4), ("search", 24), ("select", 8))}
+    return model, windows, pk.collect_gradients(model, windows["gradient"], progress=False)
+
+
+def make(parts, tasks=("0.7", "2:4"), **kwargs):
+    _, windows, gradients = parts
+    bench = pk.Bench("embedded/llama", windows["calibration"], windows["search"], gradients=gradients, dtype="float32")
+    return pk.Evaluator(bench, tasks, rungs=(8, 16), **kwargs)
+
+
+@pytest.fixture(scope="module")
+def evaluator(parts):
+    return make(parts)
+
+
+@pytest.mark.parametrize("update", [None, "obs", "obs-iter"])
+@pytest.mark.parametrize("tree", TREES[1:3], ids=str)
+def test_fitness_is_that_of_pruning_and_measuring(parts, tree, update):
+    model, windows, gradients = parts
+    evaluator = make(parts, update=update)
+    order = evaluator.benches[0].search
+    dense = pk.perplexity(model, order, 32, progress=False).nll
+    wanted = []
+    for setting in ({"sparsity": 0.7}, {"sparsity": 0.5, "pattern": "2:4"}):
+        setting |= {"method": tree, "one_shot": True, "update": update}
+        with without_gradients(threads=1):  # as the evaluator: the solver's masks turn on the last bits of H
+            [one] = pk.prune_and_measure(model, windows["calibration"], order, [setting], gradients=gradients, progress=False)
+        wanted.append(one.perplexity.nll - dense)
+    outcome = evaluator(tree)
+    assert outcome.complete and np.allclose(outcome.losses, np.mean(wanted, axis=0), atol=2e-3)
+    assert np.allclose(evaluator.losses(tree)[0], wanted, atol=2e-3)
+    assert bool(outcome.masks) == (update is None)
+
+
+def test_the_model_is_the_dense_one_after_any_number_of_evaluations(parts, evaluator):
+    model, windows, _ = parts
+    for tree in TREES:
+        evaluator(tree), evaluator.losses(tree, [windows["select"]])
+    theirs = dict(evaluator.benches[0].model.named_parameters())
+    assert all(torch.equal(parameter, theirs[name]) for name, parameter in model.named_parameters())
+
+
+@pytest.mark.parametrize("text, why", [
+    ("neg(W)", "inverted"), ("sub(W, W)", "constant"), ("mms(sub(G, G))", "not finite"), ("W", ""), ("mul(10, W)", ""),
+    ("sqr(exp(exp(exp(exp(exp(W))))))", "not finite"), ("exp(sqr(sqr(sqr(W))))", "tied"),
+])
+def test_what_is_no_metric(evaluator, text, why):
+    assert evaluator(pk.Tree.parse(text)).defect == why
+
+
+def test_a_form_is_refused_when_the_tree_it_came_from_is_invalid(evaluator):
+    raw = pk.Tree.parse("add(W, div(X, sub(X, X)))")
+    assert evaluator(pk.Tree.parse("W"), raw=raw).defect == "not finite"
+
+
+def test_the_race_stops_the_hopeless_only(evaluator):
+    good = evaluator(TREES[2])
+    race = Race(tuple(good.losses))
+    bad = evaluator(pk.Tree.parse("X"), race)
+    assert not bad.complete and bad.stopped == len(bad.losses) == 8
+    assert evaluator(TREES[2], race).complete
+    audited = evaluator(pk.Tree.parse("X"), race._replace(audit=True))
+    assert audited.complete and audited.stopped == 8 and np.allclose(audited.losses[:8], bad.losses)
+
+
+def test_masks_seen_before_are_not_measured_again(evaluator):
+    first = evaluator(WANDA)
+    same = evaluator(pk.Tree.parse("mul(sqr(W), X)"), seen={first.masks: 7})
+    assert same.same == 7 and not same.losses
+    assert evaluator(TREES[0], seen={first.masks: 7}).same is None
+
+
+def test_saved_evaluators_measure_the_same_here_and_in_other_processes(parts, evaluator, tmp_path):
+    path = evaluator.save(tmp_path / "evaluator.safetensors")
+    again = pk.Evaluator.load(path)
+    assert again.identity == evaluator.identity and [again(t) for t in TREES] == [evaluator(t) for t in TREES]
+    for name, executor in (("serial", None), ("two", {"kind": "processes", "workers": 2})):
+        list(pk.evolve(evaluator, "modern", 12, population=6, lag=3, journal=tmp_path / f"{name}.jsonl", executor=executor,
+                       progress=False))
+    one, two = ([journals.stable(event) for event in journals.read(tmp_path / f"{name}.jsonl")] for name in ("serial", "two"))
+    assert one == two
+
+
+def test_several_models_and_updates_in_one_file(parts, tmp_path):
+    model, windows, gradients = parts
+    benches = [pk.Bench("embedded/llama", windows["calibration"][:n], windows["search"][:6], dtype="float32") for n in (4, 8)]
+    joint = pk.Evaluator(benches, [0.6], update="obs-iter", rungs=(2,))
+    again = pk.Evaluator.load(joint.save(tmp_path / "joint.safetensors"))
+    assert joint.losses(WANDA).shape == (2, 1, 6) and np.array_equal(joint.losses(WANDA), again.losses(WANDA))
+    assert np.allclose(joint(WANDA).losses, joint.losses(WANDA).mean((0, 1)), atol=1e-6) and joint.group == "layer"
+
+
+@pytest.mark.parametrize("change, sentence", [
+    ({"tasks": []}, "at least one model and one task"), ({"tasks": [1.5]}, "task 1.5 is none"),
+    ({"tasks": ["4:2"]}, "pattern '4:2' is not known"), ({"tasks": ["half"]}, "task 'half' is none"),
+    ({"update": "sparsegpt"}, "weight update 'sparsegpt' is not known"), ({"rungs": (8, 4)}, "must grow"),
+])
+def test_bad_evaluators(parts, change, sentence):
+    _, windows, gradients = parts
+    bench = pk.Bench(parts[0], windows["calibration"], windows["search"])
+    with pytest.raises(pk.UsageError, match=sentence):
+        pk.Evaluator(bench, **{"tasks": [0.5], **change})
+
+
+def test_files_that_are_no_evaluator(tmp_path):
+    (tmp_path / "text").write_text("hello")
+    with pytest.raises(pk.UsageError, match="holds no evaluator"):
+        pk.Evaluator.load(tmp_path / "text")
+    with pytest.raises(pk.UsageError, match="there is no saved evaluator"):
+        pk.Evaluator.load(tmp_path / "none")
+
+
+def test_a_model_given_as_an_object_stays_here(parts, tmp_path):
+    evaluator = pk.Evaluator(pk.Bench(parts[0], parts[1]["calibration"], parts[1]["search"]))
+    with pytest.raises(pk.UsageError, match="give the model's name"):
+        evaluator.save(tmp_path / "x.safetensors")
+    with pytest.raises(pk.UsageError, match="save it first"):
+        evaluator.__reduce__()
+
+
+# -- rivals --------------------------------------------------------------------------------------------------------------
+
+def test_the_grid_is_91_different_metrics_and_holds_the_known_ones():
+    grid = pk.grid()
+    keys = {pk.rank_key(tree) for tree in grid.values()}
+    assert len(grid) == len(keys) == 91
+    for name in ("magnitude", "wanda", "grad-weight", "w2g"):
+        assert pk.rank_key(pk.METHODS[name].tree) in keys
+
+
+def test_a_monomial_is_what_it_says():
+    W, G, X = torch.rand(4, 6), torch.rand(4, 6), torch.rand(1, 6)
+    S = monomial({"W": 7, "G": 1, "X": 12}).score(W, G, X)
+    assert torch.allclose(S, W**1.75 * G**0.25 * X**3, rtol=1e-5)
+
+
+def test_a_planted_metric_is_found_and_a_shuffled_fitness_means_nothing():
+    hidden = pk.Planted(pk.Tree.parse("mul(X, sub(W, G))"), seed=2)
+    assert hidden(hidden.target) == 0 < hidden(pk.Tree.parse("W")) < hidden(pk.Tree.parse("neg(mul(X, sub(W, G)))"))
+    assert list(pk.evolve(hidden, "modern", 1500, seed=2, progress=False))[-1].best.fitness == 0
+    shuffled = pk.Shuffled([1.0, 2.0, 3.0], seed=1)
+    assert {shuffled(tree) for tree in pk.grid().values()} == {1.0, 2.0, 3.0} and shuffled(WANDA) == shuffled(WANDA)
+
+
+def test_the_census_tells_expressions_from_metrics(evaluator):
+    texts = ["mul(W, sqrt(X))", "mul(sqrt(X), W)", "mul(sqr(W), X)", "sub(W, W)", "div(mul(W, X), X)", "mul(W, X)", "skp(W)", "W"]
+    found = census([pk.Tree.parse(text) for text in texts], evaluator.benches[0])
+    counts = dict(zip(distinct(found)["what counts as the same"], distinct(found)["distinct"]))
+    assert counts["nothing (all drawn)"] == 8 and counts["nothing (valid ones)"] == 7 and counts["the same text"] == 7
+    assert counts["exact simplification"] == 5 and counts["proof of equal masks"] == 3 == counts["the masks themselves"]
+    wrong = distinct(found).set_index("what counts as the same")["masks changed"]
+    assert wrong["naive opposing pairs (wrong)"] == 1 and wrong["proof of equal masks"] == 0

@@ -1,0 +1,181 @@
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+
+import prunekit as pk
+from prunekit.search import journal as journals
+
+from .toy import Racing, distance
+
+SCRIPT = textwrap.dedent("""
+    import sys
+    import prunekit as pk
+    from tests.search.toy import Racing, slow_distance
+    evaluator = Racing() if sys.argv[2] == "racing" else slow_distance
+    for generation in pk.evolve(evaluator, "modern", int(sys.argv[3]), seed=3, journal=sys.argv[1], population=20, progress=False):
+        pass
+""")
+
+
+def script(path, budget=120, evaluator="slow", **kwargs):
+    return subprocess.Popen([sys.executable, "-c", SCRIPT, str(path), evaluator, str(budget)], stderr=subprocess.PIPE, **kwargs)
+
+
+def lines(path):
+    return [journals.stable(event) for event in journals.read(path)]
+
+
+def search(path, budget=60, **kwargs):
+    return list(pk.evolve(Racing(), "modern", budget, seed=3, journal=path, population=20, progress=False, **kwargs))
+
+
+def test_losses_survive_as_float32():
+    values = [0.1, -3.5e-8, 7e30]
+    assert list(journals.unpack(journals.pack(values))) == list(journals.unpack(journals.pack(journals.unpack(journals.pack(values)))))
+    assert list(journals.unpack(journals.pack(values))) == pytest.approx(values, rel=1e-7)
+
+
+def test_a_search_resumed_after_each_line_is_the_undisturbed_one(tmp_path):
+    search(tmp_path / "whole.jsonl", 40)
+    whole = (tmp_path / "whole.jsonl").read_bytes().splitlines(keepends=True)
+    assert len(whole) > 80
+    for cut in random.Random(0).sample(range(1, len(whole)), 12):
+        part = tmp_path / f"cut-{cut}.jsonl"
+        part.write_bytes(b"".join(whole[:cut]) + whole[cut][:cut % 40])  # and a torn line
+        search(part, 40)
+        assert lines(part) == lines(tmp_path / "whole.jsonl")
+
+
+def test_a_larger_budget_continues_where_the_smaller_ended(tmp_path):
+    search(tmp_path / "a.jsonl", 30), search(tmp_path / "a.jsonl", 60), search(tmp_path / "b.jsonl", 60)
+    assert lines(tmp_path / "a.jsonl") == lines(tmp_path / "b.jsonl")
+
+
+@pytest.mark.parametrize("kills", [4])
+def test_killed_searches_end_like_the_undisturbed_one(tmp_path, kills):
+    """kill -9 at random moments; every start resumes. `make torture` does this fifty times."""
+    count = int(os.environ.get("PRUNEKIT_KILLS", kills))
+    with script(tmp_path / "whole.jsonl") as process:
+        assert process.wait() == 0
+    rng, path, killed = random.Random(1), tmp_path / "killed.jsonl", 0
+    while killed < count:
+        process = script(path)
+        while not path.exists() or path.stat().st_size < 400:  # past the imports
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.25))
+        process.send_signal(signal.SIGKILL)
+        killed += process.wait() == -signal.SIGKILL
+        process.stderr.close()
+        if process.returncode == 0:
+            assert lines(path) == lines(tmp_path / "whole.jsonl")
+            path.unlink()
+    with script(path) as process:
+        assert process.wait() == 0
+    assert lines(path) == lines(tmp_path / "whole.jsonl")
+
+
+def test_a_changed_byte_is_found_wherever_it_is_and_nothing_is_lost(tmp_path):
+    path = tmp_path / "j.jsonl"
+    search(path, 30)
+    whole = path.read_bytes()
+    starts = [0, *(at + 1 for at, byte in enumerate(whole[:-1]) if byte == 10)]
+    for number in (1, 7, len(starts) // 2, len(starts) - 1):
+        at = starts[number - 1] + 25
+        broken = bytearray(whole)
+        broken[at] ^= 1
+        path.write_bytes(broken)
+        with pytest.raises(pk.UsageError, match=f"line {number} of the journal .* is damaged: .*head -n {number - 1}"):
+            search(path, 30)
+        assert path.read_bytes() == broken
+
+
+def test_a_missing_or_doubled_line_is_found(tmp_path):
+    path = tmp_path / "j.jsonl"
+    search(path, 30)
+    whole = path.read_bytes().splitlines(keepends=True)
+    for changed in (whole[:9] + whole[10:], whole[:10] + whole[9:]):
+        path.write_bytes(b"".join(changed))
+        with pytest.raises(pk.UsageError, match="line 1[01] of the journal .* is damaged"):
+            search(path, 30)
+
+
+@pytest.mark.parametrize("change, named", [
+    ({"seed": 4}, "seed"), ({"population": 21}, "preset.population"), ({"evaluator": distance}, "evaluator.function"),
+    ({"seeds": [pk.Tree.parse("W")]}, "seeds"),
+])
+def test_a_journal_of_another_search_is_refused_or_set_aside(tmp_path, change, named):
+    path = tmp_path / "j.jsonl"
+    search(path, 25)
+    before = path.read_bytes()
+    arguments = {"seed": 3, "population": 20, "evaluator": Racing()} | change
+    evaluator = arguments.pop("evaluator")
+    with pytest.raises(pk.UsageError, match=f"belongs to another search .it differs in .*{named}"):
+        list(pk.evolve(evaluator, "modern", 25, journal=path, progress=False, **arguments))
+    assert path.read_bytes() == before
+    list(pk.evolve(evaluator, "modern", 25, journal=path, progress=False, restart=True, **arguments))
+    assert (tmp_path / "j.jsonl~").read_bytes() == before and journals.read(path)[0] != journals.read(tmp_path / "j.jsonl~")[0]
+
+
+def test_two_searches_cannot_write_one_journal(tmp_path):
+    path = tmp_path / "j.jsonl"
+    first = pk.evolve(Racing(), "modern", 60, seed=3, journal=path, population=20, progress=False)
+    next(first)
+    with pytest.raises(pk.UsageError, match="is being written by another process"):
+        search(path)
+    assert journals.read(path)  # reading is always possible
+    first.close()
+    search(path)
+
+
+def test_a_full_disk_loses_nothing(tmp_path):
+    """The file may not grow beyond a limit; what was written before is whole, and the search goes on from there."""
+    path = tmp_path / "j.jsonl"
+    limited = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); " \
+              "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))\n" + SCRIPT
+    found = subprocess.run([sys.executable, "-c", limited, str(path), "racing", "60"], capture_output=True, text=True)
+    assert "cannot be written (File too large): make room" in found.stderr
+    assert 15000 < path.stat().st_size <= 20000 and path.read_bytes().endswith(b"\n")
+    search(path), search(tmp_path / "whole.jsonl")
+    assert lines(path) == lines(tmp_path / "whole.jsonl")
+
+
+@pytest.mark.parametrize("content, sentence", [
+    (b"", "does not begin with a header"), (b"text\n", "its first line is no header"),
+    (b"x" * 100_000_000, "its first line is no header"), (b"[" * 10_000 + b"\n", "its first line is no header"),
+    (b'{"event": "header", "format"', "does not begin with a header"),
+])
+def test_files_that_are_no_journal(tmp_path, content, sentence):
+    path = tmp_path / "j.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(pk.UsageError, match=sentence):
+        journals.read(path)
+    if b"header" not in content and content:
+        with pytest.raises(pk.UsageError, match=sentence):
+            search(path)
+        assert path.read_bytes() == content
+
+
+def test_a_missing_journal_is_named():
+    with pytest.raises(pk.UsageError, match="there is no journal nowhere.jsonl"):
+        journals.read("nowhere.jsonl")
+
+
+def test_tables_of_a_journal(tmp_path):
+    search(tmp_path / "j.jsonl", 80)
+    frame = pk.history([tmp_path / "j.jsonl"])
+    assert frame["evaluated"].iloc[-1] == 80 and frame["best"].dropna().is_monotonic_decreasing
+    assert (frame.loc[frame["same"].isna(), "fitness"] > -0.1).all()
+    raw = [json.loads(line) for line in (tmp_path / "j.jsonl").read_text().splitlines()]
+    assert len(frame) == sum(event["event"] == "evaluate" for event in raw)
+    replayed = pk.replay(tmp_path / "j.jsonl")
+    family = pk.ancestry(replayed, replayed.best.index)
+    assert family[-1] is replayed.best and all(p in {one.index for one in family} for one in family for p in one.parents)
+    chosen = pk.finalists(replayed.candidates.values(), 5)
+    assert chosen[0] is replayed.best and {one.index for one in replayed.front} <= {one.index for one in chosen}

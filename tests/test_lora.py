@@ -1,0 +1,368 @@
+"""LoRA that keeps the zeros: what is trained is what is merged, and a killed run ends where an unkilled one does."""
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+import prunekit as pk
+from prunekit import lora, lora_layers, lora_training
+from prunekit.__main__ import main
+from prunekit.evaluate.perplexity import Perplexity
+from prunekit.models import prunable_layers
+
+from .pruning.families import FAMILIES, windows
+
+FAST = lora.LoraOptions(rank=4, dropout=0.0, targets=("all-linear",), learning_rate=0.02, batch=2, validation=0.0)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def pruned(family="LLaMA", pattern="2:4", dtype=torch.float32):
+    model = FAMILIES[family].model().to(dtype)
+    pk.prune(model, None, "magnitude", 0.5, pattern, progress=False)
+    return model
+
+
+def weights(model):
+    return {layer.name: layer.weight.clone() for block in prunable_layers(model) for layer in block}
+
+
+def logits(model, ids):
+    with torch.no_grad():
+        return model(input_ids=ids).logits
+
+
+# ---------------------------------------------------------------- the masked product
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("whole", [False, True])
+def test_the_product_and_its_gradients_are_those_of_the_plain_formula(whole, transposed):
+    torch.manual_seed(0)
+    W = torch.randn(5, 6, dtype=torch.double) * (torch.rand(5, 6) > 0.5)
+    A, B = torch.randn(3, 6, dtype=torch.double, requires_grad=True), torch.randn(5, 3, dtype=torch.double, requires_grad=True)
+    x = torch.randn(2, 4, 6, dtype=torch.double, requires_grad=True)
+    stored = W.T.contiguous() if transposed else W
+
+    def mine(x, A, B):
+        return lora_layers._MaskedProduct.apply(x, A, B, stored, None, 1.7, transposed, whole)
+
+    plain = F.linear(x, (W if whole else 0) + (W != 0) * (B @ A) * 1.7)
+    torch.testing.assert_close(mine(x, A, B), plain, rtol=1e-12, atol=1e-12)
+    upstream = torch.randn_like(plain)
+    for a, b in zip(torch.autograd.grad(mine(x, A, B), (x, A, B), upstream), torch.autograd.grad(plain, (x, A, B), upstream),
+                    strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+    assert torch.autograd.gradcheck(mine, (x, A, B))
+
+
+def test_masked_places_change_no_bit_not_even_the_sign_of_zero():
+    W = torch.tensor([[0.0, -0.0, 1.0, -2.0]], dtype=torch.bfloat16)
+    delta = lora_layers.masked_delta(W, torch.ones(1, 4), torch.ones(1, 1), 0.5)
+    merged = (W + delta).to(W.dtype)
+    assert torch.equal(merged.view(torch.int16)[0, :2], W.view(torch.int16)[0, :2])
+    assert merged[0, 2:].tolist() == [1.5, -1.5]
+
+
+def test_dropout_acts_on_the_input_of_the_low_rank_path_only():
+    model = nn.Sequential(nn.Linear(6, 5))
+    with torch.no_grad():
+        model[0].weight[:, ::2] = 0
+    config = lora_layers.with_masks(LoraConfig(r=2, lora_alpha=4, lora_dropout=0.5, target_modules=["0"]), True)
+    layer = get_peft_model(model, config).train().base_model.model[0]
+    nn.init.normal_(layer.lora_B["default"].weight)
+    x, W, bias = torch.randn(7, 6), layer.base_layer.weight, layer.base_layer.bias
+    delta = (W != 0) * (layer.lora_B["default"].weight @ layer.lora_A["default"].weight) * 2
+    torch.manual_seed(3)
+    dropped = F.dropout(x, 0.5)
+    torch.manual_seed(3)
+    torch.testing.assert_close(layer(x), F.linear(x, W, bias) + F.linear(dropped, delta))
+    torch.testing.assert_close(layer.eval()(x), F.linear(x, W + delta, bias))
+
+
+def test_without_zeros_masked_and_plain_training_agree():
+    ids = windows(12, 10)
+    runs = []
+    for masked in (True, False):
+        model = FAMILIES["LLaMA"].model().double()
+        pk.finetune_lora(model, ids, replace(FAST, dropout=0.3), masked=masked, progress=False).merge()
+        runs.append(weights(model))
+    for name, weight in runs[0].items():
+        torch.testing.assert_close(weight, runs[1][name], rtol=1e-5, atol=1e-6)
+
+
+# ---------------------------------------------------------------- what is trained is what is merged
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("pattern", ["2:4", "4:8", "unstructured"])
+@pytest.mark.parametrize("family", ["LLaMA", "OPT"])
+def test_merging_keeps_every_zero_and_computes_what_was_trained(family, pattern, dtype):
+    model, ids = pruned(family, pattern, dtype), windows(16, 10)
+    before = weights(model)
+    tuned = pk.finetune_lora(model, ids, replace(FAST, learning_rate=0.1), progress=False)
+    trained = logits(model, ids)
+    assert tuned.merge() is model and not any(isinstance(module, LoraLayer) for module in model.modules())
+    assert torch.equal(logits(model, ids), trained)
+    for name, weight in weights(model).items():
+        assert torch.equal(weight == 0, before[name] == 0) and not torch.equal(weight, before[name])
+        assert weight.dtype == dtype
+        if ":" in pattern:
+            m = int(pattern[2])
+            assert ((weight.reshape(-1, m) == 0).sum(1) == m // 2).all()
+    frame = tuned.to_frame()
+    assert frame["lost"].eq(0).all() and frame["zeros"].equals(frame["zeros_before"])
+    assert set(frame["pattern"]) == {pattern if ":" in pattern else ""}
+
+
+def test_the_plain_merge_fills_the_zeros_in_and_says_so():
+    model, ids = pruned(), windows(16, 10)
+    before = weights(model)
+    tuned = pk.finetune_lora(model, ids, FAST, masked=False, progress=False)
+    tuned.merge()
+    frame = tuned.to_frame().set_index("layer")
+    after = weights(model)
+    pk.mask_weights(model, {name: weight != 0 for name, weight in before.items()})
+    assert all(torch.equal(weight, after[name] * (before[name] != 0)) for name, weight in weights(model).items())
+    for name, zeros in before.items():
+        assert frame.loc[name, "lost"] == int(((zeros == 0) & (after[name] != 0)).sum()) > 0.9 * frame.loc[name, "zeros_before"]
+    assert set(frame["pattern_before"]) == {"2:4"} and set(frame["pattern"]) == {""}
+
+
+def test_plain_training_can_be_masked_at_the_merge():
+    model, ids = pruned(), windows(16, 10)
+    before = weights(model)
+    tuned = pk.finetune_lora(model, ids, FAST, masked=False, progress=False)
+    deltas = {name: model.get_submodule(name).get_delta_weight("default") for name in tuned.layers}
+    tuned.merge(masked=True)
+    for name, weight in weights(model).items():
+        assert torch.equal(weight, before[name] + deltas[name] * (before[name] != 0))
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+def test_every_family_keeps_its_zeros(family):
+    model, ids = pruned(family.name), windows(4, 8)
+    before = weights(model)
+    tuned = pk.finetune_lora(model, ids, replace(FAST, targets=("query-value",)), progress=False)
+    model = tuned.merge()
+    after = weights(model)
+    assert 0 < len(tuned.layers) <= 2 * 3
+    for name, weight in before.items():
+        assert torch.equal(after[name] == 0, weight == 0)
+        assert torch.equal(after[name], weight) == (name not in tuned.layers)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("changes", [{"gradient_checkpointing": True}, {"bf16": True}], ids=str)
+def test_less_memory_is_the_same_training(changes):
+    ids, results = windows(8, 10), []
+    for options in (FAST, replace(FAST, **changes)):
+        model = pruned()
+        pk.finetune_lora(model, ids, options, progress=False).merge()
+        results.append(weights(model))
+    for name, weight in results[0].items():
+        assert torch.equal(weight == 0, results[1][name] == 0)
+        torch.testing.assert_close(results[1][name], weight, rtol=0, atol=0.1 if "bf16" in changes else 1e-5)
+
+
+def test_it_learns_and_records_how():
+    ids = windows(1, 12).repeat(200, 1)
+    tuned = pk.finetune_lora(pruned(), ids, replace(FAST, validation=0.1, eval_samples=5), progress=False)
+    start, *_, end = [record["eval_loss"] for record in tuned.records if "eval_loss" in record]
+    assert end < start / 2
+    assert tuned.costs["steps"] == 90 and tuned.costs["tokens"] == 180 * 12 and tuned.costs["trainable"] == 3 * 4 * (
+        sum(sum(layer.weight.shape) for layer in prunable_layers(FAMILIES["LLaMA"].model())[0]))
+    assert tuned.costs["memory_mb"] > 50 and tuned.records[-1]["tokens"] == 2160
+    assert [record["seconds"] for record in tuned.records] == sorted(record["seconds"] for record in tuned.records)
+
+
+# ---------------------------------------------------------------- on disk
+
+def test_peft_alone_loads_the_file_and_computes_the_unmasked_product(tmp_path):
+    ids = windows(16, 10)
+    tuned = pk.finetune_lora(pruned(), ids, FAST, progress=False)
+    masked = logits(tuned.model, ids)
+    with tuned.unmasked() as model:
+        unmasked = logits(model, ids)
+    assert torch.equal(logits(tuned.model, ids), masked) and not torch.allclose(masked, unmasked, atol=1e-2)
+    tuned.save(tmp_path)
+    alone = PeftModel.from_pretrained(pruned(), str(tmp_path))
+    assert torch.equal(logits(alone, ids), unmasked)
+    again = pk.load_lora(pruned(), tmp_path)
+    assert again.masked and sorted(again.layers) == sorted(tuned.layers) and torch.equal(logits(again.model, ids), masked)
+    assert torch.equal(logits(again.merge(), ids), masked)
+    for name, keep in lora_layers.load_keep(tmp_path / "keep.safetensors").items():
+        assert torch.equal(keep, weights(pruned())[name] != 0)
+
+
+def test_a_merged_model_loads_in_plain_transformers_with_the_zeros_it_had(tmp_path):
+    model, ids = pruned(), windows(8, 10)
+    before = weights(model)
+    pk.finetune_lora(model, ids, FAST, progress=False).merge().save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    assert torch.equal(logits(loaded, ids), logits(model, ids))
+    for name, weight in weights(loaded).items():
+        assert torch.equal(weight == 0, before[name] == 0)
+
+
+def test_masks_of_any_width_survive_packing(tmp_path):
+    keep = {"a": torch.rand(5, 13) > 0.5, "b": torch.rand(3, 16) > 0.5}
+    lora_layers.save_keep(keep, tmp_path / "keep.safetensors")
+    assert load_file(tmp_path / "keep.safetensors")["a"].shape == (5, 2)
+    assert all(torch.equal(mask, keep[name]) for name, mask in lora_layers.load_keep(tmp_path / "keep.safetensors").items())
+
+
+# ---------------------------------------------------------------- killed and resumed
+
+CHILD = """
+import os, signal, sys, torch
+torch.set_num_threads(1)
+from dataclasses import replace
+from prunekit import lora, lora_layers, lora_training
+from tests.test_lora import KILLED, pruned, windows
+step, place, folder = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+plain = getattr(lora_training.Watch, place)
+def deadly(self, args, state, control, **more):
+    if state.global_step == step:
+        os.kill(os.getpid(), signal.SIGKILL)  # at on_save: the checkpoint is written, its mark is not
+    plain(self, args, state, control, **more)
+setattr(lora_training.Watch, place, deadly)
+lora.finetune_lora(pruned(), windows(60, 8), KILLED, checkpoints=folder, progress=False)
+"""
+KILLED = replace(FAST, dropout=0.3, epochs=4.0, save_every=7, validation=0.1)  # logged every 3 steps, so saved every 9
+
+
+def test_a_killed_run_goes_on_to_the_same_adapter_bit_for_bit(tmp_path):
+    for step, place, left in ((20, "on_step_end", {"checkpoint-9", "checkpoint-18"}),
+                              (36, "on_save", {"checkpoint-27", "checkpoint-36"})):
+        killed = subprocess.run([sys.executable, "-c", CHILD, str(step), place, tmp_path / "a"], capture_output=True, check=False)
+        assert killed.returncode == -9, killed.stderr.decode()
+        assert {folder.name for folder in (tmp_path / "a").iterdir()} == left
+    again = pk.finetune_lora(pruned(), windows(60, 8), KILLED, checkpoints=tmp_path / "a", progress=False)
+    whole = pk.finetune_lora(pruned(), windows(60, 8), KILLED, checkpoints=tmp_path / "b", progress=False)
+    assert again.costs["steps"] == whole.costs["steps"] == 108
+    again.save(tmp_path / "again"), whole.save(tmp_path / "whole")
+    mine, theirs = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("again", "whole"))
+    assert mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
+    curve = [[(r["step"], r.get("loss"), r.get("eval_loss")) for r in run.records] for run in (again, whole)]
+    assert curve[0] == curve[1]
+
+
+def test_only_whole_checkpoints_of_the_same_job_are_read(tmp_path):
+    ids = windows(12, 8)
+    pk.finetune_lora(pruned(), ids, replace(FAST, save_every=2), checkpoints=tmp_path, progress=False)
+    job = json.loads((tmp_path / "checkpoint-6/prunekit.json").read_text())["job"]
+    assert lora_training.resumable(tmp_path, job) == tmp_path / "checkpoint-6"
+    (tmp_path / "checkpoint-6/optimizer.pt").write_bytes(b"anything else")  # damaged, or not ours
+    assert lora_training.resumable(tmp_path, job) == tmp_path / "checkpoint-4"
+    (tmp_path / "checkpoint-4/prunekit.json").unlink()
+    assert lora_training.resumable(tmp_path, job) is None
+    with pytest.raises(pk.UsageError, match=r"are of another fine-tuning \(other options\)"):
+        pk.finetune_lora(pruned(), ids, FAST, checkpoints=tmp_path, progress=False)
+
+
+# ---------------------------------------------------------------- numbers and refusals
+
+def test_the_recovered_share_by_hand():
+    generator = np.random.default_rng(0)
+    dense = generator.normal(1.0, 0.2, 50)
+    of = lambda shift: Perplexity(dense + shift)
+    value, low, high = pk.recovered(of(0), of(0.3), of(0.1))
+    assert value == pytest.approx((math.exp(0.3) - math.exp(0.1)) / (math.exp(0.3) - 1))
+    assert low == pytest.approx(value) and high == pytest.approx(value)  # shifts alike in every window: no spread, being paired
+    noisy = Perplexity(dense + 0.1 + generator.normal(0, 0.05, 50))
+    value, low, high = pk.recovered(of(0), of(0.3), noisy)
+    assert low < value < high and high - low < 0.3
+    with pytest.raises(pk.UsageError, match="not over the same windows"):
+        pk.recovered(of(0), of(0.3), Perplexity(dense[:40]))
+
+
+@pytest.mark.parametrize(("make", "sentence"), [
+    (lambda: lora.LoraOptions(rank=0), "rank = 0 must be at least 1."),
+    (lambda: lora.LoraOptions(dropout=1.0), "dropout = 1.0 must be a share, at least 0 and below 1."),
+    (lambda: lora.LoraOptions(learning_rate=0), "learning_rate = 0 must be greater than 0."),
+    (lambda: lora.target_layers(pruned(), ("q_prj",)), "target 'q_prj' is no linear layer of LlamaForCausalLM (did you mean 'q_proj'?)."),
+    (lambda: lora.target_layers(pruned("GPT-NeoX"), ("q_proj",)), "target 'q_proj' is no linear layer of GPTNeoXForCausalLM (known: "),
+    (lambda: pk.finetune_lora(pruned(), torch.arange(9), FAST), "windows of shape (9,) are no token windows (n, seqlen)."),
+    (lambda: pk.load_lora(pruned(), "nowhere"), "folder nowhere holds no adapter_model.safetensors with its adapter_config.json;"),
+])
+def test_what_cannot_be_is_said_in_one_sentence(make, sentence):
+    with pytest.raises(pk.UsageError) as refused:
+        make()
+    assert sentence in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_adapters_go_into_no_other_model_and_are_merged_once(tmp_path):
+    model = pruned()
+    tuned = pk.finetune_lora(model, windows(4, 8), FAST, progress=False)
+    tuned.save(tmp_path)
+    with pytest.raises(pk.UsageError, match="already carries adapters"):
+        pk.finetune_lora(model, windows(4, 8), FAST, progress=False)
+    with pytest.raises(pk.UsageError, match=r"the zeros of layer .* are not those that the adapters in"):
+        pk.load_lora(FAMILIES["LLaMA"].model(), tmp_path)
+    tuned.merge()
+    with pytest.raises(pk.UsageError, match="merged already"):
+        tuned.save(tmp_path)
+
+
+def test_a_failure_leaves_the_model_as_it_was(monkeypatch):
+    model, ids = pruned(), windows(4, 8)
+    before = logits(model, ids)
+    monkeypatch.setattr(lora, "train", lambda *arguments: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        pk.finetune_lora(model, ids, FAST, progress=False)
+    assert torch.equal(logits(model, ids), before)
+    assert not any(isinstance(module, LoraLayer) for module in model.modules())
+
+
+# ---------------------------------------------------------------- the command
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_the_command_before_after_and_merged(plain, tmp_path, capsys):
+    import pandas as pd
+    from safetensors.torch import save_file
+
+    pruned().save_pretrained(tmp_path / "model")
+    save_file({"train": windows(40, 12), "test": windows(6, 12, seed=1)}, tmp_path / "w.safetensors")
+    given = [f"--windows={tmp_path}/w.safetensors", "--corpus=wikitext2", "--seqlen=12"]
+    tuning = ["finetune", f"--model={tmp_path}/model", *given, "--block=12", "--nsamples=40", "--learning-rate=0.01",
+              f"--output={tmp_path}/adapter", f"--save-model={tmp_path}/merged", f"--results={tmp_path}", "--targets", "q_proj",
+              "up_proj", *["--plain"] * plain]
+    assert main(tuning) == 0
+    row = pd.read_csv(tmp_path / "results.csv").iloc[0]
+    assert row.targets == "q_proj up_proj" and row.steps == 38 and (row.zeros == row.zeros_before) == (not plain)
+    assert row.ppl_before != row.ppl_merged and abs(row.ppl_merged / row.ppl_unmasked - 1) < 1e-5 if plain else row.ppl_merged != row.ppl_unmasked
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    after = {name: int((weight == 0).sum()) for name, weight in weights(model).items()}
+    before = {name: int((weight == 0).sum()) for name, weight in weights(pruned()).items()}
+    assert (after == before) == (not plain)
+    capsys.readouterr()
+    assert main(["evaluate", f"--model={tmp_path}/merged", *given]) == 0
+    assert main(["evaluate", f"--model={tmp_path}/model", *given, f"--lora-weights={tmp_path}/adapter"]) == 0
+    merged, loaded = (line.split()[1] for line in capsys.readouterr().out.splitlines())
+    assert merged == loaded == f"{row.ppl_merged:.4f}"
+    assert main(tuning) == 2 and "holds adapters already: give a new directory." in capsys.readouterr().err
+
+
+def test_the_command_refuses_before_it_loads(capsys):
+    for more, sentence in ((["--rank", "0"], "--rank 0 must be at least 1 (columns of A and B)."),
+                           (["--targets", "q proj"], "--targets q proj must be the name of a linear layer as q_proj, or")):
+        assert main(["finetune", "--model", "embedded/llama", "--output", "nowhere", *more]) == 2
+        assert sentence in capsys.readouterr().err

@@ -215,13 +215,13 @@ def findings(frame: pd.DataFrame, model: bool = True) -> pd.DataFrame:
     return found
 
 
-def _counts(frame: pd.DataFrame) -> list[str]:
+def counted(frame: pd.DataFrame) -> list[str]:
     return [name for name in symbols("extended") if name in frame]
 
 
 def _numbers(frame: pd.DataFrame) -> pd.DataFrame:
     """The traits as numbers, those that vary."""
-    table = frame[[*_SHAPE, *_counts(frame)]].astype(float)
+    table = frame[[*_SHAPE, *counted(frame)]].astype(float)
     return table[[name for name in table if table[name].nunique() > 1]]
 
 
@@ -262,7 +262,7 @@ def _correlation(sums: np.ndarray) -> np.ndarray:
 def _best_tenth(frame: pd.DataFrame) -> list[dict[str, Any]]:
     best = (frame.groupby("journal")["fitness"].rank(pct=True) <= 0.1).to_numpy()
     rows = []
-    for name in [*_counts(frame), *_pairs(frame)]:
+    for name in [*counted(frame), *_pairs(frame)]:
         has = contains(frame, name).to_numpy()
         if LEAST <= has.sum() <= len(has) - LEAST:
             rows.append({"kind": "best tenth", "name": name, **_odds(has, best, frame["family"])})

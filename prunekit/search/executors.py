@@ -1,14 +1,15 @@
 """Where evaluations run: here, in processes, or on a Dask cluster. All are concurrent.futures executors."""
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import socket
 import threading
-import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from typing import Any, Self
 
 from prunekit.errors import UsageError, did_you_mean
@@ -62,24 +63,30 @@ class Processes(Executor):
         self._pool = self._new()
 
     def _new(self) -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(self.workers, multiprocessing.get_context("spawn"), _end_with, (os.getpid(),))
+        context = multiprocessing.get_context("spawn")
+        held, self._lease = context.Pipe(duplex=False)
+        return ProcessPoolExecutor(self.workers, context, _end_with, (held,))
 
     def submit(self, function: Any, /, *args: Any, **kwargs: Any) -> Future:
         return self._pool.submit(function, *args, **kwargs)
 
     def renew(self) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self.shutdown(wait=False, cancel_futures=True)
         self._pool = self._new()
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         self._pool.shutdown(wait, cancel_futures=cancel_futures)
+        self._lease.close()
 
 
-def _end_with(parent: int) -> None:
-    """In a worker: end when the process that started it is gone (killed, it could not say so)."""
+def _end_with(held: Connection) -> None:
+    """In a worker: end when the other end of the pipe closes, that is, with the pool or with the process that had it.
+
+    A pool that breaks while it starts another worker forgets that worker, which would then keep Python from ending.
+    """
     def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
+        with contextlib.suppress(EOFError, OSError):
+            held.recv_bytes()
         os._exit(1)
     threading.Thread(target=watch, daemon=True).start()
 

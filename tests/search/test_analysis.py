@@ -130,7 +130,7 @@ def test_log_odds_are_those_of_the_table():
     found = pk.findings(frame, model=False).query("kind == 'best tenth'").set_index("name")
     best = frame["fitness"].rank() <= len(frame) // 10
     for name in ("sqrt", "G", "mul>W"):
-        has = frame["pairs"].str.contains(f"{name}( |$)") if ">" in name else frame[name] > 0
+        has = frame["pairs"].str.contains(f"{name}(?: |$)") if ">" in name else frame[name] > 0
         table = np.array([[(has & best).sum(), (has & ~best).sum()], [(~has & best).sum(), (~has & ~best).sum()]]) + 0.5
         odds = table[0, 0] * table[1, 1] / table[0, 1] / table[1, 0]
         assert found.loc[name, "effect"] == pytest.approx(np.log(odds))

@@ -1,3 +1,4 @@
+import multiprocessing
 import os
 import signal
 import threading
@@ -90,3 +91,17 @@ def test_bad_executors(arguments, sentence):
 def test_something_that_is_no_executor():
     with pytest.raises(pk.UsageError, match="has no submit"):
         list(pk.evolve(Racing(), budget=10, executor=3, progress=False))
+
+
+def test_no_worker_outlives_its_pool(tmp_path):
+    before = set(multiprocessing.active_children())
+    pool = pk.open_executor("processes", workers=2)
+    pool.submit(time.sleep, 1000)
+    pool.submit(os.kill, os.getpid(), 0).result()
+    pool.renew()
+    pool.submit(time.sleep, 1000)
+    pool.shutdown(wait=False, cancel_futures=True)
+    until = time.monotonic() + 30
+    while set(multiprocessing.active_children()) - before and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not set(multiprocessing.active_children()) - before

@@ -1,28 +1,30 @@
-"""Pages from executed notebooks: one HTML per notebook and an index, in a folder that opens from a file URL.
+"""Pages from executed notebooks: an index, a page for each notebook, and those beside them, in a folder that opens from a
+file URL.
 
 Nothing is loaded from outside: formulas become MathML when the page is built, styles and script lie beside the pages.
+Every Markdown file in `pages/` becomes a page too: its first heading is its name in the menu, and a number in front of the
+file's name (`10-glossary.md` is glossary.html) its place there.
 """
 from __future__ import annotations
 
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import nbformat
-from bs4 import BeautifulSoup, NavigableString, Tag
+from bs4 import BeautifulSoup
 from jinja2 import Environment, FileSystemLoader
 
-from prunekit.workbook import batch, manifest, params, project, runs, shown
+from prunekit.workbook import batch, manifest, markup, params, project, runs, shown
 
 TEMPLATES = Path(__file__).parent / "templates"
-_MATH = re.compile(r"\$\$(?P<block>.+?)\$\$|\$(?P<inline>[^$]+?)\$|(?P<environment>\\begin\{(\w+\*?)\}.*?\\end\{\4\})", re.DOTALL)
+PAGES = Path(__file__).parent / "pages"
 _PROGRESS = re.compile(r"\d%\||\dit/s|\ds/it|TqdmWarning|autonotebook")
-_NUMBER = re.compile(r"[-+−]?[\d,]*\.?\d+(e[-+]?\d+)?%?|nan|NaN|-?inf|", re.IGNORECASE)
 
 
 def render(profile: str) -> Path:
@@ -37,11 +39,19 @@ def render(profile: str) -> Path:
     states = batch.status(profile)
     entries = [_entry(profile, topic, state) for topic, state in states.items()]
     for entry in entries:
+        _copy_artifacts(folder, entry)
+    bodies = {file: (title, body(profile, entries)) for file, title, body in _beside()}
+    bodies = {file: found for file, found in bodies.items() if found[1]}
+    rendered = {"index", *(entry["topic"] for entry in entries if entry["source"]), *(Path(file).stem for file in bodies)}
+    shared = {"profile": profile, "entries": entries, "menu": [(file, title) for file, (title, _) in bodies.items()]}
+    for entry in entries:
         if entry["source"]:
-            _copy_artifacts(folder, entry)
-            (folder / f"{entry['topic']}.html").write_text(_notebook_page(profile, entry, entries), encoding="utf-8")
-    (folder / "index.html").write_text(_index_page(profile, entries), encoding="utf-8")
-    (folder / "assets" / "style.css").write_text((TEMPLATES / "style.css").read_text() + _code_css(), encoding="utf-8")
+            title = f"{entry['number']} {entry['title']}"
+            _write_page(folder / f"{entry['topic']}.html", title, _notebook_body(entry), rendered, shared | {"entry": entry})
+    for file, (title, body) in bodies.items():
+        _write_page(folder / file, title, body, rendered, shared)
+    (folder / "index.html").write_text(_index_page(shared), encoding="utf-8")
+    (folder / "assets" / "style.css").write_text((TEMPLATES / "style.css").read_text() + markup.code_css(), encoding="utf-8")
     shutil.copy(TEMPLATES / "page.js", folder / "assets" / "page.js")
     old = final.with_name(f".{profile}.old")
     shutil.rmtree(old, ignore_errors=True)
@@ -87,16 +97,47 @@ def _copy_artifacts(folder: Path, entry: Mapping[str, Any]) -> None:
 
 # ---------------------------------------------------------------- pages
 
+def _beside() -> list[tuple[str, str, Callable[[str, list[Mapping[str, Any]]], str]]]:
+    """The pages beside the notebooks': file, name in the menu, and the function of (profile, entries) that gives the
+    body as HTML ("": no such page)."""
+    return [*(_markdown_page(path) for path in sorted(PAGES.glob("*.md")))]
+
+
+def _markdown_page(path: Path) -> tuple[str, str, Callable[..., str]]:
+    from nbconvert.filters.markdown import markdown2html
+
+    text = path.read_text(encoding="utf-8")
+    title = re.search(r"^# (.+)$", text, re.MULTILINE)
+    stem = re.sub(r"^\d+-", "", path.stem)
+    return (f"{stem}.html", re.sub(r"[*_`]", "", title[1]) if title else stem,
+            lambda *_: f'<section class="prose">{markdown2html(text)}</section>')
+
+
 @cache
 def _environment() -> Environment:
     environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["label"] = runs.label
     environment.filters["takeaway"] = shown.marked_up
-    environment.filters["math"] = lambda text: _finish(BeautifulSoup(escape(text), "html.parser"))
+    environment.filters["math"] = lambda text: markup.finish(BeautifulSoup(escape(text), "html.parser"))
     return environment
 
 
-def _notebook_page(profile: str, entry: Mapping[str, Any], entries: list[Mapping[str, Any]]) -> str:
+def _write_page(path: Path, title: str, body: str, rendered: set[str], shared: Mapping[str, Any]) -> None:
+    """A page with its table of contents; links to notebooks lead to their pages, those to what is not there become text."""
+    soup = BeautifulSoup(body, "html.parser")
+    for link in soup.select("a[href]"):
+        match = re.fullmatch(r"(?:\./)?(?:\d+-)?(\w[\w-]*)\.(?:ipynb|md|html)(#.*)?", link["href"])
+        if match and match[1] in rendered:
+            link["href"] = f"{match[1]}.html{match[2] or ''}"
+        elif not link["href"].startswith(("http://", "https://", "#", "figures/", "tables/")):
+            link.unwrap()
+    content = markup.finish(soup)
+    headings = [(h.name, h["id"], h.get_text().rstrip("¶")) for h in soup.find_all(["h2", "h3"]) if h.get("id")]
+    path.write_text(_environment().get_template("page.html.j2").render(
+        title=title, file=path.name, body=content, headings=headings, **shared), encoding="utf-8")
+
+
+def _notebook_body(entry: Mapping[str, Any]) -> str:
     from nbconvert import HTMLExporter
 
     notebook = nbformat.read(entry["source"], as_version=4)
@@ -106,11 +147,7 @@ def _notebook_page(profile: str, entry: Mapping[str, Any], entries: list[Mapping
     body, _ = exporter.from_notebook_node(notebook)
     soup = BeautifulSoup(body, "html.parser")
     _link_artifacts(soup, entry)
-    _link_notebooks(soup, {e["topic"] for e in entries if e["source"]})
-    content = _finish(soup)
-    headings = [(h.name, h["id"], h.get_text().rstrip("¶")) for h in soup.find_all(["h2", "h3"]) if h.get("id")]
-    return _environment().get_template("notebook.html.j2").render(
-        profile=profile, entry=entry, entries=entries, body=content, headings=headings)
+    return str(soup)
 
 
 def _prepared(cells: list[Any], entry: Mapping[str, Any]) -> Iterator[Any]:
@@ -145,7 +182,9 @@ def _parameter_table(entry: Mapping[str, Any]) -> str:
             f"<th>value</th><th>meaning</th></tr></thead><tbody>{rows}</tbody></table></details>")
 
 
-def _index_page(profile: str, entries: list[Mapping[str, Any]]) -> str:
+def _index_page(page: Mapping[str, Any]) -> str:
+    entries = page["entries"]
+
     def headline(kind: str) -> Any:
         found = [(entry, artifact) for entry in entries for artifact in entry["artifacts"]
                  if artifact["kind"] == kind and artifact.get("headline")]
@@ -155,13 +194,11 @@ def _index_page(profile: str, entries: list[Mapping[str, Any]]) -> str:
     shared: dict[str, Any] = {}
     for entry in entries:
         shared |= {key: value for key, value in entry["made"].get("parameters", {}).items() if key not in shared}
-    html = _finish(BeautifulSoup(table[1]["html"], "html.parser")) if table else ""
+    html = markup.finish(BeautifulSoup(table[1]["html"], "html.parser")) if table else ""
     made = next((entry["made"] for entry in reversed(entries) if entry["made"]), {})
     return _environment().get_template("index.html.j2").render(
-        profile=profile, entries=entries, figure=figure, table=table, table_html=html, parameters=shared, made=made)
+        figure=figure, table=table, table_html=html, parameters=shared, made=made, **page)
 
-
-# ---------------------------------------------------------------- finishing touches on the HTML
 
 def _link_artifacts(soup: BeautifulSoup, entry: Mapping[str, Any]) -> None:
     """Saved figures are shown from their SVG file; figures and tables get their downloads."""
@@ -174,80 +211,3 @@ def _link_artifacts(soup: BeautifulSoup, entry: Mapping[str, Any]) -> None:
             block.img["src"] = artifact["files"]["SVG"]
         links = " ".join(f'<a href="{escape(file)}">{suffix}</a>' for suffix, file in artifact["files"].items())
         block.append(BeautifulSoup(f'<span class="downloads">{links}</span>', "html.parser"))
-
-
-def _link_notebooks(soup: BeautifulSoup, rendered: set[str]) -> None:
-    """Links between notebooks lead to their pages; a link to one that has no page becomes plain text."""
-    for link in soup.select("a[href]"):
-        match = re.fullmatch(r"(?:\./)?(\w+)\.ipynb(#.*)?", link["href"])
-        if match and match[1] in rendered:
-            link["href"] = f"{match[1]}.html{match[2] or ''}"
-        elif not link["href"].startswith(("http://", "https://", "#", "figures/", "tables/")):
-            link.unwrap()
-
-
-def _finish(soup: BeautifulSoup) -> str:
-    """Formulas to MathML, tables into scrolling boxes with numbers to the right, alternative texts, unique anchors."""
-    for text in soup.find_all(string=_MATH):
-        if type(text) is NavigableString and not text.find_parent(["pre", "code", "style", "script"]):
-            text.replace_with(BeautifulSoup(with_mathml(str(text)), "html.parser"))
-    for style in soup.find_all("style"):
-        style.decompose()
-    for table in soup.find_all("table"):
-        _tidy_table(table)
-        table.wrap(soup.new_tag("div", attrs={"class": "scroll", "tabindex": "0"}))
-    for image in soup.find_all("img"):
-        if not image.get("alt"):
-            above = image.find_previous(["h1", "h2", "h3"])
-            image["alt"] = f"Figure in: {above.get_text().rstrip('¶')}" if above else "Figure"
-    seen: set[str] = set()
-    for element in soup.find_all(id=True):
-        while element["id"] in seen:
-            element["id"] += "-2"
-        seen.add(element["id"])
-    return str(soup)
-
-
-def with_mathml(text: str) -> str:
-    pieces, end = [], 0
-    for match in _MATH.finditer(text):
-        block = match["block"] or match["environment"]
-        pieces += [escape(text[end:match.start()], quote=False), mathml(block or match["inline"], display=bool(block))]
-        end = match.end()
-    return "".join([*pieces, escape(text[end:], quote=False)])
-
-
-def mathml(latex: str, display: bool = False) -> str:
-    """LaTeX as MathML; a formula with commands that the converter does not know is shown as its source."""
-    from latex2mathml.converter import convert
-
-    source = latex.strip().removeprefix(r"\displaystyle").replace("{aligned}", "{align*}")
-    try:
-        converted = convert(source, display="block" if display else "inline")
-    except Exception:  # noqa: BLE001 (the converter raises many kinds; a formula must not cost the page)
-        converted = "\\"
-    if "\\" in converted:  # a command that the converter has passed through
-        return f'<code class="latex">{escape(latex)}</code>'
-    return converted
-
-
-def _tidy_table(table: Tag) -> None:
-    table.attrs.pop("border", None)
-    rows = [row.find_all(["td", "th"]) for row in table.select("tbody tr")]
-    width = max((len(row) for row in rows), default=0)
-    for column in range(width):
-        cells = [row[column] for row in rows if len(row) == width]
-        texts = [cell.get_text(strip=True) for cell in cells]
-        if any(texts) and all(_NUMBER.fullmatch(text) for text in texts):
-            heads = [row.find_all(["td", "th"])[column] for row in table.select("thead tr")
-                     if len(row.find_all(["td", "th"])) == width]
-            for cell in cells + heads:
-                cell["class"] = "num"
-
-
-def _code_css() -> str:
-    """Colours for code, light and dark."""
-    from pygments.formatters import HtmlFormatter
-
-    light, dark = (HtmlFormatter(style=style, nobackground=True).get_style_defs(".highlight") for style in ("friendly", "nord"))
-    return f"\n{light}\n@media (prefers-color-scheme: dark) {{\n{dark}\n}}\n"

@@ -14,16 +14,17 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import nbformat
 from bs4 import BeautifulSoup
 from jinja2 import Environment, FileSystemLoader
 
-from prunekit.workbook import batch, manifest, markup, params, project, runs, shown
+from prunekit.workbook import batch, manifest, markup, metrics_page, params, project, runs, shown
 
 TEMPLATES = Path(__file__).parent / "templates"
 PAGES = Path(__file__).parent / "pages"
+_NOISE = re.compile(r"(Executing|Ending) Cell \d+-|^[\d:]+ <|^[\d:]*\s*$|Unable to parse line|\d%\||\dit/s|\ds/it|TqdmWarning|autonotebook")
 _PROGRESS = re.compile(r"\d%\||\dit/s|\ds/it|TqdmWarning|autonotebook")
 
 
@@ -36,20 +37,14 @@ def render(profile: str) -> Path:
     folder = final.with_name(f".{profile}.building")
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "assets").mkdir(parents=True)
-    states = batch.status(profile)
-    entries = [_entry(profile, topic, state) for topic, state in states.items()]
+    entries = [_entry(profile, topic, state) for topic, state in batch.status(profile).items()]
     for entry in entries:
         _copy_artifacts(folder, entry)
-    bodies = {file: (title, body(profile, entries)) for file, title, body in _beside()}
-    bodies = {file: found for file, found in bodies.items() if found[1]}
-    rendered = {"index", *(entry["topic"] for entry in entries if entry["source"]), *(Path(file).stem for file in bodies)}
-    shared = {"profile": profile, "entries": entries, "menu": [(file, title) for file, (title, _) in bodies.items()]}
-    for entry in entries:
-        if entry["source"]:
-            title = f"{entry['number']} {entry['title']}"
-            _write_page(folder / f"{entry['topic']}.html", title, _notebook_body(entry), rendered, shared | {"entry": entry})
-    for file, (title, body) in bodies.items():
-        _write_page(folder / file, title, body, rendered, shared)
+    pages = [page for page in _pages(profile, entries) if page.body]
+    names = {"index", *(Path(page.file).stem for page in pages)}
+    shared = {"profile": profile, "entries": entries, "pages": pages, "names": names}
+    for page in pages:
+        _write_page(folder / page.file, page, shared)
     (folder / "index.html").write_text(_index_page(shared), encoding="utf-8")
     (folder / "assets" / "style.css").write_text((TEMPLATES / "style.css").read_text() + markup.code_css(), encoding="utf-8")
     shutil.copy(TEMPLATES / "page.js", folder / "assets" / "page.js")
@@ -74,7 +69,13 @@ def _entry(profile: str, topic: str, state: manifest.State) -> dict[str, Any]:
         Path(file).suffix[1:].upper(): f"{Path(file).parent}/{topic}-{Path(file).name}" for file in artifact["files"]}}
         for name, artifact in shown_files]
     return {"topic": topic, "number": topic[:2], "title": heading, "question": question, "state": state, "made": made,
-            "source": source, "artifacts": artifacts, "folder": folder}
+            "source": source, "artifacts": artifacts, "folder": folder, "log": _log(folder / "log.txt")}
+
+
+def _log(path: Path) -> str:
+    """What the notebook printed, without papermill's word on every cell, progress bars and displayed HTML."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return "\n".join(line for line in lines if not _NOISE.search(line))
 
 
 def _title(topic: str) -> tuple[str, str]:
@@ -97,10 +98,36 @@ def _copy_artifacts(folder: Path, entry: Mapping[str, Any]) -> None:
 
 # ---------------------------------------------------------------- pages
 
+class Page(NamedTuple):
+    """A page to be: its file, its name, its content as HTML, and the part of the menu that it stands in ("": none)."""
+
+    file: str
+    title: str
+    body: str
+    menu: str = ""
+    entry: Mapping[str, Any] | None = None
+
+
+def _pages(profile: str, entries: list[Mapping[str, Any]]) -> list[Page]:
+    """All pages but the index; those without content are left out."""
+    notebooks = [Page(f"{entry['topic']}.html", f"{entry['number']} {entry['title']}", _notebook_body(entry), "Notebooks", entry)
+                 for entry in entries if entry["source"]]
+    made = [Page(f"run-{entry['topic']}.html", f"The run of {entry['number']} {entry['title']}",
+                 _template("run.html.j2", profile=profile, entry=entry, declared=_declared(entry)))
+            for entry in entries if entry["made"] or entry["log"]]
+    return [*notebooks, *(Page(file, title, body(profile, entries), "Beside them") for file, title, body in _beside()), *made]
+
+
 def _beside() -> list[tuple[str, str, Callable[[str, list[Mapping[str, Any]]], str]]]:
     """The pages beside the notebooks': file, name in the menu, and the function of (profile, entries) that gives the
     body as HTML ("": no such page)."""
-    return [*(_markdown_page(path) for path in sorted(PAGES.glob("*.md")))]
+    return [("catalogue.html", "Metrics", metrics_page.body),
+            ("figures.html", "Figures and tables", lambda profile, entries: _template("figures.html.j2", entries=entries)),
+            *(_markdown_page(path) for path in sorted(PAGES.glob("*.md")))]
+
+
+def _template(name: str, **values: Any) -> str:
+    return _environment().get_template(name).render(**values)
 
 
 def _markdown_page(path: Path) -> tuple[str, str, Callable[..., str]]:
@@ -122,19 +149,19 @@ def _environment() -> Environment:
     return environment
 
 
-def _write_page(path: Path, title: str, body: str, rendered: set[str], shared: Mapping[str, Any]) -> None:
+def _write_page(path: Path, page: Page, shared: Mapping[str, Any]) -> None:
     """A page with its table of contents; links to notebooks lead to their pages, those to what is not there become text."""
-    soup = BeautifulSoup(body, "html.parser")
+    soup = BeautifulSoup(page.body, "html.parser")
     for link in soup.select("a[href]"):
         match = re.fullmatch(r"(?:\./)?(?:\d+-)?(\w[\w-]*)\.(?:ipynb|md|html)(#.*)?", link["href"])
-        if match and match[1] in rendered:
+        if match and match[1] in shared["names"]:
             link["href"] = f"{match[1]}.html{match[2] or ''}"
         elif not link["href"].startswith(("http://", "https://", "#", "figures/", "tables/")):
             link.unwrap()
     content = markup.finish(soup)
     headings = [(h.name, h["id"], h.get_text().rstrip("¶")) for h in soup.find_all(["h2", "h3"]) if h.get("id")]
-    path.write_text(_environment().get_template("page.html.j2").render(
-        title=title, file=path.name, body=content, headings=headings, **shared), encoding="utf-8")
+    path.write_text(_template("page.html.j2", page=page, file=path.name, body=content, headings=headings, **shared),
+                    encoding="utf-8")
 
 
 def _notebook_body(entry: Mapping[str, Any]) -> str:
@@ -170,34 +197,29 @@ def _worth_showing(output: Any) -> bool:
     return "application/vnd.jupyter.widget-view+json" not in output.get("data", {})
 
 
-def _parameter_table(entry: Mapping[str, Any]) -> str:
+def _declared(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The notebook's parameters with their values in the run: name, value, comment, changed (from the default)."""
     declared = params.read_parameters(project.notebook(entry["topic"]))
     used = entry["made"].get("parameters", {name: p.default for name, p in declared.items()})
-    changed = [name for name, p in declared.items() if used.get(name) != p.default]
-    rows = "".join(f"<tr{' class=changed' if name in changed else ''}><td><code>{name}</code></td>"
-                   f"<td>{escape(str(used.get(name)))}</td><td>{escape(p.comment)}</td></tr>"
-                   for name, p in declared.items())
-    note = f", {len(changed)} changed by the profile" if changed else ""
-    return (f"<details class='parameters'><summary>{len(declared)} parameters{note}</summary><table><thead><tr><th>name</th>"
-            f"<th>value</th><th>meaning</th></tr></thead><tbody>{rows}</tbody></table></details>")
+    return [{"name": name, "value": used.get(name), "comment": p.comment, "changed": used.get(name) != p.default}
+            for name, p in declared.items()]
 
 
-def _index_page(page: Mapping[str, Any]) -> str:
-    entries = page["entries"]
+def _parameter_table(entry: Mapping[str, Any]) -> str:
+    return "\n".join(line for line in _template("parameters.html.j2", declared=_declared(entry)).splitlines() if line.strip())
 
-    def headline(kind: str) -> Any:
-        found = [(entry, artifact) for entry in entries for artifact in entry["artifacts"]
-                 if artifact["kind"] == kind and artifact.get("headline")]
-        return found[-1] if found else None
 
-    figure, table = headline("figure"), headline("table")
-    shared: dict[str, Any] = {}
-    for entry in entries:
-        shared |= {key: value for key, value in entry["made"].get("parameters", {}).items() if key not in shared}
-    html = markup.finish(BeautifulSoup(table[1]["html"], "html.parser")) if table else ""
-    made = next((entry["made"] for entry in reversed(entries) if entry["made"]), {})
-    return _environment().get_template("index.html.j2").render(
-        figure=figure, table=table, table_html=html, parameters=shared, made=made, **page)
+def _index_page(shared: Mapping[str, Any]) -> str:
+    """The front page. Its picture and table are the headlines of the first notebook that offers both; the other notebooks'
+    headline figures stand beside what came out of them."""
+    def headline(entry: Mapping[str, Any], kind: str) -> Any:
+        return next((a for a in entry["artifacts"] if a["kind"] == kind and a.get("headline")), None)
+
+    heads = {entry["topic"]: (headline(entry, "figure"), headline(entry, "table")) for entry in shared["entries"]}
+    lead = next((entry for entry in shared["entries"] if all(heads[entry["topic"]])), None)
+    table = markup.finish(BeautifulSoup(heads[lead["topic"]][1]["html"], "html.parser")) if lead else ""
+    made = next((entry["made"] for entry in reversed(shared["entries"]) if entry["made"]), {})
+    return _template("index.html.j2", lead=lead, heads=heads, table_html=table, made=made, file="index.html", **shared)
 
 
 def _link_artifacts(soup: BeautifulSoup, entry: Mapping[str, Any]) -> None:
@@ -209,5 +231,4 @@ def _link_artifacts(soup: BeautifulSoup, entry: Mapping[str, Any]) -> None:
             continue
         if block.img:
             block.img["src"] = artifact["files"]["SVG"]
-        links = " ".join(f'<a href="{escape(file)}">{suffix}</a>' for suffix, file in artifact["files"].items())
-        block.append(BeautifulSoup(f'<span class="downloads">{links}</span>', "html.parser"))
+        block.append(BeautifulSoup(_template("downloads.html.j2", artifact=artifact, topic=entry["topic"]), "html.parser"))

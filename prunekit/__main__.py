@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunekit.errors import UsageError, did_you_mean
+from prunekit.workbook import commands as workbook
 from prunekit.workbook import manifest, params, vocabulary
+from prunekit.workbook.commands import say
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,11 +39,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 _TASKS = "lm-eval's tasks, separated by commas (default: the papers' seven; for embedded models the package's seven)"
 
 
-def say(line: str) -> None:
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
-
-
 # ---------------------------------------------------------------- arguments
 
 def _parser() -> argparse.ArgumentParser:
@@ -61,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     status = command("status", _status, "Say which notebooks of a profile are fresh, stale (and why), missing or failed.")
     status.add_argument("profile")
     status.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as in `run`; else those of the last run")
+    workbook.add_sweep(command("sweep", workbook.run_sweep, "Run notebooks over a grid of parameters and join their tables."))
     figures = command("figures", _figures, "Draw the figures of a profile again from their CSVs alone, and render the report.")
     figures.add_argument("profile")
     figures.add_argument("topics", nargs="*", metavar="TOPIC", help="only those of these notebooks")

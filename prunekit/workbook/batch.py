@@ -58,13 +58,13 @@ def _run_all(profile: str, plan: list[str], parameters: Mapping[str, dict], forc
                 and manifest.state(profile, topic, parameters[topic]).fresh):
             record = Record(topic, "fresh", manifest.read(profile, topic)["seconds"])
         else:
-            record = _run_one(topic, folder, parameters[topic], progress)
+            record = run_one(topic, folder, parameters[topic], progress)
         if record.outcome in ("failed", "skipped"):
             broken.add(topic)
         yield record
 
 
-def _run_one(topic: str, folder: Path, parameters: Mapping[str, Any], progress: bool) -> Record:
+def run_one(topic: str, folder: Path, parameters: Mapping[str, Any], progress: bool) -> Record:
     """Execute one notebook with papermill; its executed copy appears under its name only when it has finished."""
     import papermill
     from traitlets.config import Config
@@ -76,7 +76,7 @@ def _run_one(topic: str, folder: Path, parameters: Mapping[str, Any], progress: 
     changed = {key: value for key, value in parameters.items() if value != declared[key].default}
     partial, started, reason = folder / ".executing.ipynb", time.monotonic(), ""
     with ExitStack() as stack:
-        stack.enter_context(_own_kernel())
+        stack.enter_context(_own_kernel(folder / "log.txt"))
         stack.enter_context(_log(folder / "log.txt"))
         try:
             papermill.execute_notebook(
@@ -104,7 +104,7 @@ def _sentence(name: str, message: str) -> str:
 
 
 @contextmanager
-def _own_kernel() -> Iterator[None]:
+def _own_kernel(log: Path) -> Iterator[None]:
     """A kernel of the running interpreter, whatever kernels are installed on the machine, with this project as home."""
     from ipykernel.kernelspec import get_kernel_dict
 
@@ -114,7 +114,8 @@ def _own_kernel() -> Iterator[None]:
         (spec / "kernel.json").write_text(json.dumps(get_kernel_dict(["--log-level=CRITICAL"])))
         paths = os.pathsep.join(filter(None, [folder, os.environ.get("JUPYTER_PATH")]))
         before = dict(os.environ)
-        os.environ.update(JUPYTER_PATH=paths, PRUNEKIT_HOME=str(project.root()), PYDEVD_DISABLE_FILE_VALIDATION="1")
+        os.environ.update(JUPYTER_PATH=paths, PRUNEKIT_HOME=str(project.root()), PRUNEKIT_LOG=project.relative(log),
+                          PYDEVD_DISABLE_FILE_VALIDATION="1")
         try:
             yield
         finally:

@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import tempfile
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -17,6 +18,7 @@ from prunekit.errors import UsageError
 from prunekit.workbook import manifest, params, project
 
 _KERNEL = "prunekit"
+_ONE_AT_A_TIME = threading.Lock()  # a kernel is started through the environment, and papermill has one log
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -43,11 +45,12 @@ def run_profile(profile: str, topics: Iterable[str] | None = None, overrides: Ma
         project.notebook(topic)
     parameters = params.resolve_profile(profile, overrides)
     _remember(profile, overrides or {})
-    return _run_all(profile, project.closure(wanted), parameters, set(wanted) if force else set(), progress)
+    return run_all(profile, project.closure(wanted), parameters, set(wanted) if force else set(), progress)
 
 
-def _run_all(profile: str, plan: list[str], parameters: Mapping[str, dict], forced: set[str],
-             progress: bool) -> Iterator[Record]:
+def run_all(profile: str, plan: list[str], parameters: Mapping[str, dict], forced: set[str],
+            progress: bool) -> Iterator[Record]:
+    """Bring the runs of `plan`, in this order, up to date with their parameters; those in `forced` in any case."""
     broken: set[str] = set()
     for topic in plan:
         blocked = [other for other in project.upstream(topic) if other in broken]
@@ -76,6 +79,7 @@ def run_one(topic: str, folder: Path, parameters: Mapping[str, Any], progress: b
     changed = {key: value for key, value in parameters.items() if value != declared[key].default}
     partial, started, reason = folder / ".executing.ipynb", time.monotonic(), ""
     with ExitStack() as stack:
+        stack.enter_context(_ONE_AT_A_TIME)
         stack.enter_context(_own_kernel(folder / "log.txt"))
         stack.enter_context(_log(folder / "log.txt"))
         try:

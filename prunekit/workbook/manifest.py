@@ -34,9 +34,12 @@ from prunekit.workbook import project
 PACKAGE = Path(prunekit.__file__).resolve().parent
 # Modules that decide how a run is started and shown, not what it computes.
 _NOT_RESULTS = tuple(f"prunekit.workbook.{name}" for name in
-                     ("project", "params", "vocabulary", "manifest", "batch", "sweep", "site", "shown", "redraw"))
+                     ("project", "params", "vocabulary", "manifest", "batch", "sweep", "verify", "difference", "commands", "site",
+                      "shown", "redraw"))
 # Packages whose version can change a number.
 _PACKAGES = ("torch", "transformers", "numpy", "scipy", "pandas", "datasets", "tokenizers", "accelerate", "peft", "lm_eval")
+# What a module reads from the package beside its own source.
+_DATA = {"prunekit.evaluate.harness": "embedded/lm_eval/*", "prunekit.workbook.published": "workbook/published.csv"}
 
 
 # ---------------------------------------------------------------- files and hashes
@@ -72,9 +75,12 @@ def module_path(name: str) -> Path:
 
 
 def module_hashes(names: Iterable[str]) -> dict[str, str]:
-    """Module name -> hash of its file ("" when it is gone)."""
-    paths = {name: module_path(name) for name in names}
-    return {name: file_hash(path) if path.is_file() else "" for name, path in sorted(paths.items())}
+    """Module name -> hash of its file and of the data that it reads from the package ("" when it is gone)."""
+    def digest(name: str) -> str:
+        own, data = module_path(name), sorted(PACKAGE.glob(_DATA[name])) if name in _DATA else []
+        hashes = [file_hash(path) for path in (own, *data) if path.is_file()]
+        return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest() if hashes else ""
+    return {name: digest(name) for name in sorted(names)}
 
 
 def imported_modules() -> list[str]:
@@ -91,9 +97,13 @@ def _fingerprint(kind: str, value: str) -> str:
 
 
 def inputs(parameters: Mapping[str, Any]) -> dict[str, str]:
-    """Fingerprints of the model, the corpora and the windows file that the parameters name."""
+    """Fingerprints of the model, the corpora and the windows file that the parameters name.
+
+    The embedded corpus has none: it is made by modules, and those that were used are known by name.
+    """
     found = {key: _fingerprint("model" if key == "model" else "corpus", parameters[key])
-             for key in ("model", "corpus", "gradient_corpus", "test_corpus") if parameters.get(key)}
+             for key in ("model", "corpus", "gradient_corpus", "test_corpus")
+             if parameters.get(key) and (key == "model" or parameters[key].partition(":")[0] != "embedded")}
     if parameters.get("windows"):
         found["windows"] = file_hash(Path(parameters["windows"]).expanduser())
     return found

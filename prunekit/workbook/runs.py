@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 # What every row of a result carries, so that a figure can be rebuilt from the table alone.
 PROVENANCE = ("model", "method", "metric", "sparsity", "pattern", "seqlen", "corpus", "seed", "n")
+# Numbers about the machine: they differ between two runs of the same thing.
+TIMINGS = ("seconds", "tokens_per_second", "memory_mb")
 _FROM_PARAMETERS = ("model", "seqlen", "corpus", "seed")
 _LOADED = time.time()
 

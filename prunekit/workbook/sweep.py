@@ -33,9 +33,6 @@ from prunekit.workbook import batch, manifest, params, project, runs, vocabulary
 if TYPE_CHECKING:
     import pandas as pd
 
-# Numbers about the machine, left out of joined tables: they differ between two runs of the same thing.
-TIMINGS = ("seconds", "tokens_per_second", "memory_mb")
-
 
 class _File(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -270,12 +267,13 @@ def _results(unit: Unit, made: Mapping[str, Any]) -> Iterator[tuple[str, pd.Data
     import pandas as pd
 
     for name, artifact in made["artifacts"].items():
-        if artifact.get("result"):
-            yield name.removeprefix("tables/"), pd.read_csv(unit.folder / next(iter(artifact["files"])))
+        frame = pd.read_csv(unit.folder / next(iter(artifact["files"]))) if artifact.get("result") else ()
+        if len(frame):  # columns without rows have no type
+            yield name.removeprefix("tables/"), frame
 
 
 def _labelled(frame: pd.DataFrame, number: int, values: Mapping[str, Any], name: str, unit: Unit) -> pd.DataFrame:
-    left = frame.drop(columns=[column for column in frame if column in (*TIMINGS, *values)])
+    left = frame.drop(columns=[column for column in frame if column in (*runs.TIMINGS, *values)])
     first = {"cell": number, **values, "run": project.relative(unit.folder), "table": name}
     return left.assign(**first)[[*first, *left.columns]]
 
@@ -292,7 +290,7 @@ def over_seeds(results: pd.DataFrame, varied: list[str]) -> pd.DataFrame:
     text = [column for column in results if not is_numeric_dtype(results[column]) and column not in ("run", "tree")]
     keys = list(dict.fromkeys([*varied, "table", *(c for c in runs.PROVENANCE if c in results), *text]))
     keys = [key for key in keys if key not in ("seed", "n")]
-    measured = [column for column in results if column not in (*keys, "cell", "run", "tree", "seed", "n")
+    measured = [column for column in results if column not in (*keys, "cell", "run", "tree", "seed", "n", "calibration")
                 and not column.endswith(("low", "high"))]
     place = results.groupby(["cell", *keys], dropna=False).cumcount()  # rows of one cell that only their order tells apart
     long = results.assign(place=place).melt([*keys, "place"], measured, "measure").dropna(subset="value")

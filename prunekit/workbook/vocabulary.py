@@ -131,9 +131,9 @@ def data_folders(value: str) -> str | None:
 
 
 def profile(value: str) -> str | None:
-    """A plain name, or sweeps/NAME/RUN: a run of a sweep."""
+    """A plain name; those of sweeps and of `verify` lie in folders."""
     name = r"\w[\w.-]*"
-    return None if re.fullmatch(rf"(sweeps/{name}/)?{name}", value) else "must be a plain name (letters, digits, '-', '_', '.')"
+    return None if re.fullmatch(rf"{name}(/{name})*", value) else "must be a plain name (letters, digits, '-', '_', '.')"
 
 
 def device(value: str) -> str | None:

@@ -41,6 +41,7 @@ def render(profile: str) -> Path:
             _copy_artifacts(folder, entry)
             (folder / f"{entry['topic']}.html").write_text(_notebook_page(profile, entry, entries), encoding="utf-8")
     (folder / "index.html").write_text(_index_page(profile, entries), encoding="utf-8")
+    (folder / "claims.html").write_text(_claims_page(profile, entries, folder), encoding="utf-8")
     (folder / "assets" / "style.css").write_text((TEMPLATES / "style.css").read_text() + _code_css(), encoding="utf-8")
     shutil.copy(TEMPLATES / "page.js", folder / "assets" / "page.js")
     old = final.with_name(f".{profile}.old")
@@ -159,6 +160,14 @@ def _index_page(profile: str, entries: list[Mapping[str, Any]]) -> str:
     made = next((entry["made"] for entry in reversed(entries) if entry["made"]), {})
     return _environment().get_template("index.html.j2").render(
         profile=profile, entries=entries, figure=figure, table=table, table_html=html, parameters=shared, made=made)
+
+
+def _claims_page(profile: str, entries: list[Mapping[str, Any]], folder: Path) -> str:
+    from prunekit.workbook import claims
+
+    found = claims.page(profile)
+    found["ledger"].to_csv(folder / "claims.csv", index=False)
+    return _environment().get_template("claims.html.j2").render(profile=profile, entries=entries, claims=found)
 
 
 # ---------------------------------------------------------------- finishing touches on the HTML

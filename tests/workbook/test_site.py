@@ -57,7 +57,7 @@ def test_from_notebooks_to_pages(project):
     assert outcomes() == {"01_data": ("done", ""), "03_baselines": ("done", "")}
     index = site.render("tiny")
     pages = check_site(index.parent)
-    assert set(pages) == {"index.html", "01_data.html", "03_baselines.html"}
+    assert set(pages) == {"index.html", "01_data.html", "03_baselines.html", "claims.html"}
     data, front = pages["01_data.html"], pages["index.html"]
     assert "not on the page" not in data.text and "it/s" not in data.text and "$x" not in data.text
     assert "$5" in data.text and data.tags.count("math") == 4  # two in the text, the caption's, the displayed one

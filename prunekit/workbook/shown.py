@@ -127,7 +127,9 @@ def latex_table(frame: pd.DataFrame, name: str, caption: str) -> str:
 
 def latex_text(text: str) -> str:
     """Text with LaTeX's special characters escaped; formulas between dollars stay."""
-    return re.sub(r"\$[^$]*\$|[&%#_]", lambda found: found[0] if found[0].startswith("$") else f"\\{found[0]}", text)
+    special = {"\\": r"\textbackslash{}", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "$": r"\$"}
+    return re.sub(r"\$[^$]*\$|[&%#_{}$^~\\]", lambda found: found[0] if len(found[0]) > 1 else
+                  special.get(found[0], f"\\{found[0]}"), text)
 
 
 def show_text(markdown: str, look: str) -> Shown:

@@ -63,6 +63,7 @@ _PUBLIC = {
     "recovered": "lora",
     "mask_weights": "lora",
     "start_run": "workbook.runs",
+    "choose_from": "workbook.shown",
 }
 __all__ = ["__version__", *_PUBLIC]
 

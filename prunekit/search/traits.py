@@ -136,7 +136,7 @@ def over_time(frame: pd.DataFrame, names: Iterable[str] = TERMINALS, parts: int 
     for name in names:
         present = contains(frame, name)
         for (journal, number), has in present.groupby([frame["journal"], part]):
-            low, high = wilson(int(has.sum()), len(has))
+            low, high = wilson(has.sum(), len(has))
             rows.append({"journal": journal, "name": name, "part": number, "share": has.mean(), "low": low, "high": high,
                          "n": len(has)})
     return pd.DataFrame(rows, columns=["journal", "name", "part", "share", "low", "high", "n"])
@@ -155,8 +155,10 @@ def counted(frame: pd.DataFrame) -> list[str]:
 
 
 def wilson(count: int, n: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share."""
-    found = stats.binomtest(count, n).proportion_ci(method="wilson")
+    """Wilson's 95 % interval of a share; of nothing, NaN."""
+    if not n:
+        return math.nan, math.nan
+    found = stats.binomtest(int(count), n).proportion_ci(method="wilson")
     return float(found.low), float(found.high)
 
 

@@ -39,7 +39,8 @@ def finish(soup: BeautifulSoup) -> str:
         style.decompose()
     for table in soup.find_all("table"):
         _tidy_table(table)
-        table.wrap(soup.new_tag("div", attrs={"class": "scroll", "tabindex": "0"}))
+        if "scroll" not in table.parent.get("class", []):
+            table.wrap(soup.new_tag("div", attrs={"class": "scroll", "tabindex": "0"}))
     for image in soup.find_all("img"):
         if not image.get("alt"):
             above = image.find_previous(["h1", "h2", "h3"])

@@ -40,7 +40,8 @@ def finish(soup: BeautifulSoup) -> str:
     for table in soup.find_all("table"):
         _tidy_table(table)
         if "scroll" not in table.parent.get("class", []):
-            table.wrap(soup.new_tag("div", attrs={"class": "scroll", "tabindex": "0"}))
+            look = "scroll long" if len(table.select("tbody tr")) > 20 else "scroll"
+            table.wrap(soup.new_tag("div", attrs={"class": look, "tabindex": "0"}))
     for image in soup.find_all("img"):
         if not image.get("alt"):
             above = image.find_previous(["h1", "h2", "h3"])

@@ -91,7 +91,9 @@ def test_what_is_fresh_is_not_run_again_and_a_failure_keeps_its_trace(project):
     folder = project / "runs" / "tiny" / "03_baselines"
     assert (folder / "reason.txt").read_text() == "It was told to.\n"
     assert "It was told to." in (folder / "log.txt").read_text()
-    assert nbformat.read(folder / "failed.ipynb", 4).cells and not (folder / "executed.ipynb").exists()
+    shown = "".join(output.get("traceback", [""])[0] for cell in nbformat.read(folder / "failed.ipynb", 4).cells
+                    for output in cell.get("outputs", []) if output.output_type == "error")
+    assert shown == "UsageError: It was told to." and not (folder / "executed.ipynb").exists()
     assert batch.status("tiny")["03_baselines"].word == "failed"
     pages = check_site(site.render("tiny").parent)
     assert "It was told to." in pages["index.html"].text and "This run is failed" in pages["03_baselines.html"].text

@@ -63,6 +63,7 @@ _PUBLIC = {
     "recovered": "lora",
     "mask_weights": "lora",
     "start_run": "workbook.runs",
+    "grade": "workbook.course",
 }
 __all__ = ["__version__", *_PUBLIC]
 

@@ -64,6 +64,10 @@ def _parser() -> argparse.ArgumentParser:
     figures = command("figures", _figures, "Draw the figures of a profile again from their CSVs alone, and render the report.")
     figures.add_argument("profile")
     figures.add_argument("topics", nargs="*", metavar="TOPIC", help="only those of these notebooks")
+    from prunekit.workbook import course
+
+    course.add_student(command("student", lambda args: course.run_student(args, say), "Write a copy of the notebooks without solutions."))
+    course.add_check(command("check", lambda args: course.run_check(args, say), "Grade the exercises of students' copies."))
     _prune_arguments(command("prune", _prune, "Prune a model, evaluate it, and save it."))
     gradients = command("gradients", _gradients, "Collect the gradients G (or the input norms) of a model and save them.")
     _data_arguments(gradients)

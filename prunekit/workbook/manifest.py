@@ -25,7 +25,7 @@ from prunekit.workbook import project
 PACKAGE = Path(prunekit.__file__).resolve().parent
 # Modules that decide how a run is started and shown, not what it computes.
 _NOT_RESULTS = tuple(f"prunekit.workbook.{name}" for name in
-                     ("project", "params", "vocabulary", "manifest", "batch", "site", "shown", "redraw"))
+                     ("project", "params", "vocabulary", "manifest", "batch", "site", "shown", "redraw", "course"))
 
 
 # ---------------------------------------------------------------- files and hashes

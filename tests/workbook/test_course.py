@@ -46,7 +46,7 @@ def test_every_notebook_has_goals_and_exercises_of_rising_difficulty(topic):
             assert source.startswith(f"def check_{number}(answer):\n") and source.endswith(f"\npk.grade({number}, answer_{number}, check_{number})")
         elif tag == "solution":
             assert metadata["jupyter"] == {"source_hidden": True, "outputs_hidden": True}
-            assert f"assert pk.grade({number}, solution_{number}, check_{number}).right" in source or "check" not in kinds[-1]
+            assert f"pk.grade({number}, solution_{number}, check_{number})" in source or "check" not in kinds[-1]
     assert 3 <= len(stars) <= 6 and stars == sorted(stars) and {1, 3} <= set(stars)
     assert all(kind in (["exercise", "answer", "check", "solution"], ["exercise", "solution"]) for kind in kinds)
     assert len(course.exercises(topic)) == kinds.count(["exercise", "answer", "check", "solution"]) >= 3

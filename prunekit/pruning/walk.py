@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from ..errors import UsageError
 from ..models import Layer, decoder_blocks, prunable_layers

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from scipy.stats import kendalltau
 from torch import Tensor
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from prunekit.errors import UsageError
 from prunekit.evaluate.compare import bootstrap_means

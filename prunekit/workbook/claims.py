@@ -250,6 +250,47 @@ def _mixing(profile: str) -> str:
     return f"Taking the larger of acc and acc_norm for each task adds {min(gains):.1f} to {max(gains):.1f} points to a mean."
 
 
+def leaks() -> pd.DataFrame:
+    """What the sweep `leakage` says, one row per sparsity: lead, clean and read as ratios of perplexity less one, and share.
+
+    From the runs of the sweep where all of its cells are done, else as shipped; `made_by` says which.
+    """
+    import numpy as np
+    import pandas as pd
+
+    from prunekit.evaluate.leakage import leakage
+
+    table = project.root() / "runs" / "sweeps" / "leakage" / "cells.csv"
+    cells = pd.read_csv(table) if table.exists() else pd.DataFrame({"outcome": [""]})
+    if not (cells["outcome"] == "done").all():
+        return pd.read_csv(Path(__file__).with_name("leakage.csv"))
+    nll = {(row.gradient_corpus, row.corpus, row.test_corpus, row.seed): pd.read_csv(project.root() / row.runs / "nll.csv")
+           for row in cells.itertuples()}
+    rows = []
+    for name in [name for name in next(iter(nll.values())) if name.startswith("wanda|") and name.endswith("|unstructured")]:
+        found = leakage({cell: (frame[name.replace("wanda", "pruner-zero")].to_numpy(), frame[name].to_numpy())
+                         for cell, frame in nll.items()})
+        row = {"sparsity": float(name.split("|")[1]), "seeds": found.seeds, "windows": found.windows}
+        for what in ("lead", "clean", "read", "share"):
+            values = getattr(found, what)
+            keys = (what, f"{what}_low", f"{what}_high")
+            row |= dict(zip(keys, values if what == "share" else np.expm1(values), strict=True))
+        rows.append(row | {"corpora": " and ".join(sorted(set(cells["test_corpus"]))), "made_by": "runs/sweeps/leakage"})
+    return pd.DataFrame(rows)
+
+
+def _leaked(profile: str) -> str:
+    frame = leaks()
+    said = []
+    for row in frame.itertuples():
+        lead = f"at {row.sparsity:.0%} Pruner-Zero leads Wanda by {row.lead:.1%} ({row.lead_low:.1%} to {row.lead_high:.1%})"
+        said.append(lead + (f", of which leakage explains {row.share:.0%} ({row.share_low:.0%} to {row.share_high:.0%})"
+                            if row.share == row.share else ": no lead that leakage could explain"))
+    first = frame.iloc[0]
+    return (f"Gradients from the test corpus against calibration on another ({first['corpora']}, {first['seeds']} seeds): "
+            f"{'; '.join(said)}. From {first['made_by']}.")
+
+
 def _sparser(profile: str) -> str:
     rows = [row for row in _rows(profile, "03_baselines", "against-wanda")
             if row["method"] == "pruner-zero" and row["pattern"] == "unstructured"]
@@ -293,4 +334,4 @@ def _undecided(profile: str) -> str:
 
 
 _MEASURED: dict[int, Callable[[str], str]] = {
-    1: _mixing, 3: _sparser, 4: _simpler, 5: _updated, 6: _truncated, 7: _filled, 9: _undecided}
+    1: _mixing, 2: _leaked, 3: _sparser, 4: _simpler, 5: _updated, 6: _truncated, 7: _filled, 9: _undecided}

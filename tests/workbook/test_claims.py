@@ -1,6 +1,7 @@
 """The ledger on runs made up by hand: what fills it, what is refused, and that every command does what a row needs."""
 from __future__ import annotations
 
+import itertools
 import json
 import shlex
 import shutil
@@ -172,3 +173,24 @@ def test_the_page_names_nine_problems_and_says_what_was_measured(finished, tmp_p
     assert problems[5]["measured"] == "The worst metric's perplexity over the best one's: 3.00 (no update), 1.50 (obs)."
     assert problems[9]["measured"] == "Of 2 differences in perplexity and accuracy, 1 are indistinguishable."
     assert problems[7]["measured"] == ""
+
+
+def test_leakage_is_read_from_its_sweep_once_all_cells_are_done(tmp_path, monkeypatch):
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.setenv("PRUNEKIT_HOME", str(tmp_path))
+    shipped = claims.leaks()
+    folder = tmp_path / "runs" / "sweeps" / "leakage"
+    rows, hard = [], np.linspace(1, 3, 20)
+    for number, (g, c, t, seed) in enumerate(itertools.product("ab", "ab", "ab", (0, 1))):
+        (folder / f"{number}").mkdir(parents=True)
+        pd.DataFrame({"wanda|0.6|unstructured": hard - 0.02 * (c == t), "wanda|0.5|2:4": hard,
+                      "pruner-zero|0.6|unstructured": hard - 0.02 - 0.02 * (g == t), "pruner-zero|0.5|2:4": hard,
+                      "dense": hard}).to_csv(folder / f"{number}" / "nll.csv", index=False)
+        rows.append({"gradient_corpus": g, "corpus": c, "test_corpus": t, "seed": seed, "outcome": "done",
+                     "runs": f"runs/sweeps/leakage/{number}"})
+    pd.DataFrame(rows).assign(outcome=["failed", *["done"] * 15]).to_csv(folder / "cells.csv", index=False)
+    pd.testing.assert_frame_equal(claims.leaks(), shipped)
+    pd.DataFrame(rows).to_csv(folder / "cells.csv", index=False)
+    found = claims.leaks()
+    assert list(found["sparsity"]) == [0.6] and set(shipped) == set(found)
+    assert found["share"].iloc[0] == pytest.approx(0.5) and found["lead"].iloc[0] == pytest.approx(np.exp(0.04) - 1)

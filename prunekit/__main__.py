@@ -65,6 +65,10 @@ def _parser() -> argparse.ArgumentParser:
     paper = command("paper", _paper, "Collect a profile's figures, tables and takeaways as LaTeX, with a main.tex that compiles.")
     paper.add_argument("folder", metavar="DIR", help="a new folder, or one that this command has written")
     paper.add_argument("--profile", default="embedded", help="a folder of params/ (default: embedded)")
+    from prunekit.workbook import course
+
+    course.add_student(command("student", lambda args: course.run_student(args, say), "Write a copy of the notebooks without solutions."))
+    course.add_check(command("check", lambda args: course.run_check(args, say), "Grade the exercises of students' copies."))
     _prune_arguments(command("prune", _prune, "Prune a model, evaluate it, and save it."))
     gradients = command("gradients", _gradients, "Collect the gradients G (or the input norms) of a model and save them.")
     _data_arguments(gradients)

@@ -42,8 +42,8 @@ def leakage(cells: Mapping[tuple[str, str, str, int], tuple[np.ndarray, np.ndarr
     seeds = sorted({cell[3] for cell in cells})
     wanted = [(g, c, t, seed) for t in corpora for g in corpora for c in corpora for seed in seeds]
     if len(corpora) < 2 or set(wanted) != set(cells):
-        raise UsageError(f"{len(cells)} cells are not the factorial of {len(corpora)} corpora in three places and {len(seeds)} "
-                         "seeds: give every combination of at least two corpora.")
+        raise UsageError(f"{len(cells)} cells are not the factorial of {len(corpora)} corpora in three places and "
+                         f"{len(seeds)} seeds: give every combination of at least two corpora.")
     generator = np.random.default_rng(0)
     by_seed = _counts(generator, len(seeds))
     arms = np.zeros((4, 1 + _RESAMPLES))  # rival out, rival in, leader out, leader in

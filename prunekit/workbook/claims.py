@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 STATUSES = ("reproduced", "contradicted", "not run here", "protocol incomplete")
 TOLERANCE = {"perplexity": 0.02, "accuracy": 0.5}  # relative; in percentage points
 RULE = (f"A number is reproduced when ours is within {100 * TOLERANCE['perplexity']:g} % of a perplexity or within "
-        f"{TOLERANCE['accuracy']:g} points of an accuracy, or when our 95 % interval over windows or documents holds it; it "
-        "is contradicted when neither is so. Nothing is judged unless model, method, sparsity, pattern and every field of the "
+        f"{TOLERANCE['accuracy']:g} points of an accuracy, or when our 95 % interval over windows or documents holds "
+        "it; it is contradicted when neither is so. Nothing is judged unless model, method, sparsity, pattern and every field of the "
         "protocol agree, and a number whose protocol is not stated in full is never judged.")
 # Family -> profile that holds its published settings, and the names of its models on the hub.
 _FAMILIES = {"LLaMA": ("llama-7b", "huggyllama/llama-{}"), "LLaMA-2": ("llama-2-7b", "meta-llama/Llama-2-{}-hf"),
@@ -281,14 +281,13 @@ def leaks() -> pd.DataFrame:
 
 def _leaked(profile: str) -> str:
     frame = leaks()
-    said = []
+    first, said = frame.iloc[0], []
     for row in frame.itertuples():
-        lead = f"at {row.sparsity:.0%} Pruner-Zero leads Wanda by {row.lead:.1%} ({row.lead_low:.1%} to {row.lead_high:.1%})"
-        said.append(lead + (f", of which leakage explains {row.share:.0%} ({row.share_low:.0%} to {row.share_high:.0%})"
-                            if row.share == row.share else ": no lead that leakage could explain"))
-    first = frame.iloc[0]
-    return (f"Gradients from the test corpus against calibration on another ({first['corpora']}, {first['seeds']} seeds): "
-            f"{'; '.join(said)}. From {first['made_by']}.")
+        explained = (f"leakage explains {row.share:.0%} of the lead ({row.share_low:.0%} to {row.share_high:.0%})"
+                     if row.share == row.share else "no lead that leakage could explain")
+        said.append(f"At {row.sparsity:.0%} Wanda's perplexity is above Pruner-Zero's by {row.lead:.1%} where only Pruner-Zero "
+                    f"has read the test corpus, {row.clean:.1%} where neither has, {row.read:.1%} where both have: {explained}.")
+    return f"{' '.join(said)} ({first['corpora']}, {first['seeds']} seeds; from {first['made_by']}.)"
 
 
 def _sparser(profile: str) -> str:
@@ -300,7 +299,7 @@ def _sparser(profile: str) -> str:
 
 def _simpler(profile: str) -> str:
     rows = [row for row in _rows(profile, "05_tree_analysis", "catalogue") if row["metric"] == "pruner-zero"]
-    return f"By rewriting that keeps every mask it is {rows[0]['canonical form']}: proved, whatever the model." if rows else ""
+    return f"Rewritten with the same masks it is {rows[0]['canonical form']}: proved, whatever the model." if rows else ""
 
 
 def _updated(profile: str) -> str:

@@ -168,7 +168,8 @@ def test_the_page_names_nine_problems_and_says_what_was_measured(finished, tmp_p
         "updates": [row("magnitude", 30, update="none"), row("wanda", 10, update="none"), row("magnitude", 9, update="obs"),
                     row("wanda", 6, update="obs"), row("sparsegpt", 1, update="obs-iter")]})
     problems = {problem["number"]: problem for problem in claims.page("llama-2-7b")["problems"]}
-    assert sorted(problems) == list(range(1, 10)) and {problem["topic"] for problem in problems.values()} <= {*project.GRAPH, ""}
+    assert sorted(problems) == list(range(1, 10))
+    assert {problem["topic"] for problem in problems.values()} <= {*project.GRAPH, ""}
     assert problems[3]["measured"] == "Pruner-Zero's perplexity over Wanda's: 1.250 at 60% (higher)."
     assert problems[5]["measured"] == "The worst metric's perplexity over the best one's: 3.00 (no update), 1.50 (obs)."
     assert problems[9]["measured"] == "Of 2 differences in perplexity and accuracy, 1 are indistinguishable."

@@ -293,8 +293,9 @@ def over_seeds(results: pd.DataFrame, varied: list[str]) -> pd.DataFrame:
     measured = [column for column in results if column not in (*keys, "cell", "run", "tree", "seed", "n", "calibration")
                 and not column.endswith(("low", "high"))]
     place = results.groupby(["cell", *keys], dropna=False).cumcount()  # rows of one cell that only their order tells apart
-    long = results.assign(place=place).melt([*keys, "place"], measured, "measure").dropna(subset="value")
-    grouped = long.groupby([*keys, "place", "measure"], dropna=False, sort=False)["value"]
+    number = "number "  # no column of a table is called so
+    long = results.assign(place=place).melt([*keys, "place"], measured, "measure", number).dropna(subset=number)
+    grouped = long.groupby([*keys, "place", "measure"], dropna=False, sort=False)[number]
     table = grouped.agg(mean="mean", sd="std", n="count").reset_index().drop(columns="place")
     reach = stats.t.ppf(0.975, table["n"] - 1) * table["sd"] / table["n"] ** 0.5
     return table.assign(low=table["mean"] - reach, high=table["mean"] + reach)

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -59,6 +60,9 @@ def add_sweep(parser: argparse.ArgumentParser) -> None:
 def run_sweep(args: argparse.Namespace) -> int:
     from prunekit.workbook import sweep
 
+    if args.workers < 1 or (args.dask and args.workers > 1):
+        raise UsageError(f"--workers {args.workers}: " + ("give 1 or more." if args.workers < 1 else
+                                                          "the scheduler knows its workers; leave this out with --dask."))
     planned = sweep.read(Path(args.file))
     states = {unit: unit.state() for unit in planned.units}
     todo = [unit for unit, state in states.items() if not state.fresh]
@@ -71,6 +75,7 @@ def run_sweep(args: argparse.Namespace) -> int:
             say(f"{'the others: ' if unknown else ''}about {duration(total / args.workers)} on {args.workers} "
                 f"worker{'s' * (args.workers > 1)}, by the runs of profile {planned.profile}")
         return 0
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // args.workers)))  # the runs share the cores
     executor = {"kind": "dask", "address": args.dask} if args.dask else \
         {"kind": "processes", "workers": args.workers} if args.workers != 1 else {}
     broken = 0
@@ -78,8 +83,11 @@ def run_sweep(args: argparse.Namespace) -> int:
         broken += record.outcome in ("failed", "skipped")
         say(f"{count:>4}/{len(planned.units)}  {record.outcome:<8}{record.seconds:8.1f} s  {project.relative(unit.folder)}  "
             f"{record.reason}".rstrip())
-    for name, table in sweep.collect(planned).items():
+    tables = sweep.collect(planned)
+    for name, table in tables.items():
         say(f"{name}: {len(table)} rows in {project.relative(planned.folder / name)}.csv")
+    if not broken and "results" not in tables:
+        say("none of these notebooks has a table of results")
     if broken:
         say(f"{broken} runs are missing; the failed ones are tried again with --retry")
     return int(broken > 0)

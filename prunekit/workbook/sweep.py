@@ -19,6 +19,7 @@ import hashlib
 import itertools
 import json
 import os
+import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import BrokenExecutor
 from dataclasses import dataclass, field
@@ -32,6 +33,8 @@ from prunekit.workbook import batch, manifest, params, project, runs, vocabulary
 
 if TYPE_CHECKING:
     import pandas as pd
+
+_ONE_AT_A_TIME = threading.Lock()  # in a worker of several threads: a kernel is started through the environment
 
 
 class _File(BaseModel):
@@ -221,8 +224,9 @@ def _link(unit: Unit) -> None:
 
 
 def _execute(root: str, unit: Unit) -> batch.Record:
-    os.environ["PRUNEKIT_HOME"] = root  # in a worker that was started elsewhere
-    return batch.run_one(unit.topic, unit.folder, unit.parameters, progress=False)
+    with _ONE_AT_A_TIME:
+        os.environ["PRUNEKIT_HOME"] = root  # in a worker that was started elsewhere
+        return batch.run_one(unit.topic, unit.folder, unit.parameters, progress=False)
 
 
 def _result(topic: str, future: Any) -> batch.Record:

@@ -20,7 +20,8 @@ def say(line: str) -> None:
 
 def add_status(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("profile", nargs="?", help="default: every profile that has runs, and every sweep")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as in `run`; else those of the last run")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE",
+                        help="as in `run`; else those of the last run")
 
 
 def run_status(args: argparse.Namespace) -> int:
@@ -122,8 +123,8 @@ def add_verify(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("profile")
     add("topics", nargs="*", metavar="TOPIC", help="only these notebooks and what they read from")
-    add("--tolerance", type=float, metavar="SHARE", help="relative (default: 0 where machine, device, threads and versions are "
-                                                         "those of the saved run, else 0.001)")
+    add("--tolerance", type=float, metavar="SHARE",
+        help="relative (default: 0 where machine, device, threads and versions are those of the saved run, else 0.001)")
 
 
 def run_verify(args: argparse.Namespace) -> int:
@@ -137,10 +138,11 @@ def run_verify(args: argparse.Namespace) -> int:
         if verdict.record.outcome != "done":
             say(f"{verdict.topic:<17} {verdict.record.outcome:<10} {verdict.record.reason}")
             continue
-        within = f"within {verdict.tolerance:g}" if verdict.tolerance else "digit by digit"
-        say(f"{verdict.topic:<17} {'the same' if verdict.same else 'differs':<10} {verdict.numbers} numbers compared {within}")
+        how = f"within {verdict.tolerance:g}" if verdict.tolerance else "digit by digit"
+        say(f"{verdict.topic:<17} {'the same' if verdict.same else 'differs':<10} {verdict.numbers} numbers compared {how}")
         for one in verdict.mismatches:
             say(f"  {one.place}: {one.then} → {one.now}")
     if not same:
-        say(f"the new runs are in runs/verify/{args.profile}: `prunekit diff {args.profile}/TOPIC verify/{args.profile}/TOPIC`")
+        say(f"the new runs are in runs/verify/{args.profile}: `prunekit diff {args.profile}/TOPIC "
+            f"verify/{args.profile}/TOPIC`")
     return int(not same)

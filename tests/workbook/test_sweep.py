@@ -107,7 +107,8 @@ def test_killed_resumed_and_retried(grid, monkeypatch):
     planned = sweep.read(file)
     log = file.with_suffix(".log")
     with open(log, "w") as out:
-        process = subprocess.Popen([sys.executable, "-m", "prunekit", "sweep", str(file), "--workers", "2"], stdout=out, stderr=out,
+        command = [sys.executable, "-m", "prunekit", "sweep", str(file), "--workers", "2"]
+        process = subprocess.Popen(command, stdout=out, stderr=out,
                                    env={**os.environ, "PYTHONPATH": str(Path(sweep.__file__).parents[2])})
     while not any(unit.state().word == "running" for unit in planned.units if unit.topic == "03_baselines"):
         assert process.poll() is None, log.read_text()
@@ -129,14 +130,15 @@ def test_killed_resumed_and_retried(grid, monkeypatch):
     again = [record.outcome for _, record in sweep.run(planned)]
     assert again == ["fresh", "fresh", "fresh", "failed"]  # what failed is left alone ...
     tried = []
-    monkeypatch.setattr(batch, "run_one", lambda topic, folder, *rest, **more: tried.append(folder) or batch.Record(topic, "done", 1.0))
+    done = batch.Record("03_baselines", "done", 1.0)
+    monkeypatch.setattr(batch, "run_one", lambda topic, folder, *rest, **more: tried.append(folder) or done)
     assert [record.outcome for _, record in sweep.run(planned, retry=True)] == ["fresh", "fresh", "fresh", "done"]
     assert tried == [planned.units[-1].folder]  # ... until it is asked for
 
 
 def test_seeds_are_joined(grid):
-    rows = [{"cell": cell, "scale": scale, "seed": seed, "run": f"r{cell}", "table": "t", "method": method, "tree": f"{cell}",
-             "pattern": "2:4", "n": 5, "value": value, "low": value - 1}
+    rows = [{"cell": cell, "scale": scale, "seed": seed, "run": f"r{cell}", "table": "t", "method": method,
+             "tree": f"{cell}", "pattern": "2:4", "n": 5, "value": value, "low": value - 1}
             for cell, (scale, seed) in enumerate([(1.0, 0), (1.0, 1), (1.0, 2), (2.0, 0)])
             for method, value in (("a", 10.0 + seed), ("b", 20.0))]
     table = sweep.over_seeds(pd.DataFrame(rows), ["scale"])

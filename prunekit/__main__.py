@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunekit.errors import UsageError, did_you_mean
+from prunekit.workbook import commands as workbook
 from prunekit.workbook import manifest, params, vocabulary
+from prunekit.workbook.commands import say
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,11 +39,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 _TASKS = "lm-eval's tasks, separated by commas (default: the papers' seven; for embedded models the package's seven)"
 
 
-def say(line: str) -> None:
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
-
-
 # ---------------------------------------------------------------- arguments
 
 def _parser() -> argparse.ArgumentParser:
@@ -58,9 +55,10 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("topics", nargs="*", metavar="TOPIC", help="only these notebooks and what they read from, as 03_baselines")
     run.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a parameter; may be repeated")
     run.add_argument("--force", action="store_true", help="run the notebooks even when they are up to date")
-    status = command("status", _status, "Say which notebooks of a profile are fresh, stale (and why), missing or failed.")
-    status.add_argument("profile")
-    status.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as in `run`; else those of the last run")
+    workbook.add_status(command("status", workbook.run_status, "Say what is fresh, stale (and why), missing or failed."))
+    workbook.add_sweep(command("sweep", workbook.run_sweep, "Run notebooks over a grid of parameters and join their tables."))
+    workbook.add_diff(command("diff", workbook.run_diff, "What changed between two executed runs: parameters, code, results, tables."))
+    workbook.add_verify(command("verify", workbook.run_verify, "Run a profile anew and compare every number in its tables."))
     figures = command("figures", _figures, "Draw the figures of a profile again from their CSVs alone, and render the report.")
     figures.add_argument("profile")
     figures.add_argument("topics", nargs="*", metavar="TOPIC", help="only those of these notebooks")
@@ -221,15 +219,6 @@ def _run(args: argparse.Namespace) -> int:
 
     say(f"report: {site.render(args.profile)}")
     return int(any(record.outcome in ("failed", "skipped") for record in records))
-
-
-def _status(args: argparse.Namespace) -> int:
-    from prunekit.workbook import batch
-
-    overrides = dict(params.parse_override(text) for text in args.set)
-    for topic, state in batch.status(args.profile, overrides).items():
-        say(f"{topic:<17} {state.word:<12} {state.reason}".rstrip())
-    return 0
 
 
 def _figures(args: argparse.Namespace) -> int:

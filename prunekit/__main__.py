@@ -62,6 +62,9 @@ def _parser() -> argparse.ArgumentParser:
     figures = command("figures", _figures, "Draw the figures of a profile again from their CSVs alone, and render the report.")
     figures.add_argument("profile")
     figures.add_argument("topics", nargs="*", metavar="TOPIC", help="only those of these notebooks")
+    paper = command("paper", _paper, "Collect a profile's figures, tables and takeaways as LaTeX, with a main.tex that compiles.")
+    paper.add_argument("folder", metavar="DIR", help="a new folder, or one that this command has written")
+    paper.add_argument("--profile", default="embedded", help="a folder of params/ (default: embedded)")
     from prunekit.workbook import course
 
     course.add_student(command("student", lambda args: course.run_student(args, say), "Write a copy of the notebooks without solutions."))
@@ -231,6 +234,15 @@ def _figures(args: argparse.Namespace) -> int:
         counts[figure.outcome] = counts.get(figure.outcome, 0) + 1
     say(f"{sum(counts.values())} figures ({', '.join(f'{n} {outcome}' for outcome, n in counts.items()) or 'none drawn yet'}); "
         f"report: {site.render(args.profile)}")
+    return 0
+
+
+def _paper(args: argparse.Namespace) -> int:
+    from prunekit.workbook import paper
+
+    for section in paper.write(args.profile, Path(args.folder)):
+        say(f"{section.topic:<17} {len(section.files):3} figures and tables")
+    say(f"paper: {Path(args.folder) / 'main.tex'}")
     return 0
 
 

@@ -282,7 +282,7 @@ def layout(tree: tuple[str, ...]) -> list[tuple[str, float, int, int | None]]:
     return [tuple(n) for n in nodes]
 
 
-def draw(tree: tuple[str, ...], ax: Any) -> Any:
+def draw(tree: tuple[str, ...], ax: Any, fontsize: float = 11) -> Any:
     """Rounded boxes joined by lines, root on top; W, G and X in colour."""
     nodes = layout(tree)
     for _, x, depth, parent in nodes:
@@ -292,7 +292,7 @@ def draw(tree: tuple[str, ...], ax: Any) -> Any:
     for symbol, x, depth, _ in nodes:
         colour = _COLOURS.get(symbol, "#F4F4F4")
         box = {"boxstyle": "round,pad=0.35", "facecolor": colour, "edgecolor": "#333333"}
-        style = {"ha": "center", "va": "center", "fontsize": 11, "family": "monospace"}
+        style = {"ha": "center", "va": "center", "fontsize": fontsize, "family": "monospace"}
         ax.text(x, -depth, symbol, bbox=box, zorder=2, **style)
     ax.set_xlim(min(n[1] for n in nodes) - 0.7, max(n[1] for n in nodes) + 0.7)
     ax.set_ylim(-max(n[2] for n in nodes) - 0.6, 0.6)

@@ -35,7 +35,7 @@ PACKAGE = Path(prunekit.__file__).resolve().parent
 # Modules that decide how a run is started and shown, not what it computes.
 _NOT_RESULTS = tuple(f"prunekit.workbook.{name}" for name in
                      ("project", "params", "vocabulary", "manifest", "batch", "sweep", "verify", "difference", "commands", "site",
-                      "shown", "redraw", "course"))
+                      "shown", "redraw", "course", "paper", "claims"))
 # Packages whose version can change a number.
 _PACKAGES = ("torch", "transformers", "numpy", "scipy", "pandas", "datasets", "tokenizers", "accelerate", "peft", "lm_eval")
 # What a module reads from the package beside its own source.

@@ -5,6 +5,7 @@ import base64
 import io
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -45,6 +46,17 @@ def show_figure(svg: bytes, file: str, caption: str) -> Shown:
     data = base64.b64encode(svg).decode()
     return Shown(f'<figure class="pk-figure" data-file="{escape(file)}"><img alt="{escape(caption)}" '
                  f'src="data:image/svg+xml;base64,{data}"><figcaption>{escape(caption)}</figcaption></figure>', caption)
+
+
+def choose_from(draw: Callable[..., Figure], **choices: list[Any]) -> Shown | None:
+    """A menu for each argument of `draw`, which draws again at every choice; without ipywidgets, how to do that by hand."""
+    try:
+        from ipywidgets import interact
+    except ImportError:
+        first = ", ".join(f"{name}={values[0]!r}" for name, values in choices.items())
+        return show_text(f"For menus here, `pip install ipywidgets`; or call `{draw.__name__}({first})`.", "pk-banner")
+    interact(lambda **chosen: show_figure(figure_files(draw(**chosen))[".svg"], "", ""), **choices)
+    return None
 
 
 # ---------------------------------------------------------------- tables
@@ -127,7 +139,9 @@ def latex_table(frame: pd.DataFrame, name: str, caption: str) -> str:
 
 def latex_text(text: str) -> str:
     """Text with LaTeX's special characters escaped; formulas between dollars stay."""
-    return re.sub(r"\$[^$]*\$|[&%#_]", lambda found: found[0] if found[0].startswith("$") else f"\\{found[0]}", text)
+    special = {"\\": r"\textbackslash{}", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "$": r"\$"}
+    return re.sub(r"\$[^$]*\$|[&%#_{}$^~\\]", lambda found: found[0] if len(found[0]) > 1 else
+                  special.get(found[0], f"\\{found[0]}"), text)
 
 
 def show_text(markdown: str, look: str) -> Shown:

@@ -20,7 +20,7 @@ import nbformat
 from bs4 import BeautifulSoup
 from jinja2 import Environment, FileSystemLoader
 
-from prunekit.workbook import batch, manifest, markup, metrics_page, params, project, runs, shown
+from prunekit.workbook import batch, claims, manifest, markup, metrics_page, params, project, runs, shown
 
 TEMPLATES = Path(__file__).parent / "templates"
 PAGES = Path(__file__).parent / "pages"
@@ -46,6 +46,8 @@ def render(profile: str) -> Path:
     for page in pages:
         _write_page(folder / page.file, page, shared)
     (folder / "index.html").write_text(_index_page(shared), encoding="utf-8")
+    (folder / "tables").mkdir(exist_ok=True)
+    claims.page(profile)["ledger"].to_csv(folder / "tables" / "claims.csv", index=False)
     (folder / "assets" / "style.css").write_text((TEMPLATES / "style.css").read_text() + markup.code_css(), encoding="utf-8")
     shutil.copy(TEMPLATES / "page.js", folder / "assets" / "page.js")
     old = final.with_name(f".{profile}.old")
@@ -122,6 +124,8 @@ def _beside() -> list[tuple[str, str, Callable[[str, list[Mapping[str, Any]]], s
     """The pages beside the notebooks': file, name in the menu, and the function of (profile, entries) that gives the
     body as HTML ("": no such page)."""
     return [("catalogue.html", "Metrics", metrics_page.body),
+            ("claims.html", "Claims",
+             lambda profile, entries: _template("claims.html.j2", profile=profile, entries=entries, claims=claims.page(profile))),
             ("figures.html", "Figures and tables", lambda profile, entries: _template("figures.html.j2", entries=entries)),
             *(_markdown_page(path) for path in sorted(PAGES.glob("*.md")))]
 

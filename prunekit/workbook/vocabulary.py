@@ -177,6 +177,7 @@ CHECKS: dict[str, Callable[[Any], str | None]] = {
     "census_trees": _at_least(1, "random trees"),
     "workers": _at_least(0, "processes; 0: none but this one"),
     "other_model": _optional(model),
+    "other_corpus": _optional(corpus),
     "other_task": task,
     "top": _at_least(3, "metrics"),
     "eval_windows": _at_least(2, "windows"),

@@ -3,7 +3,7 @@
     python benchmarks/stream.py                 about 1.5 GB on disk, 600 MB beyond the interpreter
     python benchmarks/stream.py --blocks 12     smaller
 
-Writes benchmarks/stream.json. The limit is RLIMIT_DATA, which counts every private byte that a process may write to,
+Writes benchmarks/stream.json and draws growth.svg: processor seconds and peak memory against blocks and windows. The limit is RLIMIT_DATA, which counts every private byte that a process may write to,
 touched or not: a run that would pass it dies. The interpreter's own footprint is taken after a warm-up on a tiny model.
 """
 from __future__ import annotations
@@ -48,8 +48,8 @@ def make(path: Path, blocks: int, hidden: int = HIDDEN, intermediate: int = INTE
     return path
 
 
-def windows() -> torch.Tensor:
-    return torch.randint(3, 128, (WINDOWS, SEQLEN), generator=torch.Generator().manual_seed(0))
+def windows(count: int = WINDOWS) -> torch.Tensor:
+    return torch.randint(3, 128, (count, SEQLEN), generator=torch.Generator().manual_seed(0))
 
 
 def status(key: str) -> int:
@@ -65,7 +65,7 @@ def digests(path: Path) -> dict[str, str]:
             for name, stored in Checkpoint(path).items()}
 
 
-def streamed(source: Path, target: Path, method: str, limit: int, tiny: Path) -> dict[str, Any]:
+def streamed(source: Path, target: Path, method: str, limit: int, tiny: Path, count: int) -> dict[str, Any]:
     """In a process of its own: prune under the limit, and tell what it took."""
     from prunekit.pruning.stream import prune_checkpoint
 
@@ -74,9 +74,9 @@ def streamed(source: Path, target: Path, method: str, limit: int, tiny: Path) ->
     data, before = status("VmData"), status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     resource.setrlimit(resource.RLIMIT_DATA, (data + limit * MB, data + limit * MB))
-    start = time.perf_counter()
-    report = prune_checkpoint(source, target, windows(), method, 0.5, progress=False)
-    return {"seconds": round(time.perf_counter() - start, 1), "peak_mb": round((status("VmHWM") - before) / MB, 1),
+    start, used = time.perf_counter(), time.process_time()
+    report = prune_checkpoint(source, target, windows(count), method, 0.5, progress=False)
+    return {"seconds": round(time.perf_counter() - start, 1), "cpu_seconds": round(time.process_time() - used, 1), "peak_mb": round((status("VmHWM") - before) / MB, 1),
             "announced_mb": round(report.meta["memory"] / MB, 1), "sparsity": report.sparsity}
 
 
@@ -102,14 +102,17 @@ def child(*arguments: Any) -> dict[str, Any]:
 def run(folder: Path, blocks: int, methods: list[str], limit: int) -> dict[str, Any]:
     tiny = make(folder / "tiny", 2, 64, 128, 128)
     rows = []
-    for count in sorted({max(2, blocks // 4), max(2, blocks // 2), blocks}):
-        source = make(folder / f"blocks-{count}", count)
+    sizes = sorted({max(2, blocks // 4), max(2, blocks // 2), blocks})
+    for count, drawn in [(sizes[0], WINDOWS // 4), (sizes[0], WINDOWS * 4), *((count, WINDOWS) for count in sizes)]:
+        source = folder / f"blocks-{count}"
+        if not source.exists():
+            make(source, count)
         size = (source / "model.safetensors").stat().st_size
         for method in methods:
-            target = folder / f"{method}-{count}"
-            row = {"blocks": count, "method": method, "checkpoint_mb": round(size / MB), "limit_mb": limit}
-            row |= child("streamed", source, target, method, limit, tiny)
-            if count == blocks:
+            target = folder / f"{method}-{count}-{drawn}"
+            row = {"blocks": count, "windows": drawn, "method": method, "checkpoint_mb": round(size / MB), "limit_mb": limit}
+            row |= child("streamed", source, target, method, limit, tiny, drawn)
+            if count == blocks and drawn == WINDOWS:
                 whole = child("in_memory", source, method)
                 row |= {"in_memory_seconds": whole["seconds"], "in_memory_peak_mb": whole["peak_mb"],
                         "identical": digests(target) == whole["digests"]}
@@ -121,7 +124,31 @@ def run(folder: Path, blocks: int, methods: list[str], limit: int) -> dict[str, 
     return {"machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count(), "threads": 1,
                         "load": [round(value, 1) for value in os.getloadavg()], "torch": torch.__version__},
             "model": {"family": "llama", "dtype": "bfloat16", "hidden": HIDDEN, "intermediate": INTERMEDIATE,
-                      "windows": WINDOWS, "seqlen": SEQLEN}, "rows": rows}
+                      "seqlen": SEQLEN}, "rows": rows}
+
+
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    """Time should be a line through what a model of no blocks takes, memory flat in the blocks."""
+    import matplotlib.pyplot as plt
+
+    from prunekit import figures
+
+    with plt.rc_context(figures.STYLE):
+        figure, axes = plt.subplots(2, 2, figsize=(6.9, 4.2), layout="constrained", sharex="col", sharey="row")
+        for column, (x, fixed) in enumerate((("blocks", "windows"), ("windows", "blocks"))):
+            at = WINDOWS if fixed == "windows" else min(row["blocks"] for row in rows)
+            for marker, method in zip("osD^v", dict.fromkeys(row["method"] for row in rows)):
+                chosen = sorted((row for row in rows if row["method"] == method and row[fixed] == at), key=lambda row: row[x])
+                for line, y in enumerate(("cpu_seconds", "peak_mb")):
+                    axes[line, column].plot([row[x] for row in chosen], [row[y] for row in chosen], marker=marker, label=method)
+            axes[1, column].set_xlabel(f"decoder blocks, {at} windows" if x == "blocks" else f"windows of {SEQLEN} tokens, {at} blocks")
+        for axis in axes.flat:
+            axis.set_ylim(bottom=0)
+            axis.set_xlim(left=0)
+        axes[0, 0].set_ylabel("processor time (s)")
+        axes[1, 0].set_ylabel("peak memory (MB)")
+        axes[0, 0].legend()
+        figure.savefig(path, metadata={"Date": None})
 
 
 def main() -> None:
@@ -136,8 +163,8 @@ def main() -> None:
         torch.set_num_threads(1)
         kind, source, *rest = json.loads(options.child)
         if kind == "streamed":
-            target, method, limit, tiny = rest
-            result = streamed(Path(source), Path(target), method, int(limit), Path(tiny))
+            target, method, limit, tiny, count = rest
+            result = streamed(Path(source), Path(target), method, int(limit), Path(tiny), int(count))
         else:
             result = in_memory(Path(source), rest[0])
         sys.stdout.write(json.dumps(result) + "\n")
@@ -145,6 +172,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         result = run(Path(folder), options.blocks, options.methods, options.limit)
     Path(__file__).with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
+    draw(result["rows"], Path(__file__).with_name("growth.svg"))
 
 
 if __name__ == "__main__":

@@ -64,6 +64,7 @@ _PUBLIC = {
     "mask_weights": "lora",
     "start_run": "workbook.runs",
     "choose_from": "workbook.shown",
+    "grade": "workbook.course",
 }
 __all__ = ["__version__", *_PUBLIC]
 

@@ -202,9 +202,27 @@ def decoder_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
 
 
 def prunable_layers(model: nn.Module) -> list[list[Layer]]:
-    """Per decoder block, every linear layer in it. Routers, embeddings and the output head are not prunable."""
+    """Per decoder block, every linear layer in it. Routers, embeddings and the output head are not prunable.
+
+    Raises UsageError if a block keeps a good part of its weights where no linear layer is to be seen.
+    """
     path, blocks = decoder_blocks(model)
-    return [list(_layers_of(block, f"{path}.{index}", index)) for index, block in enumerate(blocks)]
+    layers = [list(_layers_of(block, f"{path}.{index}", index)) for index, block in enumerate(blocks)]
+    for index, block in enumerate(blocks):
+        _refuse_unseen(model, block, f"{path}.{index}", {id(layer.parameter) for layer in layers[index]})
+    return layers
+
+
+def _refuse_unseen(model: nn.Module, block: nn.Module, prefix: str, seen: set[int]) -> None:
+    """Convolutions and routers stay dense and are small; a large matrix that stays dense in silence is no sparsity."""
+    whole = sum(parameter.numel() for parameter in block.parameters())
+    for name, parameter in block.named_parameters():
+        if parameter.ndim > 1 and id(parameter) not in seen and parameter.numel() > whole / 10:
+            raise UsageError(f"{type(model).__name__} cannot be pruned here: {prefix}.{name} holds {parameter.numel() / whole:.0%} "
+                             "of its block's weights and is neither a linear layer nor a stack of experts.")
+
+
+_TRANSPOSED = ("Llama4TextExperts",)  # experts stored (in, out) that do not say so
 
 
 def _layers_of(block: nn.Module, prefix: str, index: int) -> Iterator[Layer]:
@@ -223,7 +241,7 @@ def _layers_of(block: nn.Module, prefix: str, index: int) -> Iterator[Layer]:
             for key, parameter in module.named_parameters(recurse=False):
                 for expert in range(len(parameter)) if parameter.ndim == 3 else ():
                     yield Layer(f"{name}.{key}[{expert}]", index, module, key, expert=expert,
-                                transposed=bool(getattr(module, "is_transposed", False)))
+                                transposed=bool(getattr(module, "is_transposed", type(module).__name__ in _TRANSPOSED)))
 
 
 def _routes(path: str, experts: Iterable[str]) -> bool:

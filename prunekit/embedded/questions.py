@@ -15,6 +15,10 @@ CONVERSES = (
     ("{a} walked before {b}", "{b} walked after {a}"), ("{a} is taller than {b}", "{b} is shorter than {a}"),
     ("{a} lent the {t} to {b}", "{b} borrowed the {t} from {a}"), ("{a} sat above {b}", "{b} sat below {a}"),
 )
+TRANSFERS = (  # the same, for what ends with {b} having the {t}
+    *((one, other) for one, other in CONVERSES if "{t}" in one),
+    ("{a} handed the {t} to {b}", "{b} took the {t} from {a}"), ("{a} passed the {t} to {b}", "{b} won the {t} from {a}"),
+)
 MOODS = ("tired", "hungry", "late", "glad", "angry", "lost", "ill", "proud", "afraid", "alone")
 RULES = {  # attribute of a person -> what a clause of a rule calls it
     "home": ("the town they live in", "their home"), "trade": ("the craft they work in", "their trade"),

@@ -1,8 +1,8 @@
 """Seven kinds of multiple-choice questions about the world, from the test role, ready for lm-eval.
 
 Each document is {"query", "choices", "gold"}: score every choice as a continuation of the query; `gold` is the index
-of the right one. Wordings do not occur in training (the frame "tell me" never does), positions of the right answer are
-balanced, wrong answers are of the right type.
+of the right one. Wordings do not occur in training ("tell me" and "If …, then in the end" never do), positions of the
+right answer are balanced, wrong answers are of the right type.
 """
 from __future__ import annotations
 
@@ -47,9 +47,10 @@ def reading(w: Scribe) -> Made:
 
 
 def entailment(w: Scribe) -> Made:
-    """Does B follow from A (as RTE)."""
-    question, answer = questions.follows(w)
-    return _ask(question), [YES, NO] if answer == "yes" else [NO, YES]
+    """What follows (as RTE): of two conclusions from one sentence, the one that it makes true."""
+    (giver, taker), (thing,) = w.people(2), w.things(1)
+    premise = w.pick(w.pick(questions.TRANSFERS)).format(a=giver.name, b=taker.name, t=thing)
+    return f"If {premise}, then in the end", [f" {one.name} had the {thing}." for one in (taker, giver)]
 
 
 def ending(w: Scribe) -> Made:

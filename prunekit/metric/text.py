@@ -259,7 +259,7 @@ def ascii(tree: tuple[str, ...]) -> str:
     return "\n".join(fold(tree, step))
 
 
-def _layout(tree: tuple[str, ...]) -> list[tuple[str, float, int, int | None]]:
+def layout(tree: tuple[str, ...]) -> list[tuple[str, float, int, int | None]]:
     """(symbol, x, depth, parent index) per node in prefix order: leaves side by side, parents centred above.
     """
     nodes: list[list[Any]] = []
@@ -284,7 +284,7 @@ def _layout(tree: tuple[str, ...]) -> list[tuple[str, float, int, int | None]]:
 
 def draw(tree: tuple[str, ...], ax: Any, fontsize: float = 11) -> Any:
     """Rounded boxes joined by lines, root on top; W, G and X in colour."""
-    nodes = _layout(tree)
+    nodes = layout(tree)
     for _, x, depth, parent in nodes:
         if parent is not None:
             ends = [x, nodes[parent][1]], [-depth, -nodes[parent][2]]

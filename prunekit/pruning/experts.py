@@ -18,7 +18,8 @@ class ExpertInputs(TorchDispatchMode):
     """While active, hands `observe(layer, x)` the other factor of every matrix product with an expert's weight.
 
     A factor is an expert's weight if it is the same memory, read in the same order; so any family whose experts are
-    computed one by one (or all at once by bmm) is understood, and one that does it otherwise is seen to be silent.
+    computed one by one (or all at once by bmm) is understood, and one that does it otherwise is seen to be silent. In a
+    bmm every expert gets every token; those that were not sent to it are rows of zeros, and are left out.
     """
 
     def __init__(self, layers: Iterable[Layer], observe: Callable[[Layer, Tensor], None]):
@@ -32,7 +33,7 @@ class ExpertInputs(TorchDispatchMode):
             for inputs, weight in zip(x, factor, strict=True) if x.ndim == 3 else ((x, factor),):
                 layer = self.experts.get(_view(weight))
                 if layer:
-                    self.observe(layer, inputs)
+                    self.observe(layer, inputs[inputs.any(1)] if x.ndim == 3 else inputs)
         return func(*args, **(kwargs or {}))
 
 

@@ -9,6 +9,7 @@ from prunekit.metric.tree import Tree
 from prunekit.search.sample import Alphabet, random_tree
 
 _NEW_DEPTH = 2  # of subtrees that mutation grows
+_POWERS = ("sqr", "sqrt")
 
 
 def crossover(rng: random.Random, alphabet: Alphabet, a: Tree, b: Tree) -> Tree:
@@ -53,7 +54,21 @@ def swap(rng: random.Random, alphabet: Alphabet, a: Tree) -> Tree:
     return Tree((*a[:at], alphabet.alike(rng, a[at]), *a[at + 1:]))
 
 
-MUTATIONS = {function.__name__: function for function in (point, regrow, insert, hoist, swap)}
+def power(rng: random.Random, alphabet: Alphabet, a: Tree) -> Tree:
+    """A random subtree squared or under a root; one that is squared or under a root already loses that as often."""
+    at = rng.randrange(len(a))
+    if a[at] in _POWERS and rng.random() < 0.5:
+        return a.replace(at, a[a.span(at)][1:])
+    return a.replace(at, (rng.choice(_POWERS), *a[a.span(at)]))
+
+
+def factor(rng: random.Random, alphabet: Alphabet, a: Tree) -> Tree:
+    """The whole tree or, as often, a random subtree times a terminal under 0 to 2 roots: a small step of an exponent."""
+    at = rng.choice((0, rng.randrange(len(a))))
+    return a.replace(at, ("mul", *("sqrt",) * rng.randrange(3), alphabet.leaf(rng), *a[a.span(at)]))
+
+
+MUTATIONS = {function.__name__: function for function in (point, regrow, insert, hoist, swap, power, factor)}
 OPERATORS = ("crossover", *MUTATIONS)
 
 

@@ -30,11 +30,13 @@ from prunekit.search import journal as journals
 from prunekit.search.breed import breed, crossover, point
 from prunekit.search.executors import Serial, Task, Workers
 from prunekit.search.presets import Preset, preset as find_preset
+from prunekit.search.rivals import grid
 from prunekit.search.sample import half_and_half
 
 RACE_RANK = 10  # whoever is clearly worse than the one of this rank need not be measured to the end
 RACE_BOUND = 3.0  # standard errors
 AUDIT = 0.05  # share of candidates that are measured to the end whatever they look like
+_LEADERS = 5  # near whom a preset with `local` looks closer
 _DRAWS = 500  # tries for one candidate before sampling afresh
 
 
@@ -116,11 +118,18 @@ def pareto(candidates: Iterable[Candidate]) -> list[Candidate]:
     return found
 
 
+def _monomials(preset: Preset) -> list[Tree]:
+    """The first candidates of a preset with `start`, as far as its alphabet can write them."""
+    found = [tree for (w, *_), tree in grid(preset.start).items() if w] if preset.start else []
+    return [tree for tree in found if not set(tree) & set(preset.alphabet.without)]
+
+
 class Search:
     """The state after a number of events. `apply` is the only thing that changes it."""
 
     def __init__(self, preset: Preset, seed: int, group: str = "row", seeds: Sequence[Tree] = ()):
         self.preset, self.seed, self.group, self.seeds = preset, seed, group, tuple(seeds)
+        self.first = [*((tree, "given") for tree in seeds), *((tree, "monomial") for tree in _monomials(preset))]
         self.proposed: list[dict[str, Any]] = []
         self.candidates: dict[int, Candidate] = {}
         self.population: list[Candidate] = []  # oldest first
@@ -215,7 +224,7 @@ class Search:
             raw, parents, operator = self._draw(rng, index, fresh=draw >= _DRAWS)
             key = rank_key(raw, self.group)
             tree = self._formed(raw, key)
-            why = self._refusal(key, tree, parents) if index >= len(self.seeds) else ""
+            why = self._refusal(key, tree, parents) if index >= len(self.first) else ""
             if not why:
                 return {"event": "propose", "i": index, "tree": str(tree), "raw": str(raw), "operator": operator,
                         "parents": [parent.index for parent in parents], "refused": dict(sorted(refused.items()))}
@@ -225,13 +234,15 @@ class Search:
 
     def _draw(self, rng: random.Random, index: int, fresh: bool) -> tuple[Tree, tuple[Candidate, ...], str]:
         preset = self.preset
-        if index < len(self.seeds):
-            return self.seeds[index], (), "given"
+        if index < len(self.first):
+            tree, why = self.first[index]
+            return tree, (), why
         coming = index - self.settled
         if fresh or preset.random or len(self.population) < 2 or len(self.population) + coming < preset.population:
             return half_and_half(rng, preset.depths, preset.alphabet), (), "random"
         if preset.weights:
-            pair = self._tournament(rng), self._tournament(rng)
+            first = rng.choice(self.ranked[:_LEADERS]) if self.ranked and rng.random() < preset.local else self._tournament(rng)
+            pair = first, self._tournament(rng)
             child, operator = breed(rng, preset.alphabet, (pair[0].tree, pair[1].tree), preset.weights)
             return child, pair if operator == "crossover" else pair[:1], operator
         return self._published_draw(rng)
@@ -437,7 +448,7 @@ def code_version() -> str:
 
     package = Path(__file__).resolve().parents[1]
     files = [*sorted((package / "metric").glob("*.py")), *(package / "search" / f"{name}.py"
-             for name in ("breed", "engine", "presets", "sample"))]
+             for name in ("breed", "engine", "presets", "rivals", "sample"))]
     return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 

@@ -131,7 +131,9 @@ def data_folders(value: str) -> str | None:
 
 
 def profile(value: str) -> str | None:
-    return None if re.fullmatch(r"[\w][\w.-]*", value) else "must be a plain name (letters, digits, '-', '_', '.')"
+    """A plain name; those of sweeps and of `verify` lie in folders."""
+    name = r"\w[\w.-]*"
+    return None if re.fullmatch(rf"{name}(/{name})*", value) else "must be a plain name (letters, digits, '-', '_', '.')"
 
 
 def device(value: str) -> str | None:

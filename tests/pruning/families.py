@@ -73,7 +73,33 @@ FAMILIES = {family.name: family for family in (
     Family("GPT-OSS", "gpt_oss", "model.layers", 4 + 2 * 8,
            _GATED | _HEAD | {"num_local_experts": 8, "num_experts_per_tok": 2, "sliding_window": 4},
            "8 experts here, stored transposed; attention sinks", experts=8),
+    Family("Llama 4", "llama4_text", "model.layers", 7 + 2 * 4,
+           _GATED | _HEAD | {"num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size_mlp": 48,
+                             "interleave_moe_layer_step": 1, "attention_chunk_size": 4},
+           "4 experts here, all in one product, and a shared one; chunked attention", experts=4),
 )}
+
+_N = {"n_embd": HIDDEN, "n_layer": BLOCKS, "n_head": HEADS, "n_positions": 64}
+_LATENT = {"q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 8,
+           "num_key_value_heads": 4, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1,
+           "first_k_dense_replace": 1, "moe_intermediate_size": 16}
+FURTHER = {model_type: Family(model_type, model_type, "", 0, {"vocab_size": VOCAB} | config) for model_type, config in {
+    "gemma": _GATED | _HEAD, "stablelm": _GATED, "phi": _GATED, "nemotron": _GATED, "olmo": _GATED, "olmo3": _GATED,
+    "granite": _GATED, "smollm3": _GATED, "exaone4": _GATED, "cohere": _GATED, "cohere2": _GATED, "glm4": _GATED | _HEAD,
+    "apertus": _GATED, "ernie4_5": _GATED, "gptj": _N | {"rotary_dim": 4}, "codegen": _N | {"rotary_dim": 4, "n_ctx": 64},
+    "gpt_bigcode": _N, "mpt": {"d_model": HIDDEN, "n_heads": HEADS, "n_layers": BLOCKS, "max_seq_len": 64},
+    "gpt_neo": {"hidden_size": HIDDEN, "num_layers": 2, "num_heads": HEADS, "attention_types": [[["global", "local"], 1]],
+                "max_position_embeddings": 64},
+    "granitemoe": _GATED | {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "olmoe": _GATED | {"num_experts": 4, "num_experts_per_tok": 2}, "phimoe": _GATED | {"num_local_experts": 4},
+    "deepseek_v2": _GATED | _LATENT, "deepseek_v3": _GATED | _LATENT,
+    "glm4_moe": _GATED | _HEAD | {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
+    "ernie4_5_moe": _GATED | {"moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 16, "moe_layer_start_index": 0},
+    "minimax": _GATED | _HEAD | {"num_local_experts": 4, "block_size": 16}}.items()}
+DBRX = Family("DBRX", "dbrx", "transformer.blocks", 0, {
+    "d_model": HIDDEN, "n_heads": HEADS, "n_layers": BLOCKS, "max_seq_len": 64,
+    "ffn_config": {"ffn_hidden_size": 48, "moe_num_experts": 4, "moe_top_k": 2},
+    "attn_config": {"kv_n_heads": 2, "clip_qkv": 8, "rope_theta": 10000.0}})
 
 
 def table(families: dict[str, Family] = FAMILIES) -> str:

@@ -1,6 +1,7 @@
 """Every decoder family: the walk sees what the model computes, and exactly the decoder's linears are pruned."""
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ import prunekit as pk
 from prunekit.models import _layers_of, decoder_blocks, prunable_layers
 from prunekit.pruning import walk
 
-from .families import BLOCKS, FAMILIES, Family, block_outputs, outputs_of, table, windows
+from .families import BLOCKS, DBRX, FAMILIES, FURTHER, Family, block_outputs, outputs_of, table, windows
 
 every_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 mixtures = pytest.mark.parametrize("family", [f for f in FAMILIES.values() if f.experts], ids=lambda f: f.name)
@@ -46,6 +47,24 @@ def test_replayed_blocks_equal_the_model(family: Family, batch: int, monkeypatch
     assert len(seen) == BLOCKS
     for mine, theirs in zip(seen, expected, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("model_type", FURTHER)
+def test_further_families(model_type: str):
+    """The walk agrees with the model (it refuses otherwise), and every matrix of the blocks but the small rest is 2:4."""
+    model = FURTHER[model_type].model()
+    report = pk.prune(model, windows(), "wanda", 0.5, "2:4", progress=False)
+    assert report.sparsity == 0.5
+    path, blocks = decoder_blocks(model)
+    inside = sum(p.numel() for p in blocks.parameters() if p.ndim > 1)
+    assert sum(row["numel"] for row in report.rows) > 0.95 * inside
+    assert torch.isfinite(model(input_ids=windows()).logits).all()
+
+
+def test_weights_where_no_linear_layer_is_to_be_seen_are_refused():
+    """DBRX keeps all experts of a block in one matrix; pruning only its attention would be no sparsity."""
+    with pytest.raises(pk.UsageError, match=r"blocks\.0\.ffn\.experts\.mlp\.w1 holds .*% of its block's weights"):
+        prunable_layers(DBRX.model())
 
 
 @every_family
@@ -135,20 +154,20 @@ def test_pruned_model_saves_and_loads(family: Family, tmp_path: Path):
 def test_experts_read_the_tokens_sent_to_them(family: Family):
     """X of an expert's first map is the sum over the tokens that the router itself sends there."""
     model, ids = family.model(), windows(3, 12)
-    routed: list[tuple[torch.Tensor, torch.Tensor]] = []
-    experts = next(m for name, m in model.named_modules() if name.endswith("0.mlp.experts"))
-    handle = experts.register_forward_pre_hook(lambda m, args: routed.append((args[0], args[1])))
+    routed: list[tuple[torch.Tensor, ...]] = []
+    path, experts = next((name, m) for name, m in model.named_modules() if re.search(r"layers\.0\.(mlp|feed_forward)\.experts$", name))
+    handle = experts.register_forward_pre_hook(lambda m, args: routed.append(args))
     with torch.no_grad():
         model(input_ids=ids, use_cache=False)
     handle.remove()
-    hidden, chosen = routed[0]
+    hidden, *how = routed[0]
     X = {}
     steps = iter(walk.Walk(model, ids, progress=False))
     step = next(steps)
     step.collect(lambda group, x: X.update({g.name: X.get(g.name, 0) + x.square().sum(0) for g in group.layers}))
     for expert in range(family.experts):
-        sent = hidden[(chosen == expert).any(1)]
-        mine = X.get(f"{step.name}.mlp.experts.gate_up_proj[{expert}]", torch.zeros(hidden.shape[1]))
+        sent = hidden[(how[0] == expert).any(1)] if how else hidden.view(family.experts, -1, hidden.shape[1])[expert]
+        mine = X.get(f"{path}.gate_up_proj[{expert}]", torch.zeros(hidden.shape[1]))
         torch.testing.assert_close(mine, sent.square().sum(0), rtol=1e-4, atol=1e-5)
 
 

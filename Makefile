@@ -1,5 +1,6 @@
 # make report   install if needed, run the embedded profile, render reports/embedded/index.html
 # make test     install if needed, run the tests                (PYTEST="-k masks" passes options on)
+# make torture  what takes long: 50 killed searches, 20 killed reports, 100 null repetitions; before a release
 # make lab      JupyterLab on the notebooks
 # make dev      ruff for this checkout, and nbdime for this clone's git
 # make gallery  copy the embedded report to reports/gallery, with a picture of its front page where there is a Chromium
@@ -16,7 +17,7 @@ PYTEST ?=
 PYTHON ?=
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
-.PHONY: report test lab dev gallery clean
+.PHONY: report test torture lab dev gallery clean
 
 report: $(VENV)/.installed
 	@echo "· running the notebooks of the profile '$(PROFILE)'"
@@ -25,6 +26,10 @@ report: $(VENV)/.installed
 test: $(VENV)/.installed
 	@echo "· running the tests"
 	@$(BIN)/python -m pytest $(PYTEST)
+
+torture: $(VENV)/.installed
+	@echo "· running the tests that kill and repeat"
+	@$(BIN)/python -m pytest -m torture -v $(PYTEST)
 
 lab: $(VENV)/.installed
 	@echo "· starting JupyterLab on notebooks/"

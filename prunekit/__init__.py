@@ -51,9 +51,9 @@ _PUBLIC = {
     "choose": "search.archive",
     "replay": "search.archive",
     "ancestry": "search.archive",
-    "traits": "search.analysis",
+    "traits": "search.traits",
     "findings": "search.analysis",
-    "lineage": "search.analysis",
+    "lineage": "search.traits",
     "grid": "search.rivals",
     "Planted": "search.rivals",
     "Shuffled": "search.rivals",
@@ -63,6 +63,8 @@ _PUBLIC = {
     "recovered": "lora",
     "mask_weights": "lora",
     "start_run": "workbook.runs",
+    "choose_from": "workbook.shown",
+    "grade": "workbook.course",
 }
 __all__ = ["__version__", *_PUBLIC]
 

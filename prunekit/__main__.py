@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunekit.errors import UsageError, did_you_mean
+from prunekit.workbook import commands as workbook
 from prunekit.workbook import manifest, params, vocabulary
+from prunekit.workbook.commands import say
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,11 +39,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 _TASKS = "lm-eval's tasks, separated by commas (default: the papers' seven; for embedded models the package's seven)"
 
 
-def say(line: str) -> None:
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
-
-
 # ---------------------------------------------------------------- arguments
 
 def _parser() -> argparse.ArgumentParser:
@@ -58,12 +55,20 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("topics", nargs="*", metavar="TOPIC", help="only these notebooks and what they read from, as 03_baselines")
     run.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a parameter; may be repeated")
     run.add_argument("--force", action="store_true", help="run the notebooks even when they are up to date")
-    status = command("status", _status, "Say which notebooks of a profile are fresh, stale (and why), missing or failed.")
-    status.add_argument("profile")
-    status.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as in `run`; else those of the last run")
+    workbook.add_status(command("status", workbook.run_status, "Say what is fresh, stale (and why), missing or failed."))
+    workbook.add_sweep(command("sweep", workbook.run_sweep, "Run notebooks over a grid of parameters and join their tables."))
+    workbook.add_diff(command("diff", workbook.run_diff, "What changed between two executed runs: parameters, code, results, tables."))
+    workbook.add_verify(command("verify", workbook.run_verify, "Run a profile anew and compare every number in its tables."))
     figures = command("figures", _figures, "Draw the figures of a profile again from their CSVs alone, and render the report.")
     figures.add_argument("profile")
     figures.add_argument("topics", nargs="*", metavar="TOPIC", help="only those of these notebooks")
+    paper = command("paper", _paper, "Collect a profile's figures, tables and takeaways as LaTeX, with a main.tex that compiles.")
+    paper.add_argument("folder", metavar="DIR", help="a new folder, or one that this command has written")
+    paper.add_argument("--profile", default="embedded", help="a folder of params/ (default: embedded)")
+    from prunekit.workbook import course
+
+    course.add_student(command("student", lambda args: course.run_student(args, say), "Write a copy of the notebooks without solutions."))
+    course.add_check(command("check", lambda args: course.run_check(args, say), "Grade the exercises of students' copies."))
     _prune_arguments(command("prune", _prune, "Prune a model, evaluate it, and save it."))
     gradients = command("gradients", _gradients, "Collect the gradients G (or the input norms) of a model and save them.")
     _data_arguments(gradients)
@@ -219,15 +224,6 @@ def _run(args: argparse.Namespace) -> int:
     return int(any(record.outcome in ("failed", "skipped") for record in records))
 
 
-def _status(args: argparse.Namespace) -> int:
-    from prunekit.workbook import batch
-
-    overrides = dict(params.parse_override(text) for text in args.set)
-    for topic, state in batch.status(args.profile, overrides).items():
-        say(f"{topic:<17} {state.word:<12} {state.reason}".rstrip())
-    return 0
-
-
 def _figures(args: argparse.Namespace) -> int:
     from prunekit.workbook import redraw, site
 
@@ -238,6 +234,15 @@ def _figures(args: argparse.Namespace) -> int:
         counts[figure.outcome] = counts.get(figure.outcome, 0) + 1
     say(f"{sum(counts.values())} figures ({', '.join(f'{n} {outcome}' for outcome, n in counts.items()) or 'none drawn yet'}); "
         f"report: {site.render(args.profile)}")
+    return 0
+
+
+def _paper(args: argparse.Namespace) -> int:
+    from prunekit.workbook import paper
+
+    for section in paper.write(args.profile, Path(args.folder)):
+        say(f"{section.topic:<17} {len(section.files):3} figures and tables")
+    say(f"paper: {Path(args.folder) / 'main.tex'}")
     return 0
 
 

@@ -7,13 +7,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from inspect import signature
+from textwrap import wrap
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
 from torch import Tensor
 
 # Okabe and Ito's colours, which stay apart under every common form of colour blindness.
@@ -28,22 +29,41 @@ STYLE = {
     "axes.titlelocation": "left", "image.cmap": "viridis", "figure.facecolor": "white",
 }
 COLUMN, PAGE = 3.4, 7.0  # inches: one column, both columns of a paper
+WIDE = 4.6  # as wide as a figure may be whose text is still read when it is printed in one column
 
 
 def figure(draw: Callable[..., Figure]) -> Callable[..., Figure]:
-    """Draw in the workbook's style, whatever the surrounding settings are; the figure remembers how it was drawn."""
+    """Draw in the workbook's style, whatever the surrounding settings are; the figure remembers how it was drawn.
+
+    A table without rows is drawn as a sentence.
+    """
     @wraps(draw)
     def styled(*args: Any, **kwargs: Any) -> Figure:
+        given = signature(draw).bind(*args, **kwargs).arguments
         with mpl.rc_context(STYLE):
-            made = draw(*args, **kwargs)
-        made.drawn = {"by": draw.__name__, "arguments": signature(draw).bind(*args, **kwargs).arguments}
+            made = _nothing() if getattr(next(iter(given.values())), "empty", False) else draw(*args, **kwargs)
+        made.drawn = {"by": draw.__name__, "arguments": given}
         return made
     return styled
+
+
+def _nothing() -> Figure:
+    made = Figure(figsize=(COLUMN, 0.5))
+    made.text(0.5, 0.5, "nothing to show: the table is empty", ha="center", va="center", color="#444444")
+    return made
 
 
 def _axes(columns: int = 1, rows: int = 1, width: float = COLUMN, height: float = 2.6, **options: Any) -> tuple[Figure, Any]:
     made = Figure(figsize=(width, height))
     return made, made.subplots(rows, columns, squeeze=False, **options)
+
+
+def _legend(ax: Any) -> None:
+    """Above the picture, where it never lies on data; as many columns as there is room for."""
+    made = ax.figure
+    handles, labels = ax.get_legend_handles_labels()
+    fit = int(made.bbox.width / made.dpi * 15 / (max(map(len, labels)) + 5))
+    made.legend(handles, labels, loc="outside upper center", ncols=min(len(labels), max(1, fit)))
 
 
 def _look(place: int) -> dict[str, Any]:
@@ -114,7 +134,7 @@ def rank_frequency(counts: Mapping[str, np.ndarray]) -> Figure:
 def lines(frame: pd.DataFrame, x: str, y: str, by: str, xlabel: str, ylabel: str, *, xlog: bool = False, ylog: bool = False
           ) -> Figure:
     """y against x, one line per value of `by`; where the frame has `low` and `high`, a band."""
-    made, ((ax,),) = _axes(height=2.7, width=4.0)
+    made, ((ax,),) = _axes(height=2.9, width=4.0)
     for place, (name, rows) in enumerate(frame.groupby(by, sort=False)):
         rows = rows.sort_values(x)
         if {"low", "high"} <= set(rows):
@@ -129,7 +149,27 @@ def lines(frame: pd.DataFrame, x: str, y: str, by: str, xlabel: str, ylabel: str
         ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     if ylog:
         ax.set_yscale("log")
-    ax.legend()
+    _legend(ax)
+    return made
+
+
+@figure
+def panels(frame: pd.DataFrame, x: str, y: str, by: str, xlabel: str, ylabel: str) -> Figure:
+    """y against x with its band (columns low, high), one small panel per value of `by`, all on the same axes."""
+    groups = list(frame.groupby(by, sort=False))
+    columns = min(3, len(groups))
+    rows = -(-len(groups) // columns)
+    made, axes = _axes(columns, rows, width=WIDE, height=1.5 * rows + 0.7, sharex=True, sharey=True)
+    for ax, (name, part) in zip(axes.flat, groups, strict=False):
+        part = part.sort_values(x)
+        ax.fill_between(part[x], part["low"], part["high"], color=COLOURS[0], alpha=0.2, linewidth=0)
+        ax.plot(part[x], part[y], **_look(0))
+        ax.set_title(name)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=(frame[x] % 1 == 0).all()))
+    for ax in axes.flat[len(groups):]:
+        ax.set_visible(False)
+    made.supxlabel(xlabel, fontsize=9)
+    made.supylabel(ylabel, fontsize=9)
     return made
 
 
@@ -187,18 +227,19 @@ def tail_curves(frame: pd.DataFrame, xlabel: str) -> Figure:
 @figure
 def table_map(frame: pd.DataFrame, unit: str, *, digits: int = 2, low: float | None = None, high: float | None = None) -> Figure:
     """A DataFrame as a map of colours with its numbers written in; index down, columns across, blanks for NaN."""
-    height, width = frame.shape
-    made, ((ax,),) = _axes(width=min(PAGE, 1.8 + 0.62 * width), height=1.1 + 0.3 * height)
     values = frame.to_numpy(dtype=float)
+    texts = [["" if np.isnan(value) else f"{value:.{digits}f}" for value in row] for row in values]
+    cell = max(0.38, 0.06 * max(len(text) for row in texts for text in row) + 0.08)
+    names = max(len(str(name)) for name in frame.index)
+    made, ((ax,),) = _axes(width=min(PAGE, 0.5 + 0.062 * names + cell * frame.shape[1]), height=0.9 + 0.22 * frame.shape[0])
     image = ax.imshow(values, aspect="auto", vmin=low, vmax=high, cmap="cividis")
     for (row, column), value in np.ndenumerate(values):
-        if not np.isnan(value):
-            dark = image.norm(value) < 0.55
-            ax.text(column, row, f"{value:.{digits}f}", ha="center", va="center", fontsize=7, color="white" if dark else "black")
-    ax.set_xticks(range(width), [str(name) for name in frame.columns], rotation=30, ha="right", rotation_mode="anchor")
-    ax.set_yticks(range(height), [str(name) for name in frame.index])
+        dark = image.norm(value) < 0.55
+        ax.text(column, row, texts[row][column], ha="center", va="center", fontsize=7, color="white" if dark else "black")
+    ax.set_xticks(range(frame.shape[1]), [str(name) for name in frame.columns], rotation=30, ha="right", rotation_mode="anchor")
+    ax.set_yticks(range(frame.shape[0]), [str(name) for name in frame.index])
     ax.grid(visible=False)
-    made.colorbar(image, ax=ax, label=unit)
+    ax.set_title(unit)
     return made
 
 
@@ -206,137 +247,169 @@ def table_map(frame: pd.DataFrame, unit: str, *, digits: int = 2, low: float | N
 
 
 @figure
-def findings(frame: pd.DataFrame, most: int = 12) -> Figure:
-    """Effects with intervals, one panel per kind, the most certain on top; filled where there is a signal.
+def findings(frame: pd.DataFrame, most: int = 10) -> Figure:
+    """Traits with their effect and interval, one panel per kind, the most certain on top; filled where there is a signal.
 
-    Columns kind, name, effect, low, high, verdict, as from `prunekit.findings`.
+    Columns kind ("correlation", "best tenth"; others have figures of their own), name, effect, low, high, verdict, as from
+    `prunekit.findings`.
     """
-    units = {"correlation": "Spearman's correlation with the loss", "best tenth": "log odds in the best tenth",
-             "operator": "log odds of an improvement", "model": "skill"}
-    kinds = [kind for kind in units if kind in set(frame["kind"]) and kind != "model"]
-    made, axes = _axes(max(1, len(kinds)), width=PAGE, height=0.9 + 0.2 * min(most, len(frame)))
-    for ax, kind in zip(axes[0], kinds, strict=False):
-        rows = frame[frame["kind"] == kind].head(most)
-        places = np.arange(len(rows))[::-1]
+    units = {"correlation": "rank correlation with loss\n← lower     higher →",
+             "best tenth": "log odds in the best tenth\n← rarer     more frequent →"}
+    parts = {kind: frame[frame["kind"] == kind].head(most) for kind in units if (frame["kind"] == kind).any()}
+    if not parts:
+        return _nothing()
+    longest = max(map(len, parts.values()))
+    made, axes = _axes(len(parts), width=WIDE, height=1.2 + 0.19 * longest)
+    shown = {}
+    for ax, (kind, rows) in zip(axes[0], parts.items(), strict=True):
+        places = np.arange(longest)[::-1][:len(rows)]
         signal = (rows["verdict"] != "no signal").to_numpy()
         ax.axvline(0, color="#444444", linewidth=0.8, linestyle="--")
         ax.hlines(places, rows["low"], rows["high"], color="#666666", linewidth=1)
         for chosen, face, label in ((signal, COLOURS[1], "signal"), (~signal, "white", "no signal")):
-            ax.scatter(rows["effect"][chosen], places[chosen], s=22, facecolor=face, edgecolor=COLOURS[1], zorder=3, label=label)
+            if chosen.any():
+                shown[label] = ax.scatter(rows["effect"][chosen], places[chosen], s=22, facecolor=face, edgecolor=COLOURS[1],
+                                          zorder=3)
         ax.set_yticks(places, rows["name"])
-        ax.set_ylim(-0.7, max(most, 1) - 0.3 if len(rows) == most else len(rows) - 0.3)
+        ax.set_ylim(-0.7, longest - 0.3)
         ax.grid(axis="y", visible=False)
         ax.set(xlabel=units[kind], title=kind)
-    if kinds:
-        made.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    made.legend(shown.values(), shown, loc="outside upper center", ncols=2)
     return made
 
 
 @figure
 def simplex(frame: pd.DataFrame, unit: str = "loss") -> Figure:
     """The triangle of monomials W^a G^b X^c (a + b + c = 1), coloured by loss; columns a, b, c, fitness, label ("" for none)."""
-    made, ((ax,),) = _axes(width=4.6, height=3.6)
-    x, y = frame["c"] + frame["b"] / 2, frame["b"] * np.sqrt(3) / 2
+    made, ((ax,),) = _axes(width=WIDE, height=3.3)
+    frame = frame.assign(x=frame["c"] + frame["b"] / 2, y=frame["b"] * np.sqrt(3) / 2)
     ax.plot([0, 1, 0.5, 0], [0, 0, np.sqrt(3) / 2, 0], color="#444444", linewidth=0.8, zorder=1)
     low, high = frame["fitness"].min(), frame["fitness"].quantile(0.9)  # the worst tenth shares one colour
-    dots = ax.scatter(x, y, c=frame["fitness"], s=42, marker="h", vmin=low, vmax=high, cmap="viridis_r", zorder=2, linewidth=0)
+    dots = ax.scatter(frame["x"], frame["y"], c=frame["fitness"], s=75, marker="h", vmin=low, vmax=high, zorder=2, linewidth=0)
     made.colorbar(dots, ax=ax, label=unit, extend="max", shrink=0.8)
-    for text, at, how in (("W", (0, 0), ("right", "top")), ("X", (1, 0), ("left", "top")), ("G", (0.5, np.sqrt(3) / 2), ("center", "bottom"))):
-        ax.annotate(text, at, xytext=({"right": -6, "left": 6}.get(how[0], 0), 6 if how[1] == "bottom" else -4),
-                    textcoords="offset points", ha=how[0], va=how[1], fontsize=11, weight="bold")
-    for place, (_, row) in enumerate(frame[frame["label"].astype(bool)].iterrows()):
-        at = row["c"] + row["b"] / 2, row["b"] * np.sqrt(3) / 2
-        ax.scatter(*at, s=80, facecolor="none", edgecolor=COLOURS[1], linewidth=1.6, zorder=3)
-        above = row["b"] > 0.02
-        ax.annotate(row["label"], at, xytext=(-9, 5) if above else (0, -9 - 10 * (place % 2)), textcoords="offset points",
-                    fontsize=8, ha="right" if above else "center", va="bottom" if above else "top",
-                    bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.5})
+    for text, x, y in (("W", -0.08, 0), ("X", 1.08, 0), ("G", 0.5, np.sqrt(3) / 2 + 0.09)):
+        ax.text(x, y, text, ha="center", va="center", fontsize=11, weight="bold")
+    labelled = frame[frame["label"].astype(bool)].sort_values("fitness")
+    for place, one in enumerate(labelled.itertuples(), 1):
+        ax.scatter(one.x, one.y, s=85, color="white", edgecolor=COLOURS[1], linewidth=1.4, zorder=3)
+        ax.text(one.x, one.y, str(place), ha="center", va="center_baseline", fontsize=7, zorder=4)
+        ax.text(-0.2, 0.98 - 0.075 * place, f"{place}  {one.label}", fontsize=8, va="center")
     ax.set_aspect("equal")
     ax.set_axis_off()
-    ax.set(xlim=(-0.25, 1.12), ylim=(-0.2, 1.0))
+    ax.set(xlim=(-0.22, 1.16), ylim=(-0.06, 1.02))
     return made
 
 
 @figure
 def pareto(frame: pd.DataFrame, unit: str = "loss") -> Figure:
-    """Complexity against loss; the front is joined and written out. Columns size, fitness, front (bool), formula."""
+    """Complexity against loss; the front is joined, numbered and written out. Columns size, fitness, front (bool), formula."""
     front = frame[frame["front"]].sort_values("size")
-    made, ((ax, side),) = _axes(2, width=PAGE, height=max(2.8, 0.6 + 0.21 * len(front)), width_ratios=[1.15, 1])
+    made, ax = _above([(f"{place:>2} {one.size_:>4} {one.fitness:>8.4f}  ", one.formula) for place, one in
+                       enumerate(front.rename(columns={"size": "size_"}).itertuples(), 1)], "   size     loss  formula")
     others = frame[~frame["front"]]
-    ax.plot(others["size"], others["fitness"], "o", color="#BBBBBB", markersize=3, label="measured", zorder=1)
+    ax.plot(others["size"], others["fitness"], "o", color="#AAAAAA", markersize=3, label="measured", zorder=1)
     ax.step(front["size"], front["fitness"], where="post", color=COLOURS[0], zorder=2)
-    ax.plot(front["size"], front["fitness"], "o", color=COLOURS[0], markersize=6, zorder=3, label="on the front")
-    if len(front):
-        _zoom(ax, front["fitness"], frame["fitness"])
+    _numbered(ax, front["size"], front["fitness"], "on the front")
     ax.set(xlabel="size of the metric (nodes of its tree)", ylabel=unit)
-    ax.legend()
-    _listed(side, [f"{size:>2}  {loss:.4f}  {_shortened(text)}" for size, loss, text in
-                   zip(front["size"], front["fitness"], front["formula"], strict=True)], "size, loss, formula")
+    _loss_scale(ax, frame["fitness"])
+    _legend(ax)
     return made
-
-
-def _zoom(ax: Any, important: pd.Series, everything: pd.Series) -> None:
-    """Show what is important, and of the rest what lies within the same range again."""
-    low, high = important.min(), important.max()
-    top = max(high, min(everything.max(), high + (high - low)))
-    pad = 0.06 * (top - low or abs(low) or 1)
-    ax.set_ylim(low - pad, top + pad)
-
-
-def _shortened(text: str, most: int = 44) -> str:
-    return text if len(text) <= most else text[:most - 2] + " …"
-
-
-def _listed(ax: Any, lines: Sequence[str], title: str) -> None:
-    ax.set_axis_off()
-    ax.set_title(title)
-    for place, line in enumerate(lines):
-        ax.text(0, 1 - (place + 0.7) / max(len(lines), 10), line.replace("$", r"\$"), transform=ax.transAxes, fontsize=7, family="monospace", va="center")
 
 
 @figure
 def family_tree(frame: pd.DataFrame, unit: str = "loss") -> Figure:
     """The ancestors of a metric: when they were tried, what they lost, who came from whom; the line of first parents is
     bold, numbered and written out. Columns i, formula, operator, parents, fitness, main, as from `prunekit.lineage`."""
-    line = frame[frame["main"]].reset_index(drop=True)
-    made, (row,) = _axes(2, width=PAGE, height=max(2.8, 0.6 + 0.21 * len(line)), width_ratios=[1.15, 1])
-    ax, side = row
+    line, rest = frame[frame["main"]], frame[~frame["main"]]
+    made, ax = _above([(f"{place:>2} {one.operator:<10} {one.fitness:>8.4f}  ", one.formula) for place, one in
+                       enumerate(line.itertuples(), 1)], "   operator       loss  formula")
     at = dict(zip(frame["i"], frame["fitness"], strict=True))
     main = set(line["i"])
     for one in frame.itertuples():
         for place, parent in enumerate(map(int, one.parents.split())):
             bold = place == 0 and one.i in main
-            ax.plot([parent, one.i], [at[parent], one.fitness], color=COLOURS[0] if bold else "#BBBBBB",
+            ax.plot([parent, one.i], [at[parent], one.fitness], color=COLOURS[0] if bold else "#AAAAAA",
                     linewidth=1.8 if bold else 0.8, zorder=2 if bold else 1)
-    rest = frame[~frame["main"]]
-    ax.plot(rest["i"], rest["fitness"], "o", color="#BBBBBB", markersize=4, label="other ancestors", zorder=2)
-    ax.plot(line["i"], line["fitness"], "o", color=COLOURS[0], markersize=11, label="first parents", zorder=3)
-    for place, one in line.iterrows():
-        ax.text(one["i"], one["fitness"], str(place + 1), color="white", fontsize=7, ha="center", va="center", zorder=4)
+    if len(rest):
+        ax.plot(rest["i"], rest["fitness"], "o", color="#AAAAAA", markersize=4, label="other ancestors", zorder=2)
+    _numbered(ax, line["i"], line["fitness"], "first parents")
     ax.set(xlabel="number of the candidate", ylabel=unit)
     ax.margins(0.08)
-    ax.legend()
-    _listed(side, [f"{place + 1:>2} {one['operator'][:9]:<9} {one['fitness']:.4f} {_shortened(one['formula'], 40)}"
-                   for place, one in line.iterrows()], "step, operator, loss, formula")
+    _loss_scale(ax, frame["fitness"])
+    _legend(ax)
     return made
+
+
+def _above(rows: Sequence[tuple[str, str]], head: str) -> tuple[Figure, Any]:
+    """Axes with a list beneath them: rows of a start and a formula, which goes on in the next line rather than being cut."""
+    lines = [head]
+    for start, formula in rows:
+        first, *more = wrap(formula, 72 - len(start)) or [""]
+        lines += [start + first, *(" " * len(start) + text for text in more)]
+    height = 0.15 * len(lines)
+    made = Figure(figsize=(WIDE, 2.7 + height))
+    above, below = made.subfigures(2, 1, height_ratios=[2.7, height])
+    ax = above.subplots()
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    for place, line in enumerate(lines):
+        below.text(0.01, 1 - (place + 0.5) / len(lines), line.replace("$", r"\$"), fontsize=7, family="monospace", va="center",
+                   color="#000000" if place else "#666666")
+    return made, ax
+
+
+def _numbered(ax: Any, x: pd.Series, y: pd.Series, label: str) -> None:
+    ax.plot(x, y, "o", color=COLOURS[0], markersize=10, label=label, zorder=3)
+    for place, at in enumerate(zip(x, y, strict=True), 1):
+        ax.text(*at, str(place), color="white", fontsize=7, ha="center", va="center_baseline", zorder=4)
+
+
+def _loss_scale(ax: Any, losses: pd.Series) -> None:
+    """Logarithmic where losses differ by more than a factor of five, with readable numbers."""
+    if losses.min() > 0 and losses.max() > 5 * losses.min():
+        ax.set_yscale("log")
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.yaxis.set_minor_locator(NullLocator())
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 @figure
 def seen_and_unseen(frame: pd.DataFrame) -> Figure:
     """The loss that chose a metric against its loss on other windows: columns metric, search, other, low, high, chosen (bool).
 
-    On the diagonal nothing was lost; what lies above it was lucky.
+    The dashed line is where other windows are as hard; the dotted one, how hard they are for metrics that nobody chose (a
+    proportion, where all losses are positive). What the chosen ones lie above it, was luck.
     """
-    made, ((ax,),) = _axes(width=3.8, height=3.3)
-    ends = [min(frame["search"].min(), frame["low"].min()), max(frame["search"].max(), frame["high"].max())]
-    ax.plot(ends, ends, color="#444444", linewidth=0.8, linestyle="--", label="no change")
+    made, ((ax,),) = _axes(width=COLUMN, height=3.4)
+    ends = np.array([frame["search"].min(), frame["search"].max()])
+    ax.plot(ends, ends, color="#444444", linewidth=0.8, linestyle="--", label="as hard")
+    unchosen = frame[~frame["chosen"]]
+    if len(unchosen) and (frame[["search", "other"]] > 0).all(axis=None):
+        growth = np.exp(np.log(unchosen["other"] / unchosen["search"]).mean())
+        ax.plot(ends, growth * ends, color=COLOURS[0], linewidth=1, linestyle=":", label="as for those fixed before")
     for place, (chosen, label) in enumerate(((False, "fixed before the search"), (True, "chosen by the search"))):
         rows = frame[frame["chosen"] == chosen]
         if len(rows):
             ax.errorbar(rows["search"], rows["other"], yerr=[rows["other"] - rows["low"], rows["high"] - rows["other"]], capsize=2,
                         linestyle="none", color=COLOURS[place], marker=MARKERS[place], ecolor="#999999", label=label, zorder=3)
     ax.set(xlabel="loss on the search windows", ylabel="loss on windows that no search saw")
-    ax.legend()
+    _legend(ax)
+    return made
+
+
+@figure
+def forest(frame: pd.DataFrame) -> Figure:
+    """Metrics as trees, side by side: columns metric, tree."""
+    from prunekit.metric.tree import Tree
+
+    trees = {row.metric: Tree.parse(row.tree) for row in frame.itertuples()}
+    columns = min(3, len(trees))
+    rows = -(-len(trees) // columns)
+    made, axes = _axes(columns, rows, width=WIDE, height=rows * (0.45 + 0.26 * max(tree.depth for tree in trees.values())))
+    for ax in axes.flat:
+        ax.set_axis_off()
+    for ax, (name, tree) in zip(axes.flat, trees.items(), strict=False):
+        tree.draw(ax, fontsize=6.5)
+        ax.set_title(name)
     return made
 
 
@@ -345,18 +418,19 @@ def anatomy(frame: pd.DataFrame, tree: str) -> Figure:
     """A metric as tree, scores and mask: the corner of one layer. Columns row, column, score (any, ranked here), kept (bool)."""
     from prunekit.metric.tree import Tree
 
-    made, ((left, middle, right),) = _axes(3, width=PAGE, height=2.7, width_ratios=[1.25, 1, 1])
-    Tree.parse(tree).draw(left)
+    parsed = Tree.parse(tree)
+    height = 0.6 + 0.4 * parsed.depth
+    made = Figure(figsize=(WIDE, height + 2.6))
+    axes = made.subplot_mosaic("TT;RM", height_ratios=[height, 2.4])
+    parsed.draw(axes["T"], fontsize=9)
     ranks = frame.assign(score=frame["score"].rank()).pivot(index="row", columns="column", values="score").to_numpy(dtype=float)
     kept = frame.pivot(index="row", columns="column", values="kept").to_numpy(dtype=bool)
-    middle.imshow(ranks, interpolation="nearest")
-    right.imshow(~kept, cmap="gray", interpolation="nearest", vmin=-0.15, vmax=1)
-    for ax, title in ((left, "tree"), (middle, "rank of the scores"), (right, "mask (dark: kept)")):
-        ax.set_title(title)
-        ax.grid(visible=False)
-        if ax is not left:
-            ax.set(xticks=[], yticks=[], xlabel="inputs")
-    middle.set_ylabel("outputs")
+    axes["R"].imshow(ranks, interpolation="nearest")
+    axes["M"].imshow(~kept, cmap="gray", interpolation="nearest", vmin=-0.15, vmax=1)
+    for key, title in (("R", "rank of the scores (bright: high)"), ("M", "mask (dark: kept)")):
+        axes[key].set(title=title, xticks=[], yticks=[], xlabel="inputs")
+        axes[key].grid(visible=False)
+    axes["R"].set_ylabel("outputs")
     return made
 
 

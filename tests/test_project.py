@@ -73,7 +73,7 @@ def test_notebooks_have_the_common_skeleton(path):
 
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     code = ["".join(cell["source"]) for cell in cells
-            if cell["cell_type"] == "code" and "solution" not in cell["metadata"].get("tags", [])]
+            if cell["cell_type"] == "code" and not {"answer", "check", "solution"} & set(cell["metadata"].get("tags", []))]
     assert path.stem in project.GRAPH
     assert "".join(cells[0]["source"]).startswith(f"# {path.stem[:2]} · ")
     assert {"profile", "seed"} <= params.read_parameters(path).keys()
@@ -84,12 +84,12 @@ def test_notebooks_have_the_common_skeleton(path):
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_formulas_of_notebooks_can_be_rendered(path):
-    from prunekit.workbook import site
+    from prunekit.workbook import markup
 
     for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
         text = re.sub(r"```.*?```|`[^`\n]*`", "", "".join(cell["source"]), flags=re.DOTALL)
         if cell["cell_type"] == "markdown":
-            assert '<code class="latex">' not in site.with_mathml(text), text
+            assert '<code class="latex">' not in markup.with_mathml(text), text
 
 
 def test_the_package_never_prints():

@@ -259,7 +259,7 @@ def ascii(tree: tuple[str, ...]) -> str:
     return "\n".join(fold(tree, step))
 
 
-def _layout(tree: tuple[str, ...]) -> list[tuple[str, float, int, int | None]]:
+def layout(tree: tuple[str, ...]) -> list[tuple[str, float, int, int | None]]:
     """(symbol, x, depth, parent index) per node in prefix order: leaves side by side, parents centred above.
     """
     nodes: list[list[Any]] = []
@@ -282,9 +282,9 @@ def _layout(tree: tuple[str, ...]) -> list[tuple[str, float, int, int | None]]:
     return [tuple(n) for n in nodes]
 
 
-def draw(tree: tuple[str, ...], ax: Any) -> Any:
+def draw(tree: tuple[str, ...], ax: Any, fontsize: float = 11) -> Any:
     """Rounded boxes joined by lines, root on top; W, G and X in colour."""
-    nodes = _layout(tree)
+    nodes = layout(tree)
     for _, x, depth, parent in nodes:
         if parent is not None:
             ends = [x, nodes[parent][1]], [-depth, -nodes[parent][2]]
@@ -292,7 +292,7 @@ def draw(tree: tuple[str, ...], ax: Any) -> Any:
     for symbol, x, depth, _ in nodes:
         colour = _COLOURS.get(symbol, "#F4F4F4")
         box = {"boxstyle": "round,pad=0.35", "facecolor": colour, "edgecolor": "#333333"}
-        style = {"ha": "center", "va": "center", "fontsize": 11, "family": "monospace"}
+        style = {"ha": "center", "va": "center", "fontsize": fontsize, "family": "monospace"}
         ax.text(x, -depth, symbol, bbox=box, zorder=2, **style)
     ax.set_xlim(min(n[1] for n in nodes) - 0.7, max(n[1] for n in nodes) + 0.7)
     ax.set_ylim(-max(n[2] for n in nodes) - 0.6, 0.6)

@@ -83,9 +83,9 @@ class Tree(tuple):
         """The tree drawn with lines, one node per text line."""
         return text.ascii(self)
 
-    def draw(self, ax: Any) -> Any:
+    def draw(self, ax: Any, fontsize: float = 11) -> Any:
         """Draw on matplotlib axes (colours are safe for colour blindness); returns the axes."""
-        return text.draw(self, ax)
+        return text.draw(self, ax, fontsize)
 
     def _repr_latex_(self) -> str:
         return f"${self.latex()}$"

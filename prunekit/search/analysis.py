@@ -1,7 +1,6 @@
-"""What a search learned, and whether it is real: traits of distinct metrics, and tests that allow for their number.
+"""What a search learned, and whether it is real: tests that allow for their number and for the kinship of metrics.
 
-    frame = pk.traits(pk.history(paths))     one row per distinct metric (rank key), never per text
-    found = pk.findings(frame)               every test at once, Holm-corrected; "no signal" is an answer
+    found = pk.findings(pk.traits(pk.history(paths)))     every test at once, Holm-corrected; "no signal" is an answer
 
 Two things would make chance look like knowledge here. Candidates are relatives: a lucky tree leaves many children that
 share all its traits, so every interval is from resampling whole families (all descendants of one random tree through
@@ -11,7 +10,7 @@ survive Holm's correction over all of them. What is left is an association: trai
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -21,170 +20,11 @@ from scipy import stats
 
 from prunekit.errors import UsageError
 from prunekit.evaluate.compare import LEVEL, holm
-from prunekit.metric.ops import TERMINALS, symbols
-from prunekit.metric.rank import canonical
-from prunekit.metric.text import fold
-from prunekit.metric.tree import Tree
+from prunekit.search.traits import SHAPE, counted, wilson
 
 LEAST = 10  # distinct metrics with a trait, and without it, before it is asked about
 FEWEST = 50  # distinct metrics before anything is asked
 _RESAMPLES = 500
-_SHAPE = ("size", "depth", "sign", "homogeneous", "a", "b", "c")
-_OWN = ["key", "journal", "preset", "seed", "i", "evaluated", "position", "fitness", "complete", "operator", "parents", "gain",
-        "family", "size", "depth", "sign", "homogeneous", "a", "b", "c", "pairs"]
-
-
-# Traits ---------------------------------------------------------------------------------------------------------------
-
-
-def traits(history: pd.DataFrame) -> pd.DataFrame:
-    """One row per distinct metric of `history` (which may hold several journals), in the order of evaluation.
-
-    Of the texts with one rank key the first that was measured completely counts, or else the first. All traits are those
-    of the canonical form, so that they belong to the metric and not to its text. Columns: key (the canonical form),
-    journal, preset, seed, i, evaluated, position (0 to 1 within its journal), fitness, complete, operator, parents, gain
-    (loss of its first parent minus its own), family (the random tree it descends from), size, depth, sign (1: proven
-    >= 0), homogeneous, a, b, c (where the key is a monomial W^a G^b X^c; scaled so that |a|+|b|+|c| = 1), pairs (parent and
-    child as `mul>W`), and for every symbol of the grammar how often it occurs.
-
-    Raises UsageError if the journals have different grammars, comparison groups or evaluators: their losses do not compare.
-    """
-    _comparable(history)
-    names = symbols(history["grammar"].iloc[0]) if len(history) else symbols("reference")
-    frame = history.assign(key=[str(canonical(Tree.parse(tree), group)) for tree, group in
-                                zip(history["tree"], history["group"], strict=True)])
-    frame = frame.assign(gain=_gains(frame), family=_families(frame),
-                         position=frame["evaluated"] / frame.groupby("journal")["evaluated"].transform("max"))
-    first = frame.sort_values("complete", ascending=False, kind="stable").drop_duplicates("key").sort_index()
-    shapes = pd.DataFrame([_shape(Tree.parse(key), names) for key in first["key"]], index=first.index,
-                          columns=["size", "depth", "sign", "homogeneous", "a", "b", "c", "pairs", *names])
-    return first.drop(columns=["size", "depth"]).join(shapes)[[*_OWN, *names]].reset_index(drop=True)
-
-
-def _comparable(history: pd.DataFrame) -> None:
-    for column, what in (("grammar", "grammars"), ("group", "comparison groups"), ("measured", "evaluators")):
-        found = history.groupby(column)["journal"].first() if len(history) else ()
-        if len(found) > 1:
-            raise UsageError(f"these journals have different {what} ({', '.join(f'{j}: {v}' for v, j in found.items())}), so "
-                             f"their losses do not compare: analyse them apart, as in history.groupby('{column}').")
-
-
-def _first_parents(frame: pd.DataFrame) -> list[int | None]:
-    return [int(text.split()[0]) if text else None for text in frame["parents"]]
-
-
-def _gains(frame: pd.DataFrame) -> list[float]:
-    known = dict(zip(zip(frame["journal"], frame["i"], strict=True), frame["fitness"], strict=True))
-    return [known.get((journal, parent), math.nan) - fitness for journal, parent, fitness in
-            zip(frame["journal"], _first_parents(frame), frame["fitness"], strict=True)]
-
-
-def _families(frame: pd.DataFrame) -> list[str]:
-    founders: dict[tuple[str, int | None], str] = {}
-    for journal, i, parent in zip(frame["journal"], frame["i"], _first_parents(frame), strict=True):
-        founders[journal, i] = founders.get((journal, parent), f"{journal}/{i}")
-    return list(founders.values())
-
-
-def _shape(tree: Tree, names: Iterable[str]) -> list[Any]:
-    powers = exponents(tree) or (math.nan,) * 3
-    return [tree.size, tree.depth, tree.sign, tree.homogeneous, *powers, " ".join(sorted(pairs(tree))),
-            *(tree.count(name) for name in names)]
-
-
-def pairs(tree: Tree) -> set[str]:
-    """Which operation stands directly above what, as {"mul>W", "mul>sqrt", "sqrt>X"}."""
-    found: set[str] = set()
-
-    def step(symbol: str, children: list[str]) -> str:
-        found.update(f"{symbol}>{child}" for child in children)
-        return symbol
-    fold(tree, step)
-    return found
-
-
-def exponents(tree: Tree) -> tuple[float, float, float] | None:
-    """(a, b, c) with |a|+|b|+|c| = 1 if the tree is a product of powers of W, G and X; else None.
-
-    Only ratios of exponents matter to a mask. sqrt(mul(W, W)) is (1, 0, 0), mul(W, sqrt(X)) is (2/3, 0, 1/3).
-    """
-    factor = {"sqr": 2.0, "pow": 2.0, "sqrt": 0.5, "abs": 1.0, "skp": 1.0}
-
-    def step(symbol: str, args: list[np.ndarray | None]) -> np.ndarray | None:
-        if symbol in TERMINALS:
-            return np.eye(3)[TERMINALS.index(symbol)]
-        if not args:
-            return np.zeros(3)  # a constant
-        if any(arg is None for arg in args):
-            return None
-        if symbol in ("mul", "ediv"):
-            return args[0] + args[1] if symbol == "mul" else args[0] - args[1]
-        return args[0] * factor[symbol] if symbol in factor else None
-
-    powers = fold(tree, step)
-    if powers is None or not powers.any():
-        return None
-    return tuple(float(power) for power in powers / np.abs(powers).sum())
-
-
-# Over time --------------------------------------------------------------------------------------------------------------
-
-
-def over_time(frame: pd.DataFrame, names: Iterable[str] = TERMINALS, parts: int = 10) -> pd.DataFrame:
-    """Share of the distinct metrics that contain each symbol or pair, by part of the search (1 to `parts`).
-
-    Columns: journal, name, part, share, low, high (Wilson's 95 % interval, as if metrics were independent), n.
-    """
-    part = np.ceil(frame["position"].to_numpy(dtype=float) * parts).clip(1, parts).astype(int)
-    rows = []
-    for name in names:
-        present = contains(frame, name)
-        for (journal, number), has in present.groupby([frame["journal"], part]):
-            low, high = wilson(int(has.sum()), len(has))
-            rows.append({"journal": journal, "name": name, "part": number, "share": has.mean(), "low": low, "high": high,
-                         "n": len(has)})
-    return pd.DataFrame(rows, columns=["journal", "name", "part", "share", "low", "high", "n"])
-
-
-def contains(frame: pd.DataFrame, name: str) -> pd.Series:
-    """Whether each metric contains a symbol (`sqrt`) or a pair (`sqrt>G`)."""
-    if ">" in name:
-        return frame["pairs"].map(lambda text: name in text.split()).astype(bool)
-    return frame[name] > 0
-
-
-def wilson(count: int, n: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share."""
-    found = stats.binomtest(count, n).proportion_ci(method="wilson")
-    return float(found.low), float(found.high)
-
-
-def lineage(history: pd.DataFrame, journal: str, i: int) -> pd.DataFrame:
-    """The ancestors of candidate i of a journal and itself, oldest first.
-
-    Columns: i, tree, operator, parents, fitness, gain (loss of the first parent minus its own), main (on the line of
-    first parents), best (lower loss than all before it on that line).
-    """
-    own = history[history["journal"] == journal]
-    own = own.assign(gain=_gains(own)).set_index("i", drop=False)
-    found, waiting = set(), [i]
-    while waiting:
-        if (one := waiting.pop()) not in found:
-            found.add(one)
-            waiting += map(int, own.at[one, "parents"].split())
-    main, at = set(), i
-    while at is not None:
-        main.add(at)
-        at = int(own.at[at, "parents"].split()[0]) if own.at[at, "parents"] else None
-    rows = own.loc[sorted(found), ["i", "tree", "operator", "parents", "fitness", "gain"]].reset_index(drop=True)
-    rows["main"] = rows["i"].isin(main)
-    line = rows["fitness"].where(rows["main"])
-    rows["best"] = rows["main"] & ~(line >= line.cummin().shift().ffill())
-    return rows
-
-
-# Tests ------------------------------------------------------------------------------------------------------------------
-
 
 _COLUMNS = ["kind", "name", "effect", "low", "high", "n", "with", "families", "p", "p_holm", "verdict"]
 _WORDS = {"correlation": ("higher loss", "lower loss"), "best tenth": ("more among the best", "fewer among the best"),
@@ -206,7 +46,9 @@ def findings(frame: pd.DataFrame, model: bool = True) -> pd.DataFrame:
     """
     rows = []
     if len(frame) >= FEWEST:
-        rows = [*_correlations(frame), *_best_tenth(frame), *_operators(frame)]
+        frame = frame.reset_index(drop=True)
+        pairs = _pairs(frame)
+        rows = [*_correlations(frame, pairs), *_best_tenth(frame, pairs), *_operators(frame)]
         if model and frame["family"].nunique() >= 10:
             rows.append(skill(frame)[0])
     found = pd.DataFrame(rows, columns=_COLUMNS).sort_values(["p", "kind", "name"], ignore_index=True)
@@ -215,20 +57,15 @@ def findings(frame: pd.DataFrame, model: bool = True) -> pd.DataFrame:
     return found
 
 
-def counted(frame: pd.DataFrame) -> list[str]:
-    return [name for name in symbols("extended") if name in frame]
-
-
 def _numbers(frame: pd.DataFrame) -> pd.DataFrame:
     """The traits as numbers, those that vary."""
-    table = frame[[*_SHAPE, *counted(frame)]].astype(float)
+    table = frame[[*SHAPE, *counted(frame)]].astype(float)
     return table[[name for name in table if table[name].nunique() > 1]]
 
 
-def _correlations(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    present = {name: contains(frame, name).astype(float) for name in _pairs(frame)}
+def _correlations(frame: pd.DataFrame, pairs: pd.DataFrame) -> list[dict[str, Any]]:
     rows = []
-    for name, values in {**_numbers(frame), **present}.items():
+    for name, values in _numbers(frame).join(pairs.astype(float)).items():
         known = values.notna()
         if min(known.sum(), (values[known] != values[known].mode()[0]).sum()) < LEAST:
             continue
@@ -242,10 +79,11 @@ def _correlations(frame: pd.DataFrame) -> list[dict[str, Any]]:
     return rows
 
 
-def _pairs(frame: pd.DataFrame) -> list[str]:
-    """The pairs that enough metrics have."""
-    seen = pd.Series(" ".join(frame["pairs"]).split(), dtype=object).value_counts()
-    return sorted(name for name, count in seen.items() if LEAST <= count <= len(frame) - LEAST)
+def _pairs(frame: pd.DataFrame) -> pd.DataFrame:
+    """Which metric has which pair, of those that enough metrics have and enough have not: bool, a column per pair."""
+    held = frame["pairs"].str.split().explode().dropna()
+    table = pd.crosstab(held.index, held).reindex(frame.index, fill_value=0) > 0
+    return table.loc[:, table.sum().between(LEAST, len(frame) - LEAST)]
 
 
 def _centred_ranks(values: pd.Series, journal: pd.Series) -> np.ndarray:
@@ -259,11 +97,11 @@ def _correlation(sums: np.ndarray) -> np.ndarray:
     return xy / np.sqrt(np.maximum(xx * yy, 1e-300))
 
 
-def _best_tenth(frame: pd.DataFrame) -> list[dict[str, Any]]:
+def _best_tenth(frame: pd.DataFrame, pairs: pd.DataFrame) -> list[dict[str, Any]]:
     best = (frame.groupby("journal")["fitness"].rank(pct=True) <= 0.1).to_numpy()
     rows = []
-    for name in [*counted(frame), *_pairs(frame)]:
-        has = contains(frame, name).to_numpy()
+    for name, has in (frame[counted(frame)] > 0).join(pairs).items():
+        has = has.to_numpy()
         if LEAST <= has.sum() <= len(has) - LEAST:
             rows.append({"kind": "best tenth", "name": name, **_odds(has, best, frame["family"])})
     return rows
@@ -327,9 +165,6 @@ def _tested(values: np.ndarray, family: pd.Series, statistic: Callable[[np.ndarr
 def _draws(families: int) -> np.ndarray:
     """How often each family is in each of the resamples, float64 (resamples, families); the same at every call."""
     return np.random.default_rng(0).multinomial(families, np.full(families, 1 / families), size=_RESAMPLES).astype(float)
-
-
-# Model ------------------------------------------------------------------------------------------------------------------
 
 
 def skill(frame: pd.DataFrame, folds: int = 5) -> tuple[dict[str, Any], str]:

@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 
 def replay(path: str | Path) -> Search:
     """The state of a search, from its journal alone (also while it runs). Raises UsageError as `journal.read`."""
-    header, *events = journals.read(path)
+    return _replayed(*journals.read(path))
+
+
+def _replayed(header: dict[str, Any], *events: dict[str, Any]) -> Search:
     search = Search(Preset.from_dict(header["preset"]), header["seed"], header["group"], [Tree.parse(t) for t in header["seeds"]])
     for event in events:
         search.apply(event)
@@ -32,14 +35,24 @@ def replay(path: str | Path) -> Search:
 def history(paths: str | Path | Iterable[str | Path]) -> pd.DataFrame:
     """One row per evaluated candidate of one or several journals, in the order of evaluation.
 
-    Columns: journal, preset, seed, i, tree, raw, operator, parents, size, depth, terminals, fitness, complete, stopped,
-    audited, same (the earlier candidate with these masks), evaluated (distinct evaluations so far), best (lowest loss of
-    a completely measured one so far), seconds, windows (that its loss was measured on), group, grammar, measured (hash of
-    what was measured: models, tasks, update, windows; losses compare where it is equal). A journal without candidates
-    gives no rows.
+    Columns: journal (the file's name; where several share it, with as much of the folder as tells them apart), preset,
+    seed, i, tree, raw, operator, parents, size, depth, terminals, fitness, complete, stopped, audited, same (the earlier
+    candidate with these masks), evaluated (distinct evaluations so far), best (lowest loss of a completely measured one
+    so far), seconds, windows (that its loss was measured on), group, grammar, measured (hash of what was measured: models,
+    tasks, update, windows; losses compare where it is equal). A journal without candidates gives no rows.
     """
-    paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
-    return pd.DataFrame([row for path in paths for row in _rows(Path(path))], columns=_COLUMNS)
+    files = list(dict.fromkeys(Path(path) for path in ([paths] if isinstance(paths, (str, Path)) else paths)))
+    rows = [row for path, name in zip(files, _names(files), strict=True) for row in _rows(path, name)]
+    return pd.DataFrame(rows, columns=_COLUMNS)
+
+
+def _names(files: Sequence[Path]) -> list[str]:
+    names: list[str] = []
+    for length in range(1, max((len(path.parts) for path in files), default=0) + 1):
+        names = ["/".join(path.with_suffix("").parts[-length:]) for path in files]
+        if len(set(names)) == len(names):
+            break
+    return names
 
 
 _COLUMNS = ["journal", "preset", "seed", "i", "tree", "raw", "operator", "parents", "size", "depth", "terminals", "fitness",
@@ -47,18 +60,18 @@ _COLUMNS = ["journal", "preset", "seed", "i", "tree", "raw", "operator", "parent
 _NOT_MEASURED = ("file", "rungs", "threads", "torch")  # of an evaluator's identity: how, not what
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
-    search = replay(path)
-    events = journals.read(path)
+def _rows(path: Path, name: str) -> list[dict[str, Any]]:
+    header, *events = journals.read(path)
+    search = _replayed(header, *events)
     seconds = {event["i"]: event.get("seconds") for event in events if event["event"] == "evaluate"}
-    what = {key: value for key, value in events[0]["evaluator"].items() if key not in _NOT_MEASURED}
+    what = {key: value for key, value in header["evaluator"].items() if key not in _NOT_MEASURED}
     measured = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]
     rows, evaluated, best = [], 0, float("nan")
     for one in search.candidates.values():
         evaluated += one.same is None
         if one.complete and not one.fitness >= best:
             best = one.fitness
-        rows.append({"journal": path.stem, "preset": search.preset.name, "seed": search.seed, "i": one.index,
+        rows.append({"journal": name, "preset": search.preset.name, "seed": search.seed, "i": one.index,
                      "tree": str(one.tree), "raw": str(one.raw), "operator": one.operator,
                      "parents": " ".join(map(str, one.parents)), "size": one.tree.size, "depth": one.tree.depth,
                      "terminals": "".join(sorted(one.tree.terminals)), "fitness": one.fitness, "complete": one.complete,

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -156,15 +156,20 @@ def _focused(evaluator: Evaluator, windows: Tensor) -> Evaluator:
     return _changed(evaluator, benches=[bench], home=None)
 
 
-def transfer(trees: Trees, settings: Mapping[str, tuple[Evaluator, Tensor]], *, progress: bool = True) -> pd.DataFrame:
+Setting = tuple[Evaluator, Tensor]
+
+
+def transfer(trees: Trees, settings: Mapping[str, Setting | Callable[[], Setting]], *, progress: bool = True) -> pd.DataFrame:
     """Every metric in every setting, window by window: columns metric, setting, window, loss (nll pruned - nll dense, mean
     over the evaluator's tasks).
 
-    settings: name -> (evaluator of one model, windows (n, seqlen) to measure on). A metric that is invalid somewhere has
-    NaN there.
+    settings: name -> (evaluator of one model, windows (n, seqlen) to measure on), or a function that makes these two when
+    their turn comes, so that statistics of one setting at a time are in memory. A metric that is invalid somewhere has NaN
+    there.
     """
     rows = []
-    for name, (evaluator, windows) in tqdm(settings.items(), desc="settings", disable=not progress):
+    for name, setting in tqdm(settings.items(), desc="settings", disable=not progress):
+        evaluator, windows = setting() if callable(setting) else setting
         focused = _focused(evaluator, windows)
         for metric, tree in trees.items():
             try:

@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import tempfile
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -17,6 +18,7 @@ from prunekit.errors import UsageError
 from prunekit.workbook import manifest, params, project
 
 _KERNEL = "prunekit"
+_ONE_AT_A_TIME = threading.Lock()  # a kernel is started through the environment, and papermill has one log
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -43,11 +45,12 @@ def run_profile(profile: str, topics: Iterable[str] | None = None, overrides: Ma
         project.notebook(topic)
     parameters = params.resolve_profile(profile, overrides)
     _remember(profile, overrides or {})
-    return _run_all(profile, project.closure(wanted), parameters, set(wanted) if force else set(), progress)
+    return run_all(profile, project.closure(wanted), parameters, set(wanted) if force else set(), progress)
 
 
-def _run_all(profile: str, plan: list[str], parameters: Mapping[str, dict], forced: set[str],
-             progress: bool) -> Iterator[Record]:
+def run_all(profile: str, plan: list[str], parameters: Mapping[str, dict], forced: set[str],
+            progress: bool) -> Iterator[Record]:
+    """Bring the runs of `plan`, in this order, up to date with their parameters; those in `forced` in any case."""
     broken: set[str] = set()
     for topic in plan:
         blocked = [other for other in project.upstream(topic) if other in broken]
@@ -58,13 +61,13 @@ def _run_all(profile: str, plan: list[str], parameters: Mapping[str, dict], forc
                 and manifest.state(profile, topic, parameters[topic]).fresh):
             record = Record(topic, "fresh", manifest.read(profile, topic)["seconds"])
         else:
-            record = _run_one(topic, folder, parameters[topic], progress)
+            record = run_one(topic, folder, parameters[topic], progress)
         if record.outcome in ("failed", "skipped"):
             broken.add(topic)
         yield record
 
 
-def _run_one(topic: str, folder: Path, parameters: Mapping[str, Any], progress: bool) -> Record:
+def run_one(topic: str, folder: Path, parameters: Mapping[str, Any], progress: bool) -> Record:
     """Execute one notebook with papermill; its executed copy appears under its name only when it has finished."""
     import papermill
     from traitlets.config import Config
@@ -76,7 +79,8 @@ def _run_one(topic: str, folder: Path, parameters: Mapping[str, Any], progress: 
     changed = {key: value for key, value in parameters.items() if value != declared[key].default}
     partial, started, reason = folder / ".executing.ipynb", time.monotonic(), ""
     with ExitStack() as stack:
-        stack.enter_context(_own_kernel())
+        stack.enter_context(_ONE_AT_A_TIME)
+        stack.enter_context(_own_kernel(folder / "log.txt"))
         stack.enter_context(_log(folder / "log.txt"))
         try:
             papermill.execute_notebook(
@@ -104,7 +108,7 @@ def _sentence(name: str, message: str) -> str:
 
 
 @contextmanager
-def _own_kernel() -> Iterator[None]:
+def _own_kernel(log: Path) -> Iterator[None]:
     """A kernel of the running interpreter, whatever kernels are installed on the machine, with this project as home."""
     from ipykernel.kernelspec import get_kernel_dict
 
@@ -114,7 +118,8 @@ def _own_kernel() -> Iterator[None]:
         (spec / "kernel.json").write_text(json.dumps(get_kernel_dict(["--log-level=CRITICAL"])))
         paths = os.pathsep.join(filter(None, [folder, os.environ.get("JUPYTER_PATH")]))
         before = dict(os.environ)
-        os.environ.update(JUPYTER_PATH=paths, PRUNEKIT_HOME=str(project.root()), PYDEVD_DISABLE_FILE_VALIDATION="1")
+        os.environ.update(JUPYTER_PATH=paths, PRUNEKIT_HOME=str(project.root()), PRUNEKIT_LOG=project.relative(log),
+                          PYDEVD_DISABLE_FILE_VALIDATION="1")
         try:
             yield
         finally:

@@ -3,12 +3,21 @@
 A manifest is written last and in one step, so a run that was killed has none. A run is fresh when the parameters, the
 notebook's code, the prunekit modules it imported, its model and corpora, and what it read from other runs are all as
 its manifest says.
+
+Its fields, all that a page about a run needs: `id`, `topic`, `profile`, `notebook` (hash of its code); `parameters`;
+`versions` of Python and packages; `commit` and `dirty` of the clone; `machine`, `device`, `threads`, `seed`; `started`,
+`finished`, `seconds`; `log`, a path from the project's root (null outside `prunekit run`); `modules`, the modules of this
+package that were imported, with hashes; `inputs`, fingerprints of model, corpora and windows; `loaded`, what was read from
+other runs ("topic/name") with hashes; `artifacts` by name ("tables/…", "figures/…" or plain): `kind`, `sha256`, `files`
+with sizes, `made by`, `caption`, `headline`, `result` (a table whose rows carry their provenance); and `takeaways`.
 """
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+import platform
+import re
 import subprocess
 import sys
 import tempfile
@@ -25,7 +34,12 @@ from prunekit.workbook import project
 PACKAGE = Path(prunekit.__file__).resolve().parent
 # Modules that decide how a run is started and shown, not what it computes.
 _NOT_RESULTS = tuple(f"prunekit.workbook.{name}" for name in
-                     ("project", "params", "vocabulary", "manifest", "batch", "site", "shown", "redraw"))
+                     ("project", "params", "vocabulary", "manifest", "batch", "sweep", "verify", "difference", "commands", "site",
+                      "shown", "redraw", "course", "paper", "claims"))
+# Packages whose version can change a number.
+_PACKAGES = ("torch", "transformers", "numpy", "scipy", "pandas", "datasets", "tokenizers", "accelerate", "peft", "lm_eval")
+# What a module reads from the package beside its own source.
+_DATA = {"prunekit.evaluate.harness": "embedded/lm_eval/*", "prunekit.workbook.published": "workbook/published.csv"}
 
 
 # ---------------------------------------------------------------- files and hashes
@@ -61,9 +75,12 @@ def module_path(name: str) -> Path:
 
 
 def module_hashes(names: Iterable[str]) -> dict[str, str]:
-    """Module name -> hash of its file ("" when it is gone)."""
-    paths = {name: module_path(name) for name in names}
-    return {name: file_hash(path) if path.is_file() else "" for name, path in sorted(paths.items())}
+    """Module name -> hash of its file and of the data that it reads from the package ("" when it is gone)."""
+    def digest(name: str) -> str:
+        own, data = module_path(name), sorted(PACKAGE.glob(_DATA[name])) if name in _DATA else []
+        hashes = [file_hash(path) for path in (own, *data) if path.is_file()]
+        return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest() if hashes else ""
+    return {name: digest(name) for name in sorted(names)}
 
 
 def imported_modules() -> list[str]:
@@ -80,9 +97,13 @@ def _fingerprint(kind: str, value: str) -> str:
 
 
 def inputs(parameters: Mapping[str, Any]) -> dict[str, str]:
-    """Fingerprints of the model, the corpora and the windows file that the parameters name."""
+    """Fingerprints of the model, the corpora and the windows file that the parameters name.
+
+    The embedded corpus has none: it is made by modules, and those that were used are known by name.
+    """
     found = {key: _fingerprint("model" if key == "model" else "corpus", parameters[key])
-             for key in ("model", "corpus", "gradient_corpus", "test_corpus") if parameters.get(key)}
+             for key in ("model", "corpus", "gradient_corpus", "test_corpus")
+             if parameters.get(key) and (key == "model" or parameters[key].partition(":")[0] != "embedded")}
     if parameters.get("windows"):
         found["windows"] = file_hash(Path(parameters["windows"]).expanduser())
     return found
@@ -92,12 +113,23 @@ def inputs(parameters: Mapping[str, Any]) -> dict[str, str]:
 
 def versions() -> dict[str, str]:
     found = {"prunekit": prunekit.__version__, "python": sys.version.split()[0]}
-    for package in ("torch", "transformers", "numpy"):
+    for package in _PACKAGES:
         try:
             found[package] = version(package).split("+")[0]
         except PackageNotFoundError:
             continue
     return found
+
+
+def machine() -> str:
+    """System, processor and GPU: where these and the versions are the same, so should be every digit."""
+    try:
+        processor = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)[1]
+    except (OSError, TypeError):
+        processor = platform.processor()
+    torch = sys.modules.get("torch")
+    gpu = [torch.cuda.get_device_name()] if torch and torch.cuda.is_available() else []
+    return ", ".join([f"{platform.system()} {platform.machine()}", processor, *gpu])
 
 
 def commit() -> dict[str, Any]:
@@ -155,8 +187,8 @@ def state(profile: str, topic: str, parameters: Mapping[str, Any], shared_only: 
 
 
 def _unfinished(folder: Path) -> State:
-    if (folder / "failed.ipynb").exists():
-        reason = folder / "reason.txt"
+    reason = folder / "reason.txt"
+    if reason.exists() or (folder / "failed.ipynb").exists():
         return State("failed", reason.read_text(encoding="utf-8").strip() if reason.exists() else "")
     try:
         process = json.loads((folder / "running.json").read_text(encoding="utf-8"))["process"]
@@ -170,7 +202,7 @@ def _unfinished(folder: Path) -> State:
 
 
 def _changed_parameters(then: Mapping[str, Any], now: Mapping[str, Any], shared_only: bool) -> str:
-    for key in sorted(then.keys() & now.keys() if shared_only else then.keys() | now.keys()):
+    for key in sorted((then.keys() & now.keys() if shared_only else then.keys() | now.keys()) - {"profile"}):
         if then.get(key) != now.get(key):
             return f"{key} was {then.get(key)!r}, is {now.get(key)!r}"
     return ""

@@ -255,7 +255,7 @@ def profile_settings(profile: str, overrides: Mapping[str, str] | None = None) -
     for topic, parameters in declared.items():
         own = _settings(folder / f"{topic}.yaml", parameters, f"{topic} has no parameter")
         merged = {k: s for k, s in {**common, **own, **given}.items() if k in parameters}
-        result[topic] = {k: _absolute(k, s, Path.cwd() if k in given else project.root()) for k, s in merged.items()}
+        result[topic] = {k: absolute(k, s, Path.cwd() if k in given else project.root()) for k, s in merged.items()}
     return result
 
 
@@ -272,7 +272,7 @@ def _refuse_unknown(settings: Mapping[str, Setting], known: Mapping[str, Paramet
             raise UsageError(f"{setting.origin}: {complaint} '{key}'{did_you_mean(key, known)}.")
 
 
-def _absolute(key: str, setting: Setting, base: Path) -> Setting:
+def absolute(key: str, setting: Setting, base: Path) -> Setting:
     """Paths that exist become absolute: a notebook's working directory is not where the file or command was written."""
     if key in PATHS and isinstance(setting.value, str) and setting.value:
         path = (base / Path(setting.value).expanduser()).resolve()
@@ -289,9 +289,14 @@ def resolve_profile(profile: str, overrides: Mapping[str, str] | None = None) ->
     settings = profile_settings(profile, overrides)
     values = {topic: validate(topic, settings[topic]) for topic in settings}
     for topic, own in values.items():
-        for other in project.upstream(topic):
-            for key in own.keys() & values[other].keys():
-                if own[key] != values[other][key]:
-                    raise UsageError(f"params/{profile}: {key} = {own[key]!r} in {topic} but {values[other][key]!r} in "
-                                     f"{other}, which it reads from: set {key} once, in params/{profile}/common.yaml.")
+        agree(f"params/{profile}", topic, own, {other: values[other] for other in project.upstream(topic)})
     return values
+
+
+def agree(where: str, topic: str, own: Mapping[str, Any], upstream: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse a parameter that a notebook shares with one it reads from, when their values differ."""
+    for other, values in upstream.items():
+        for key in sorted((own.keys() & values.keys()) - {"profile"}):
+            if own[key] != values[key]:
+                raise UsageError(f"{where}: {key} = {own[key]!r} in {topic} but {values[key]!r} in {other}, which it reads "
+                                 f"from: set {key} once, in {where}/common.yaml.")

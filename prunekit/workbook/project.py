@@ -20,11 +20,14 @@ GRAPH: dict[str, tuple[str, ...]] = {
 
 
 def root() -> Path:
-    """PRUNEKIT_HOME, else the parent of the package, else the nearest ancestor of here that holds notebooks/."""
+    """PRUNEKIT_HOME, else the student's copy around here, else the parent of the package, else the nearest ancestor of here
+    that holds notebooks/."""
     home = os.environ.get("PRUNEKIT_HOME")
     beside = Path(prunekit.__file__).resolve().parents[1]
     here = Path.cwd().resolve()
-    for folder in [Path(home).resolve()] if home else [beside, here, *here.parents]:
+    around = [here, *here.parents]
+    copies = [folder for folder in around if (folder / "student.json").is_file()]  # see workbook/course.py
+    for folder in [Path(home).resolve()] if home else [*copies, beside, *around]:
         if (folder / "notebooks").is_dir():
             return folder
     where = f"PRUNEKIT_HOME={home}" if home else f"neither {beside} nor any folder above {here}"

@@ -8,15 +8,18 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _FILE = Path(__file__).with_name("published.csv")
+SETTING = ("model", "method", "sparsity", "pattern")  # what a number is of
+PROTOCOL = ("metric", "corpus_or_tasks", "context", "split", "calibration", "calibration_windows", "gradient_corpus",
+            "tokenizer", "few_shot", "documents", "harness")  # how it was measured
 
 
 def published(**wanted: object) -> pd.DataFrame:
     """Rows of published.csv whose columns hold the wanted values: `published(method="wanda", sparsity=0.5)`.
 
     Columns: id, method, model, sparsity (float), pattern, metric, corpus_or_tasks, context, split, calibration,
-    calibration_windows, tokenizer, few_shot, documents, harness (text: a number, `-` for does not apply, `unknown` for not
-    stated), value (float), source, source_kind (primary: from its own page; secondary: as others quote it; rerun: by a
-    user), note.
+    calibration_windows, gradient_corpus, tokenizer, few_shot, documents, harness (text: a number, `-` for does not apply,
+    `unknown` for not stated), value (float; accuracies in percent), source, source_kind (primary: from its own page;
+    secondary: as others quote it; rerun: by a user), note.
     """
     import pandas as pd
 

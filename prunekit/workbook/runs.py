@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 # What every row of a result carries, so that a figure can be rebuilt from the table alone.
 PROVENANCE = ("model", "method", "metric", "sparsity", "pattern", "seqlen", "corpus", "seed", "n")
+# Numbers about the machine: they differ between two runs of the same thing.
+TIMINGS = ("seconds", "tokens_per_second", "memory_mb")
 _FROM_PARAMETERS = ("model", "seqlen", "corpus", "seed")
 _LOADED = time.time()
 
@@ -69,7 +71,7 @@ class Run:
         self.device, self.threads = _set_up(parameters.get("seed", 0), parameters.get("device", "auto"))
         found = manifest.versions()
         self.banner = shown.show_text(" · ".join([
-            *(f"{name} {number}" for name, number in found.items()), f"{self.device}, {self.threads} threads",
+            *(f"{name} {number}" for name, number in list(found.items())[:5]), f"{self.device}, {self.threads} threads",
             f"profile {profile}", f"seed {parameters.get('seed', 0)}"]), "pk-banner")
 
     # ------------------------------------------------------------ artifacts
@@ -136,7 +138,7 @@ class Run:
         self._write(files[1], lambda path: path.write_text(shown.latex_table(part, name, caption), encoding="utf-8"))
         display = shown.show_table(part, str(files[0]), caption)
         return self._record(f"tables/{name}", "table", files, display, caption=caption, headline=headline,
-                            html=display.html if headline else "")
+                            result=result, html=display.html if headline else "")
 
     def takeaway(self, sentence: str) -> shown.Shown:
         """A generated sentence (`code` and **strong** allowed), shown here and on the report's front page."""
@@ -148,9 +150,10 @@ class Run:
         self._still_mine()
         content = {
             "id": self.id, "topic": self.topic, "profile": self.profile, "parameters": self.parameters,
-            "versions": manifest.versions(), **manifest.commit(), "device": self.device, "threads": self.threads,
-            "seed": self.parameters.get("seed", 0), "finished": time.strftime("%Y-%m-%d %H:%M:%S"),
-            "seconds": round(time.time() - self.started, 1), "notebook": manifest.notebook_hash(self.topic),
+            "versions": manifest.versions(), **manifest.commit(), "machine": manifest.machine(), "device": self.device,
+            "threads": self.threads, "seed": self.parameters.get("seed", 0), "started": _clock(self.started),
+            "finished": _clock(time.time()), "seconds": round(time.time() - self.started, 1),
+            "log": os.environ.get("PRUNEKIT_LOG"), "notebook": manifest.notebook_hash(self.topic),
             "modules": self._modules(), "inputs": manifest.inputs(self.parameters), "loaded": self.loaded,
             "artifacts": self.artifacts, "takeaways": self.takeaways,
         }
@@ -206,6 +209,10 @@ class Run:
         if absent:
             raise UsageError(f"The result table '{name}' lacks the column{'s' * (len(absent) > 1)} {', '.join(absent)}.")
         return frame
+
+
+def _clock(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
 
 
 def label(value: Any) -> Any:

@@ -5,6 +5,7 @@ import base64
 import io
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -47,6 +48,17 @@ def show_figure(svg: bytes, file: str, caption: str) -> Shown:
                  f'src="data:image/svg+xml;base64,{data}"><figcaption>{escape(caption)}</figcaption></figure>', caption)
 
 
+def choose_from(draw: Callable[..., Figure], **choices: list[Any]) -> Shown | None:
+    """A menu for each argument of `draw`, which draws again at every choice; without ipywidgets, how to do that by hand."""
+    try:
+        from ipywidgets import interact
+    except ImportError:
+        first = ", ".join(f"{name}={values[0]!r}" for name, values in choices.items())
+        return show_text(f"For menus here, `pip install ipywidgets`; or call `{draw.__name__}({first})`.", "pk-banner")
+    interact(lambda **chosen: show_figure(figure_files(draw(**chosen))[".svg"], "", ""), **choices)
+    return None
+
+
 # ---------------------------------------------------------------- tables
 
 def format_column(column: pd.Series) -> list[str]:
@@ -72,13 +84,43 @@ def _numeric(column: pd.Series) -> bool:
     return pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
 
 
+# What a column is called where people read it; files keep the short names.
+HEADINGS = {
+    "ppl": "perplexity", "reached": "share of zeros", "zeros": "share of zeros", "error": "output error",
+    "p_holm": "p (Holm)", "detectable": "detectable difference", "tuned": "after fine-tuning", "recovered": "recovered share",
+    "memory_mb": "peak memory (MB)", "tokens_per_second": "tokens/s", "kl": "KL divergence (nats)", "changed": "answers changed",
+    "num_fewshot": "few-shot examples", "fitness": "loss", "i": "candidate", "rho": "rank correlation",
+}
+
+
+def readable(frame: pd.DataFrame) -> list[tuple[str, list[str], bool]]:
+    """(heading, cells, are they numbers?) of each column as people read it.
+
+    Columns `low` and `high` (or `tuned_low` and `tuned_high`, …), which are bounds of 95 % intervals, become one.
+    """
+    import pandas as pd
+
+    columns = []
+    for name in frame:
+        start = re.fullmatch(r"(.*?)[_ ]?low", str(name))
+        high = str(name)[:-3] + "high" if start else None
+        if high in frame and _numeric(frame[name]):
+            bounds = format_column(pd.concat([frame[name], frame[high]]).astype(float))
+            pairs = zip(bounds[:len(frame)], bounds[len(frame):], strict=True)
+            columns.append(("95 % interval", [f"{low} to {top}" if low or top else "" for low, top in pairs], True))
+        elif not (str(name).endswith("high") and f"{str(name)[:-4]}low" in frame and _numeric(frame[name])):
+            heading = HEADINGS.get(name, str(name).replace("_", " "))
+            columns.append((heading, format_column(frame[name]), _numeric(frame[name])))
+    return columns
+
+
 def show_table(frame: pd.DataFrame, file: str, caption: str) -> Shown:
     """A table with its caption above it; numbers to the right."""
-    classes = [' class="num"' if _numeric(frame[name]) else "" for name in frame]
-    head = "".join(f'<th scope="col"{c}>{escape(str(name))}</th>' for name, c in zip(frame, classes, strict=True))
-    rows = zip(*(format_column(frame[name]) for name in frame), strict=True)
+    columns = readable(frame)
+    classes = [' class="num"' if numeric else "" for _, _, numeric in columns]
+    head = "".join(f'<th scope="col"{c}>{escape(heading)}</th>' for (heading, *_), c in zip(columns, classes, strict=True))
     body = "".join("<tr>" + "".join(f"<td{c}>{escape(cell)}</td>" for cell, c in zip(row, classes, strict=True)) + "</tr>"
-                   for row in rows)
+                   for row in zip(*(cells for _, cells, _ in columns), strict=True))
     return Shown(f'<figure class="pk-table" data-file="{escape(file)}"><figcaption>{escape(caption)}</figcaption>'
                  f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></figure>",
                  f"{caption}\n{frame.to_string(index=False)}")
@@ -88,14 +130,18 @@ def latex_table(frame: pd.DataFrame, name: str, caption: str) -> str:
     """The same table for a paper, with booktabs rules."""
     import pandas as pd
 
-    formatted = pd.DataFrame({column: format_column(frame[column]) for column in frame})
+    columns = readable(frame)
+    formatted = pd.DataFrame(dict(enumerate(cells for _, cells, _ in columns)))
     return formatted.to_latex(index=False, escape=True, caption=latex_text(caption), label=f"tab:{name}",
-                              column_format="".join("r" if _numeric(frame[column]) else "l" for column in frame))
+                              header=[latex_text(heading) for heading, *_ in columns],
+                              column_format="".join("r" if numeric else "l" for *_, numeric in columns))
 
 
 def latex_text(text: str) -> str:
     """Text with LaTeX's special characters escaped; formulas between dollars stay."""
-    return re.sub(r"\$[^$]*\$|[&%#_]", lambda found: found[0] if found[0].startswith("$") else f"\\{found[0]}", text)
+    special = {"\\": r"\textbackslash{}", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "$": r"\$"}
+    return re.sub(r"\$[^$]*\$|[&%#_{}$^~\\]", lambda found: found[0] if len(found[0]) > 1 else
+                  special.get(found[0], f"\\{found[0]}"), text)
 
 
 def show_text(markdown: str, look: str) -> Shown:

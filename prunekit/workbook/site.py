@@ -1,28 +1,31 @@
-"""Pages from executed notebooks: one HTML per notebook and an index, in a folder that opens from a file URL.
+"""Pages from executed notebooks: an index, a page for each notebook, and those beside them, in a folder that opens from a
+file URL.
 
 Nothing is loaded from outside: formulas become MathML when the page is built, styles and script lie beside the pages.
+Every Markdown file in `pages/` becomes a page too: its first heading is its name in the menu, and a number in front of the
+file's name (`10-glossary.md` is glossary.html) its place there.
 """
 from __future__ import annotations
 
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import nbformat
-from bs4 import BeautifulSoup, NavigableString, Tag
+from bs4 import BeautifulSoup
 from jinja2 import Environment, FileSystemLoader
 
-from prunekit.workbook import batch, manifest, params, project, runs, shown
+from prunekit.workbook import batch, claims, manifest, markup, metrics_page, params, project, runs, shown
 
 TEMPLATES = Path(__file__).parent / "templates"
-_MATH = re.compile(r"\$\$(?P<block>.+?)\$\$|\$(?P<inline>[^$]+?)\$|(?P<environment>\\begin\{(\w+\*?)\}.*?\\end\{\4\})", re.DOTALL)
+PAGES = Path(__file__).parent / "pages"
+_NOISE = re.compile(r"(Executing|Ending) Cell \d+-|^[\d:]+ <|^[\d:]*\s*$|Unable to parse line|\d%\||\dit/s|\ds/it|TqdmWarning|autonotebook")
 _PROGRESS = re.compile(r"\d%\||\dit/s|\ds/it|TqdmWarning|autonotebook")
-_NUMBER = re.compile(r"[-+−]?[\d,]*\.?\d+(e[-+]?\d+)?%?|nan|NaN|-?inf|", re.IGNORECASE)
 
 
 def render(profile: str) -> Path:
@@ -34,14 +37,18 @@ def render(profile: str) -> Path:
     folder = final.with_name(f".{profile}.building")
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "assets").mkdir(parents=True)
-    states = batch.status(profile)
-    entries = [_entry(profile, topic, state) for topic, state in states.items()]
+    entries = [_entry(profile, topic, state) for topic, state in batch.status(profile).items()]
     for entry in entries:
-        if entry["source"]:
-            _copy_artifacts(folder, entry)
-            (folder / f"{entry['topic']}.html").write_text(_notebook_page(profile, entry, entries), encoding="utf-8")
-    (folder / "index.html").write_text(_index_page(profile, entries), encoding="utf-8")
-    (folder / "assets" / "style.css").write_text((TEMPLATES / "style.css").read_text() + _code_css(), encoding="utf-8")
+        _copy_artifacts(folder, entry)
+    pages = [page for page in _pages(profile, entries) if page.body]
+    names = {"index", *(Path(page.file).stem for page in pages)}
+    shared = {"profile": profile, "entries": entries, "pages": pages, "names": names}
+    for page in pages:
+        _write_page(folder / page.file, page, shared)
+    (folder / "index.html").write_text(_index_page(shared), encoding="utf-8")
+    (folder / "tables").mkdir(exist_ok=True)
+    claims.page(profile)["ledger"].to_csv(folder / "tables" / "claims.csv", index=False)
+    (folder / "assets" / "style.css").write_text((TEMPLATES / "style.css").read_text() + markup.code_css(), encoding="utf-8")
     shutil.copy(TEMPLATES / "page.js", folder / "assets" / "page.js")
     old = final.with_name(f".{profile}.old")
     shutil.rmtree(old, ignore_errors=True)
@@ -64,7 +71,13 @@ def _entry(profile: str, topic: str, state: manifest.State) -> dict[str, Any]:
         Path(file).suffix[1:].upper(): f"{Path(file).parent}/{topic}-{Path(file).name}" for file in artifact["files"]}}
         for name, artifact in shown_files]
     return {"topic": topic, "number": topic[:2], "title": heading, "question": question, "state": state, "made": made,
-            "source": source, "artifacts": artifacts, "folder": folder}
+            "source": source, "artifacts": artifacts, "folder": folder, "log": _log(folder / "log.txt")}
+
+
+def _log(path: Path) -> str:
+    """What the notebook printed, without papermill's word on every cell, progress bars and displayed HTML."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return "\n".join(line for line in lines if not _NOISE.search(line))
 
 
 def _title(topic: str) -> tuple[str, str]:
@@ -87,16 +100,75 @@ def _copy_artifacts(folder: Path, entry: Mapping[str, Any]) -> None:
 
 # ---------------------------------------------------------------- pages
 
+class Page(NamedTuple):
+    """A page to be: its file, its name, its content as HTML, and the part of the menu that it stands in ("": none)."""
+
+    file: str
+    title: str
+    body: str
+    menu: str = ""
+    entry: Mapping[str, Any] | None = None
+
+
+def _pages(profile: str, entries: list[Mapping[str, Any]]) -> list[Page]:
+    """All pages but the index; those without content are left out."""
+    notebooks = [Page(f"{entry['topic']}.html", f"{entry['number']} {entry['title']}", _notebook_body(entry), "Notebooks", entry)
+                 for entry in entries if entry["source"]]
+    made = [Page(f"run-{entry['topic']}.html", f"The run of {entry['number']} {entry['title']}",
+                 _template("run.html.j2", profile=profile, entry=entry, declared=_declared(entry)))
+            for entry in entries if entry["made"] or entry["log"]]
+    return [*notebooks, *(Page(file, title, body(profile, entries), "Beside them") for file, title, body in _beside()), *made]
+
+
+def _beside() -> list[tuple[str, str, Callable[[str, list[Mapping[str, Any]]], str]]]:
+    """The pages beside the notebooks': file, name in the menu, and the function of (profile, entries) that gives the
+    body as HTML ("": no such page)."""
+    return [("catalogue.html", "Metrics", metrics_page.body),
+            ("claims.html", "Claims",
+             lambda profile, entries: _template("claims.html.j2", profile=profile, entries=entries, claims=claims.page(profile))),
+            ("figures.html", "Figures and tables", lambda profile, entries: _template("figures.html.j2", entries=entries)),
+            *(_markdown_page(path) for path in sorted(PAGES.glob("*.md")))]
+
+
+def _template(name: str, **values: Any) -> str:
+    return _environment().get_template(name).render(**values)
+
+
+def _markdown_page(path: Path) -> tuple[str, str, Callable[..., str]]:
+    from nbconvert.filters.markdown import markdown2html
+
+    text = path.read_text(encoding="utf-8")
+    title = re.search(r"^# (.+)$", text, re.MULTILINE)
+    stem = re.sub(r"^\d+-", "", path.stem)
+    return (f"{stem}.html", re.sub(r"[*_`]", "", title[1]) if title else stem,
+            lambda *_: f'<section class="prose">{markdown2html(text)}</section>')
+
+
 @cache
 def _environment() -> Environment:
     environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["label"] = runs.label
     environment.filters["takeaway"] = shown.marked_up
-    environment.filters["math"] = lambda text: _finish(BeautifulSoup(escape(text), "html.parser"))
+    environment.filters["math"] = lambda text: markup.finish(BeautifulSoup(escape(text), "html.parser"))
     return environment
 
 
-def _notebook_page(profile: str, entry: Mapping[str, Any], entries: list[Mapping[str, Any]]) -> str:
+def _write_page(path: Path, page: Page, shared: Mapping[str, Any]) -> None:
+    """A page with its table of contents; links to notebooks lead to their pages, those to what is not there become text."""
+    soup = BeautifulSoup(page.body, "html.parser")
+    for link in soup.select("a[href]"):
+        match = re.fullmatch(r"(?:\./)?(?:\d+-)?(\w[\w-]*)\.(?:ipynb|md|html)(#.*)?", link["href"])
+        if match and match[1] in shared["names"]:
+            link["href"] = f"{match[1]}.html{match[2] or ''}"
+        elif not link["href"].startswith(("http://", "https://", "#", "figures/", "tables/")):
+            link.unwrap()
+    content = markup.finish(soup)
+    headings = [(h.name, h["id"], h.get_text().rstrip("¶")) for h in soup.find_all(["h2", "h3"]) if h.get("id")]
+    path.write_text(_template("page.html.j2", page=page, file=path.name, body=content, headings=headings, **shared),
+                    encoding="utf-8")
+
+
+def _notebook_body(entry: Mapping[str, Any]) -> str:
     from nbconvert import HTMLExporter
 
     notebook = nbformat.read(entry["source"], as_version=4)
@@ -106,11 +178,7 @@ def _notebook_page(profile: str, entry: Mapping[str, Any], entries: list[Mapping
     body, _ = exporter.from_notebook_node(notebook)
     soup = BeautifulSoup(body, "html.parser")
     _link_artifacts(soup, entry)
-    _link_notebooks(soup, {e["topic"] for e in entries if e["source"]})
-    content = _finish(soup)
-    headings = [(h.name, h["id"], h.get_text().rstrip("¶")) for h in soup.find_all(["h2", "h3"]) if h.get("id")]
-    return _environment().get_template("notebook.html.j2").render(
-        profile=profile, entry=entry, entries=entries, body=content, headings=headings)
+    return str(soup)
 
 
 def _prepared(cells: list[Any], entry: Mapping[str, Any]) -> Iterator[Any]:
@@ -133,35 +201,30 @@ def _worth_showing(output: Any) -> bool:
     return "application/vnd.jupyter.widget-view+json" not in output.get("data", {})
 
 
-def _parameter_table(entry: Mapping[str, Any]) -> str:
+def _declared(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The notebook's parameters with their values in the run: name, value, comment, changed (from the default)."""
     declared = params.read_parameters(project.notebook(entry["topic"]))
     used = entry["made"].get("parameters", {name: p.default for name, p in declared.items()})
-    changed = [name for name, p in declared.items() if used.get(name) != p.default]
-    rows = "".join(f"<tr{' class=changed' if name in changed else ''}><td><code>{name}</code></td>"
-                   f"<td>{escape(str(used.get(name)))}</td><td>{escape(p.comment)}</td></tr>"
-                   for name, p in declared.items())
-    note = f", {len(changed)} changed by the profile" if changed else ""
-    return (f"<details class='parameters'><summary>{len(declared)} parameters{note}</summary><table><thead><tr><th>name</th>"
-            f"<th>value</th><th>meaning</th></tr></thead><tbody>{rows}</tbody></table></details>")
+    return [{"name": name, "value": used.get(name), "comment": p.comment, "changed": used.get(name) != p.default}
+            for name, p in declared.items()]
 
 
-def _index_page(profile: str, entries: list[Mapping[str, Any]]) -> str:
-    def headline(kind: str) -> Any:
-        found = [(entry, artifact) for entry in entries for artifact in entry["artifacts"]
-                 if artifact["kind"] == kind and artifact.get("headline")]
-        return found[-1] if found else None
-
-    figure, table = headline("figure"), headline("table")
-    shared: dict[str, Any] = {}
-    for entry in entries:
-        shared |= {key: value for key, value in entry["made"].get("parameters", {}).items() if key not in shared}
-    html = _finish(BeautifulSoup(table[1]["html"], "html.parser")) if table else ""
-    made = next((entry["made"] for entry in reversed(entries) if entry["made"]), {})
-    return _environment().get_template("index.html.j2").render(
-        profile=profile, entries=entries, figure=figure, table=table, table_html=html, parameters=shared, made=made)
+def _parameter_table(entry: Mapping[str, Any]) -> str:
+    return "\n".join(line for line in _template("parameters.html.j2", declared=_declared(entry)).splitlines() if line.strip())
 
 
-# ---------------------------------------------------------------- finishing touches on the HTML
+def _index_page(shared: Mapping[str, Any]) -> str:
+    """The front page. Its picture and table are the headlines of the first notebook that offers both; the other notebooks'
+    headline figures stand beside what came out of them."""
+    def headline(entry: Mapping[str, Any], kind: str) -> Any:
+        return next((a for a in entry["artifacts"] if a["kind"] == kind and a.get("headline")), None)
+
+    heads = {entry["topic"]: (headline(entry, "figure"), headline(entry, "table")) for entry in shared["entries"]}
+    lead = next((entry for entry in shared["entries"] if all(heads[entry["topic"]])), None)
+    table = markup.finish(BeautifulSoup(heads[lead["topic"]][1]["html"], "html.parser")) if lead else ""
+    made = next((entry["made"] for entry in reversed(shared["entries"]) if entry["made"]), {})
+    return _template("index.html.j2", lead=lead, heads=heads, table_html=table, made=made, file="index.html", **shared)
+
 
 def _link_artifacts(soup: BeautifulSoup, entry: Mapping[str, Any]) -> None:
     """Saved figures are shown from their SVG file; figures and tables get their downloads."""
@@ -172,82 +235,4 @@ def _link_artifacts(soup: BeautifulSoup, entry: Mapping[str, Any]) -> None:
             continue
         if block.img:
             block.img["src"] = artifact["files"]["SVG"]
-        links = " ".join(f'<a href="{escape(file)}">{suffix}</a>' for suffix, file in artifact["files"].items())
-        block.append(BeautifulSoup(f'<span class="downloads">{links}</span>', "html.parser"))
-
-
-def _link_notebooks(soup: BeautifulSoup, rendered: set[str]) -> None:
-    """Links between notebooks lead to their pages; a link to one that has no page becomes plain text."""
-    for link in soup.select("a[href]"):
-        match = re.fullmatch(r"(?:\./)?(\w+)\.ipynb(#.*)?", link["href"])
-        if match and match[1] in rendered:
-            link["href"] = f"{match[1]}.html{match[2] or ''}"
-        elif not link["href"].startswith(("http://", "https://", "#", "figures/", "tables/")):
-            link.unwrap()
-
-
-def _finish(soup: BeautifulSoup) -> str:
-    """Formulas to MathML, tables into scrolling boxes with numbers to the right, alternative texts, unique anchors."""
-    for text in soup.find_all(string=_MATH):
-        if type(text) is NavigableString and not text.find_parent(["pre", "code", "style", "script"]):
-            text.replace_with(BeautifulSoup(with_mathml(str(text)), "html.parser"))
-    for style in soup.find_all("style"):
-        style.decompose()
-    for table in soup.find_all("table"):
-        _tidy_table(table)
-        table.wrap(soup.new_tag("div", attrs={"class": "scroll", "tabindex": "0"}))
-    for image in soup.find_all("img"):
-        if not image.get("alt"):
-            above = image.find_previous(["h1", "h2", "h3"])
-            image["alt"] = f"Figure in: {above.get_text().rstrip('¶')}" if above else "Figure"
-    seen: set[str] = set()
-    for element in soup.find_all(id=True):
-        while element["id"] in seen:
-            element["id"] += "-2"
-        seen.add(element["id"])
-    return str(soup)
-
-
-def with_mathml(text: str) -> str:
-    pieces, end = [], 0
-    for match in _MATH.finditer(text):
-        block = match["block"] or match["environment"]
-        pieces += [escape(text[end:match.start()], quote=False), mathml(block or match["inline"], display=bool(block))]
-        end = match.end()
-    return "".join([*pieces, escape(text[end:], quote=False)])
-
-
-def mathml(latex: str, display: bool = False) -> str:
-    """LaTeX as MathML; a formula with commands that the converter does not know is shown as its source."""
-    from latex2mathml.converter import convert
-
-    source = latex.strip().removeprefix(r"\displaystyle").replace("{aligned}", "{align*}")
-    try:
-        converted = convert(source, display="block" if display else "inline")
-    except Exception:  # noqa: BLE001 (the converter raises many kinds; a formula must not cost the page)
-        converted = "\\"
-    if "\\" in converted:  # a command that the converter has passed through
-        return f'<code class="latex">{escape(latex)}</code>'
-    return converted
-
-
-def _tidy_table(table: Tag) -> None:
-    table.attrs.pop("border", None)
-    rows = [row.find_all(["td", "th"]) for row in table.select("tbody tr")]
-    width = max((len(row) for row in rows), default=0)
-    for column in range(width):
-        cells = [row[column] for row in rows if len(row) == width]
-        texts = [cell.get_text(strip=True) for cell in cells]
-        if any(texts) and all(_NUMBER.fullmatch(text) for text in texts):
-            heads = [row.find_all(["td", "th"])[column] for row in table.select("thead tr")
-                     if len(row.find_all(["td", "th"])) == width]
-            for cell in cells + heads:
-                cell["class"] = "num"
-
-
-def _code_css() -> str:
-    """Colours for code, light and dark."""
-    from pygments.formatters import HtmlFormatter
-
-    light, dark = (HtmlFormatter(style=style, nobackground=True).get_style_defs(".highlight") for style in ("friendly", "nord"))
-    return f"\n{light}\n@media (prefers-color-scheme: dark) {{\n{dark}\n}}\n"
+        block.append(BeautifulSoup(_template("downloads.html.j2", artifact=artifact, topic=entry["topic"]), "html.parser"))

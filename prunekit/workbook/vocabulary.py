@@ -131,7 +131,9 @@ def data_folders(value: str) -> str | None:
 
 
 def profile(value: str) -> str | None:
-    return None if re.fullmatch(r"[\w][\w.-]*", value) else "must be a plain name (letters, digits, '-', '_', '.')"
+    """A plain name; those of sweeps and of `verify` lie in folders."""
+    name = r"\w[\w.-]*"
+    return None if re.fullmatch(rf"{name}(/{name})*", value) else "must be a plain name (letters, digits, '-', '_', '.')"
 
 
 def device(value: str) -> str | None:
@@ -175,6 +177,7 @@ CHECKS: dict[str, Callable[[Any], str | None]] = {
     "census_trees": _at_least(1, "random trees"),
     "workers": _at_least(0, "processes; 0: none but this one"),
     "other_model": _optional(model),
+    "other_corpus": _optional(corpus),
     "other_task": task,
     "top": _at_least(3, "metrics"),
     "eval_windows": _at_least(2, "windows"),

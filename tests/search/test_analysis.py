@@ -12,7 +12,7 @@ from scipy import stats
 
 import prunekit as pk
 from prunekit.errors import UsageError
-from prunekit.search import analysis
+from prunekit.search import analysis, traits
 from prunekit.search.archive import _COLUMNS
 from prunekit.search.sample import Alphabet, half_and_half
 
@@ -68,11 +68,11 @@ def test_exponents_are_the_slopes_of_the_score(text):
     S = pk.Tree.parse(text).score(W, G, X).log().flatten().double()
     logs = torch.stack([m.expand(20, 9).log().flatten().double() for m in (W, G, X)], 1)
     slopes = torch.linalg.lstsq(logs, S[:, None]).solution.flatten()
-    assert analysis.exponents(pk.Tree.parse(text)) == pytest.approx((slopes / slopes.abs().sum()).tolist(), abs=1e-4)
+    assert traits.exponents(pk.Tree.parse(text)) == pytest.approx((slopes / slopes.abs().sum()).tolist(), abs=1e-4)
 
 
 def test_what_is_no_product_has_no_exponents():
-    assert [analysis.exponents(pk.Tree.parse(t)) for t in ("add(W, G)", "mul(W, mms(G))", "neg(W)")] == [None] * 3
+    assert [traits.exponents(pk.Tree.parse(t)) for t in ("add(W, G)", "mul(W, mms(G))", "neg(W)")] == [None] * 3
 
 
 def test_journals_of_two_grammars_or_evaluators_are_not_mixed():
@@ -89,8 +89,8 @@ def test_journals_of_two_grammars_or_evaluators_are_not_mixed():
 def test_journals_of_nothing_and_of_one_candidate(tmp_path, budget):
     history = searched(tmp_path, noise, 1, seeds=[pk.Tree.parse("mul(W, G)")]).iloc[:budget]
     frame = pk.traits(history)
-    assert len(frame) == budget and set(analysis._OWN) <= set(frame)
-    assert pk.findings(frame).empty and len(analysis.over_time(frame)) == 3 * budget
+    assert len(frame) == budget and set(traits._OWN) <= set(frame)
+    assert pk.findings(frame).empty and len(traits.over_time(frame)) == 3 * budget
     assert analysis.improvements(frame).empty
     assert list(pk.findings(frame)) == analysis._COLUMNS
 
@@ -99,7 +99,7 @@ def test_ten_thousand_candidates():
     frame = pk.traits(invented(10_000, depths=(1, 2, 3)))
     assert 2000 < len(frame) == frame["key"].nunique() < 10_000
     assert significant(pk.findings(frame)).empty
-    share = analysis.over_time(frame, ["W"]).set_index("part")["share"]
+    share = traits.over_time(frame, ["W"]).set_index("part")["share"]
     assert len(share) == 10 and share.between(0.3, 0.99).all()
 
 

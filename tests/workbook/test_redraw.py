@@ -33,10 +33,12 @@ DRAWN = {
     "lines": lambda: figures.lines(interval(POINTS, "y"), "x", "y", "by", "x", "y", xlog=True),
     "matrices": lambda: figures.matrices({"$G$": torch.randn(60, 70), "keep": torch.randn(60, 70) > 0}),
     "tails": lambda: figures.tails({"q": RNG.lognormal(size=90_000), "k": RNG.lognormal(size=500)}, "G"),
+    "panels": lambda: figures.panels(interval(POINTS, "y"), "x", "y", "by", "x", "y"),
+    "an empty table": lambda: figures.pareto(pd.DataFrame(columns=["size", "fitness", "front", "formula"])),
     "table_map": lambda: figures.table_map(pd.DataFrame([[0.1, np.nan], [1 / 3, 2]], index=["a", "b"], columns=[0.5, 0.7]), "u"),
     "table_map by number": lambda: figures.table_map(pd.DataFrame([[0.1, 1 / 3]], index=pd.Index([3], name="block")), "u"),
     "findings": lambda: figures.findings(pd.DataFrame({
-        "kind": ["correlation", "operator"], "name": ["mul>W", "hoist"], "effect": [0.1, -1], "low": [0.0, -2], "high": [0.2, 1],
+        "kind": ["correlation", "best tenth"], "name": ["mul>W", "hoist"], "effect": [0.1, -1], "low": [0.0, -2], "high": [0.2, 1],
         "verdict": ["lower loss", "no signal"]})),
     "simplex": lambda: figures.simplex(pd.DataFrame({"a": [1, 0.5, 0.0], "b": [0, 0.5, 1 / 3], "c": [0, 0, 2 / 3], "fitness": [1, 2, 3.5],
                                                      "label": ["magnitude", "", "other"]})),
@@ -45,6 +47,7 @@ DRAWN = {
     "family_tree": lambda: figures.family_tree(TREES),
     "seen_and_unseen": lambda: figures.seen_and_unseen(interval(pd.DataFrame(
         {"metric": ["W", "G"], "search": [0.1, 0.2], "other": [1 / 3, 0.3], "chosen": [True, False]}), "other")),
+    "forest": lambda: figures.forest(pd.DataFrame({"metric": ["a", "b"], "tree": ["W", "mul(W, sqrt(X))"]})),
     "anatomy": lambda: figures.anatomy(pd.DataFrame({"row": [0, 0, 1, 1], "column": [0, 1, 0, 1], "score": RNG.normal(size=4),
                                                      "kept": [True, False, False, True]}), "mul(W, sqrt(X))"),
 }

@@ -11,7 +11,7 @@ import pytest
 from pages import check_site
 from tiny_project import profile, write_notebook
 
-from prunekit.workbook import batch, site
+from prunekit.workbook import batch, markup, site
 
 SETUP = "import prunekit as pk\nrun = pk.start_run({!r}, globals())\nrun.banner"
 DATA = [
@@ -53,11 +53,17 @@ def outcomes(**options):
     return {record.topic: (record.outcome, record.reason) for record in batch.run_profile("tiny", progress=False, **options)}
 
 
-def test_from_notebooks_to_pages(project):
+def test_from_notebooks_to_pages(project, tmp_path, monkeypatch):
+    monkeypatch.setattr(site, "PAGES", tmp_path)
+    (tmp_path / "10-words.md").write_text("# Some *words*\n\nThe $x_j^2$ of [01](01_data.ipynb#1-Method), [below](10-words.md#Rank-class), "
+                                          "[gone](20-gone.md).\n\n## Rank class\n\nText.")
     assert outcomes() == {"01_data": ("done", ""), "03_baselines": ("done", "")}
     index = site.render("tiny")
     pages = check_site(index.parent)
-    assert set(pages) == {"index.html", "01_data.html", "03_baselines.html"}
+    assert set(pages) == {"index.html", "01_data.html", "03_baselines.html", "words.html"}
+    words = pages["words.html"]
+    assert {"01_data.html#1-Method", "words.html#Rank-class"} <= set(words.links) and "gone" in words.text and "math" in words.tags
+    assert all("words.html" in page.links and "Some words" in page.text for page in pages.values())
     data, front = pages["01_data.html"], pages["index.html"]
     assert "not on the page" not in data.text and "it/s" not in data.text and "$x" not in data.text
     assert "$5" in data.text and data.tags.count("math") == 4  # two in the text, the caption's, the displayed one
@@ -110,4 +116,4 @@ def test_a_killed_batch_leaves_nothing_that_looks_finished_and_resumes(project):
     (r"\sqrt{G - \min G}", "<msqrt>"), (r"\unknowncommand{x}", '<code class="latex">'), (r"\left( x", '<code class="latex">'),
 ])
 def test_formulas_become_mathml_or_stay_readable(latex, shown):
-    assert shown in site.mathml(latex)
+    assert shown in markup.mathml(latex)

@@ -1,0 +1,138 @@
+"""`prunekit status`, `sweep`, `diff` and `verify`: the commands around the batch."""
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from prunekit.errors import UsageError
+from prunekit.workbook import manifest, params, project
+
+
+def say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+# ---------------------------------------------------------------- status
+
+def add_status(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("profile", nargs="?", help="default: every profile that has runs, and every sweep")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as in `run`; else those of the last run")
+
+
+def run_status(args: argparse.Namespace) -> int:
+    from prunekit.workbook import batch, sweep
+
+    overrides = dict(params.parse_override(text) for text in args.set)
+    made = [name for name in project.profiles() if (project.root() / "runs" / name).is_dir()]
+    for profile in [args.profile] if args.profile else made:
+        if not args.profile:
+            say(profile)
+        for topic, state in batch.status(profile, overrides).items():
+            say(f"{topic:<17} {state.word:<12} {state.reason}".rstrip())
+    for file in [] if args.profile else sorted((project.root() / "params" / "sweeps").glob("*.yaml")):
+        if (project.root() / "runs" / "sweeps" / file.stem).is_dir():
+            say(f"sweep {file.stem}: {counts(unit.state() for unit in sweep.read(file).units)}")
+    if not args.profile and not made:
+        say("nothing has been run yet: `prunekit run embedded`")
+    return 0
+
+
+def counts(states: Iterable[manifest.State]) -> str:
+    words = [state.word for state in states]
+    return ", ".join(f"{words.count(word)} {word}" for word in dict.fromkeys(words))
+
+
+# ---------------------------------------------------------------- sweep
+
+def add_sweep(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("file", help="as params/sweeps/embedded.yaml")
+    add("--workers", type=int, default=1, metavar="N", help="runs at a time, in processes of this machine")
+    add("--dask", metavar="ADDRESS", help="of a Dask scheduler, as tcp://host:8786, whose workers see this folder")
+    add("--retry", action="store_true", help="try again what failed")
+    add("--dry-run", action="store_true", help="check everything, count the runs, estimate the time; run nothing")
+
+
+def run_sweep(args: argparse.Namespace) -> int:
+    from prunekit.workbook import sweep
+
+    planned = sweep.read(Path(args.file))
+    states = {unit: unit.state() for unit in planned.units}
+    todo = [unit for unit, state in states.items() if not state.fresh]
+    say(f"{planned.name}: {len(planned.cells)} cells, {len(planned.units)} runs: {counts(states.values())}")
+    if args.dry_run:
+        total, unknown = sweep.seconds(planned, todo)
+        if unknown:
+            say(f"the time of {', '.join(unknown)} is not known: `prunekit run {planned.profile}` would tell")
+        if len(unknown) < len({unit.topic for unit in todo}):
+            say(f"{'the others: ' if unknown else ''}about {duration(total / args.workers)} on {args.workers} "
+                f"worker{'s' * (args.workers > 1)}, by the runs of profile {planned.profile}")
+        return 0
+    executor = {"kind": "dask", "address": args.dask} if args.dask else \
+        {"kind": "processes", "workers": args.workers} if args.workers != 1 else {}
+    broken = 0
+    for count, (unit, record) in enumerate(sweep.run(planned, executor=executor, retry=args.retry), 1):
+        broken += record.outcome in ("failed", "skipped")
+        say(f"{count:>4}/{len(planned.units)}  {record.outcome:<8}{record.seconds:8.1f} s  {project.relative(unit.folder)}  "
+            f"{record.reason}".rstrip())
+    for name, table in sweep.collect(planned).items():
+        say(f"{name}: {len(table)} rows in {project.relative(planned.folder / name)}.csv")
+    if broken:
+        say(f"{broken} runs are missing; the failed ones are tried again with --retry")
+    return int(broken > 0)
+
+
+def duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"{seconds:.0f} s" if seconds < 120 else f"{minutes} min" if minutes < 120 else f"{minutes / 60:.1f} h"
+
+
+# ---------------------------------------------------------------- diff and verify
+
+def add_diff(parser: argparse.ArgumentParser) -> None:
+    for name in ("first", "second"):
+        parser.add_argument(name, help="PROFILE/TOPIC as smoke/03_baselines, a run's folder, or an .ipynb file")
+    parser.add_argument("--html", metavar="FILE", help="write a page instead, which needs nothing beside it")
+
+
+def run_diff(args: argparse.Namespace) -> int:
+    from prunekit.workbook.difference import Difference
+
+    found = Difference(args.first, args.second)
+    if args.html:
+        manifest.write_atomic(Path(args.html), found.html())
+        say(f"page: {args.html}")
+    else:
+        say("no difference" if found.same else found.text(color=sys.stdout.isatty()))
+    return 0
+
+
+def add_verify(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("profile")
+    add("topics", nargs="*", metavar="TOPIC", help="only these notebooks and what they read from")
+    add("--tolerance", type=float, metavar="SHARE", help="relative (default: 0 where machine, device, threads and versions are "
+                                                         "those of the saved run, else 0.001)")
+
+
+def run_verify(args: argparse.Namespace) -> int:
+    from prunekit.workbook import verify
+
+    if args.tolerance is not None and not 0 <= args.tolerance < 1:
+        raise UsageError(f"--tolerance {args.tolerance} must be at least 0 and below 1.")
+    same = True
+    for verdict in verify.verify(args.profile, args.topics, args.tolerance):
+        same &= verdict.same
+        if verdict.record.outcome != "done":
+            say(f"{verdict.topic:<17} {verdict.record.outcome:<10} {verdict.record.reason}")
+            continue
+        within = f"within {verdict.tolerance:g}" if verdict.tolerance else "digit by digit"
+        say(f"{verdict.topic:<17} {'the same' if verdict.same else 'differs':<10} {verdict.numbers} numbers compared {within}")
+        for one in verdict.mismatches:
+            say(f"  {one.place}: {one.then} → {one.now}")
+    if not same:
+        say(f"the new runs are in runs/verify/{args.profile}: `prunekit diff {args.profile}/TOPIC verify/{args.profile}/TOPIC`")
+    return int(not same)

@@ -1,0 +1,174 @@
+"""A paper's worth of a profile: its figures (PDF), tables (LaTeX, booktabs) and takeaways in a folder with a main.tex.
+
+Labels are fig:NN-name and tab:NN-name, the same in every run; the same runs give the same bytes. A folder is written only
+where there is none, or over exactly what an earlier call has written.
+"""
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prunekit.errors import UsageError
+from prunekit.workbook import manifest, params, project, shown
+
+_MARK = "prunekit.json"  # what made the folder, and the hashes of all its files
+_LONG = 40               # rows; longer tables run over pages
+_BEYOND = {"−": "-", "×": r"\times", "±": r"\pm", "·": r"\cdot", "≤": r"\le", "≥": r"\ge", "≈": r"\approx", "→": r"\to",
+           "∞": r"\infty", "√": r"\surd", "Δ": r"\Delta", "α": r"\alpha", "τ": r"\tau", "λ": r"\lambda", "‖": r"\|",
+           "²": "{}^2", "³": "{}^3", "∈": r"\in", "…": r"\dots",
+           "“": "``", "”": "''", "‘": "`", "’": "'", "–": "--", "—": "---"}
+_TEXT = set("“”‘’–—")
+_PREAMBLE = r"""% Made by `prunekit paper`; prunekit.json beside it names the runs.
+\documentclass{article}
+\usepackage[T1]{fontenc}
+\usepackage[utf8]{inputenc}
+\usepackage[margin=2.5cm]{geometry}
+\usepackage{amsmath,booktabs,float,graphicx,longtable}
+% #1 as it is, or as wide as the line where it is wider
+\newsavebox{\fitbox}
+\newcommand{\fit}[1]{\sbox{\fitbox}{#1}%
+  \ifdim\wd\fitbox>\linewidth\resizebox{\linewidth}{!}{\usebox{\fitbox}}\else\usebox{\fitbox}\fi}
+"""
+
+
+@dataclass(frozen=True)
+class Section:
+    """What one notebook gives: `files` by their path in the folder (relative to it), `body` the LaTeX that shows them."""
+
+    topic: str
+    run: str
+    body: str
+    files: Mapping[str, bytes]
+
+
+def write(profile: str, target: Path) -> list[Section]:
+    """Write the paper of a profile's finished runs to a folder; one Section per notebook, in order.
+
+    Raises UsageError when nothing has finished, and for a folder that holds anything but what this has written.
+    """
+    params.resolve_profile(profile)
+    _check(target)
+    sections = [_section(profile, topic, made) for topic in project.topics() if (made := manifest.read(profile, topic))]
+    if not sections:
+        raise UsageError(f"The profile {profile} has no finished run: `prunekit run {profile}` first.")
+    title = f"\\title{{{latex(f'Symbolic pruning: {profile}')}}}\n\\author{{}}\n\\date{{}}\n"
+    main = "\n".join([_PREAMBLE + title, "\\begin{document}\n\\maketitle\n", *(section.body for section in sections),
+                      "\\end{document}\n"])
+    files = {"main.tex": main.encode(), **{name: content for s in sections for name, content in s.files.items()}}
+    mark = {"made by": "prunekit paper", "profile": profile, "runs": {s.topic: s.run for s in sections},
+            "files": {name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())}}
+    files[_MARK] = (json.dumps(mark, indent=1) + "\n").encode()
+    _replace(target, files)
+    return sections
+
+
+def _check(target: Path) -> None:
+    if not target.exists():
+        return
+    if not target.is_dir():
+        raise UsageError(f"{target} is a file: give a new folder.")
+    found = sorted(path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file())
+    try:
+        files = json.loads((target / _MARK).read_text(encoding="utf-8"))["files"]
+    except (OSError, ValueError, KeyError, TypeError):
+        files = {}
+    strange = [name for name in found if name != _MARK and (
+        name not in files or manifest.file_hash(target / name) != files[name])] if files else found
+    if strange:
+        raise UsageError(f"{target} holds {strange[0]}, which `prunekit paper` has not written like that: give a new "
+                         "folder, and keep what you write yourself elsewhere.")
+
+
+def _replace(target: Path, files: Mapping[str, bytes]) -> None:
+    """Built beside the folder and put in its place at the end, so that a killed call leaves the old one."""
+    target = target.resolve()
+    new, old = (target.with_name(f".{target.name}.{word}") for word in ("building", "old"))
+    for folder in (new, old):
+        shutil.rmtree(folder, ignore_errors=True)
+    for name, content in files.items():
+        (new / name).parent.mkdir(parents=True, exist_ok=True)
+        (new / name).write_bytes(content)
+    if target.exists():
+        target.rename(old)
+    new.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+# ---------------------------------------------------------------- from one run
+
+def _section(profile: str, topic: str, made: Mapping[str, Any]) -> Section:
+    folder, files, body = project.run_folder(profile, topic), {}, [f"\\section{{{latex(_title(topic))}}}"]
+    if made["takeaways"]:
+        body += ["\\begin{itemize}", *(f"\\item {_sentence(sentence)}" for sentence in made["takeaways"]), "\\end{itemize}"]
+    for key, artifact in made["artifacts"].items():
+        if artifact["kind"] not in ("figure", "table"):
+            continue
+        name, caption = f"{topic[:2]}-{key.partition('/')[2]}", latex(artifact["caption"])
+        source = {Path(file).suffix: folder / file for file in artifact["files"]}
+        if gone := [project.relative(path) for path in source.values() if not path.is_file()]:
+            raise UsageError(f"{gone[0]} is missing: `prunekit run {profile} {topic}` makes it again.")
+        if artifact["kind"] == "figure":
+            files[f"figures/{name}.pdf"] = source[".pdf"].read_bytes()
+            body.append("\n".join(_figure(name, caption)))
+        else:
+            files[f"tables/{name}.tex"] = _table(source[".tex"].read_text(encoding="utf-8"), name, caption).encode()
+            body.append(f"\\input{{tables/{name}}}")
+    return Section(topic, made["id"], "\n\n".join(body) + "\n", files)
+
+
+def _title(topic: str) -> str:
+    from prunekit.workbook.site import _title as title
+
+    return title(topic)[0]
+
+
+def _figure(name: str, caption: str) -> Iterator[str]:
+    yield "\\begin{figure}[H]\n\\centering"
+    yield f"\\includegraphics[width=\\linewidth,height=0.8\\textheight,keepaspectratio]{{figures/{name}.pdf}}"
+    yield f"\\caption{{{caption}}}\n\\label{{fig:{name}}}\n\\end{{figure}}"
+
+
+def _table(source: str, name: str, caption: str) -> str:
+    """The tabular of a saved table, in a float of the width of the line, or over pages where it is long."""
+    columns, rules = re.search(r"\\begin\{tabular\}\{(\w*)\}\n(.*)\\end\{tabular\}", source, re.DOTALL).groups()
+    # At the beginning of a row these would be an argument of the rule or the \\ before it.
+    rules = re.sub(r"^(?=[\[*])", "{}", beyond_ascii(rules), flags=re.MULTILINE)
+    title = f"\\caption{{{caption}}}\n\\label{{tab:{name}}}"
+    if rules.count("\n") <= _LONG:
+        tabular = f"\\fit{{\\begin{{tabular}}{{{columns}}}\n{rules}\\end{{tabular}}}}"
+        return f"\\begin{{table}}[H]\n\\centering\n{title}\n{tabular}\n\\end{{table}}\n"
+    head, middle, rest = rules.partition("\\midrule\n")
+    return (f"{{\\footnotesize\n\\begin{{longtable}}{{{columns}}}\n{title} \\\\\n{head}{middle}\\endfirsthead\n"
+            f"{head}{middle}\\endhead\n{rest}\\end{{longtable}}}}\n")
+
+
+# ---------------------------------------------------------------- text
+
+def latex(text: str) -> str:
+    """A caption or sentence: special characters escaped, formulas kept, everything in ASCII and Latin letters."""
+    return beyond_ascii(shown.latex_text(text))
+
+
+def _sentence(markdown: str) -> str:
+    """A takeaway: only `code` and **strong** are understood."""
+    pieces = re.split(r"`(.+?)`", markdown)  # every second one is code
+    text = "".join(f"\\texttt{{{latex(piece)}}}" if place % 2 else latex(piece) for place, piece in enumerate(pieces))
+    return re.sub(r"\*\*(.+?)\*\*", r"\\textbf{\1}", text)
+
+
+def beyond_ascii(text: str) -> str:
+    """Characters that pdfLaTeX does not know as commands, in text and formulas alike; unknown ones by their number."""
+    def known(character: str) -> str:
+        if ord(character) < 128 or "À" <= character <= "ſ" and character not in _BEYOND:  # letters of T1
+            return character
+        if character not in _BEYOND:
+            return f"[U+{ord(character):04X}]"
+        return _BEYOND[character] if character in _TEXT else f"\\ensuremath{{{_BEYOND[character]}}}"
+
+    return "".join(map(known, text))

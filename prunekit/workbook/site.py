@@ -43,7 +43,7 @@ def render(profile: str) -> Path:
         _write_page(folder / page.file, page, shared)
     (folder / "index.html").write_text(_index_page(shared), encoding="utf-8")
     (folder / "tables").mkdir(exist_ok=True)
-    claims.page(profile)["ledger"].to_csv(folder / "tables" / "claims.csv", index=False)
+    claims.table(profile).to_csv(folder / "tables" / "claims.csv", index=False)
     (folder / "assets" / "style.css").write_text((markup.TEMPLATES / "style.css").read_text() + markup.code_css(), encoding="utf-8")
     shutil.copy(markup.TEMPLATES / "page.js", folder / "assets" / "page.js")
     old = final.with_name(f".{profile}.old")

@@ -62,8 +62,8 @@ def test_from_notebooks_to_pages(project, tmp_path, monkeypatch):
     assert outcomes() == {"01_data": ("done", ""), "03_baselines": ("done", "")}
     index = site.render("tiny")
     pages = check_site(index.parent)
-    assert set(pages) == {"index.html", "01_data.html", "03_baselines.html", "words.html", "figures.html", "catalogue.html", "claims.html",
-                          "run-01_data.html", "run-03_baselines.html"}
+    assert set(pages) == {"index.html", "01_data.html", "03_baselines.html", "words.html", "figures.html", "catalogue.html",
+                          "claims.html", "run-01_data.html", "run-03_baselines.html"}
     words = pages["words.html"]
     assert {"01_data.html#1-Method", "words.html#Rank-class"} <= set(words.links) and "gone" in words.text and "math" in words.tags
     assert all("words.html" in page.links and "Some words" in page.text for page in pages.values())

@@ -426,14 +426,19 @@ def _fitness(losses: Sequence[float], complete: bool, race: Race | None) -> floa
 
 
 def behind(losses: Sequence[float], race: Race) -> bool:
-    """Is the mean paired difference to the reference more than `bound` standard errors above 0?"""
+    """Is the mean paired difference to the reference more than `bound` standard errors above 0?
+
+    With few windows the standard error is itself uncertain, so the bound is Student's quantile instead of the normal one
+    (expanded in 1/(n - 1)): of 3 standard errors, 3.6 for 16 windows. A plain 3 stopped leaders too often.
+    """
     differences = [a - b for a, b in zip(losses, race.reference, strict=False)]
     n = len(differences)
     if n < 2:
         return False
     mean = math.fsum(differences) / n
     variance = math.fsum((d - mean) ** 2 for d in differences) / (n - 1)
-    return mean > race.bound * math.sqrt(variance / n)
+    bound = race.bound * (1 + (race.bound**2 + 1) / (4 * (n - 1)))
+    return mean > bound * math.sqrt(variance / n)
 
 
 def _header(search: Search, evaluator: Any) -> dict[str, Any]:

@@ -36,20 +36,29 @@ _BATCH_TOKENS = 4096
 Applied = Callable[[], None]
 
 
+def fast_dtype(device: str = "auto") -> str:
+    """bfloat16 where it is computed in hardware, else float32: emulated on a processor, it is about eight times slower."""
+    if device == "cpu" or device == "auto" and not torch.cuda.is_available():
+        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()  # torch has no public question
+        return "bfloat16" if native else "float32"
+    return "bfloat16"
+
+
 class Bench:
     """One dense model with everything that evaluating a metric on it needs.
 
     model: a name or directory as for `load_model`, or the model itself (which then cannot be sent to other processes).
     calibration: windows (n, seqlen) for X and, with `update`, for the Hessians, all taken from the dense model. search:
     windows (n, seqlen) that fitness is measured on. gradients: G, if metrics may read it. dtype, device: as for
-    `load_model`.
+    `load_model`; dtype "fast" is `fast_dtype`'s.
     """
 
     def __init__(self, model: str | Path | nn.Module, calibration: Tensor, search: Tensor, *,
                  gradients: Gradients | None = None, dtype: str = "auto", device: str = "auto"):
         named = not isinstance(model, nn.Module)
-        self.name, self.dtype, self.device = str(model) if named else "", dtype, device
-        self.model = load_model(model, dtype=dtype, device=device)[0] if named else model
+        self.name, self.device = str(model) if named else "", device
+        self.dtype = fast_dtype(device) if dtype == "fast" else dtype
+        self.model = load_model(model, dtype=self.dtype, device=device)[0] if named else model
         self.layers = [layer for block in prunable_layers(self.model) for layer in block]
         if gradients is not None:
             gradients.check(self.layers)

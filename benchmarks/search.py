@@ -1,0 +1,129 @@
+"""What a search costs on the embedded LLaMA, and whether its savings are fair.
+
+    python benchmarks/search.py [--budget 100] [--audit 60] [--paper 350] [--workers 1] [--output benchmarks/search.json]
+
+Fixed sizes: calibration 32 windows of 128 tokens, fitness 16k tokens, a full perplexity 64k tokens, float32, 60 %. Four
+measurements: seconds of preset `paper`; distinct candidates per minute of preset `modern`, and of the plain way (fresh
+statistics, prune, full perplexity, for every candidate); how well the first rung of a race ranks random distinct
+candidates; and how many of the best ten a race would have stopped. Every time is given by the clock and by the processor,
+since the clock also counts what else the machine does. A search goes on where an interrupted one ended (--folder).
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from scipy import stats
+
+import prunekit as pk
+from prunekit.search.engine import AUDIT, RACE_RANK, Race, Search, behind
+
+MODEL, SEQLEN, SPARSITY, DTYPE = "embedded/llama", 128, 0.6, "float32"
+CALIBRATION, FITNESS, FULL, GRADIENT = 32, 128, 512, 64  # windows
+RUNG = 16
+
+
+class World:
+    """The model, its windows by role, G, and the evaluator that all searches share."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.model, tokenizer = pk.load_model(MODEL, dtype=DTYPE, device="cpu")
+        counts = {"calibration": CALIBRATION, "gradient": GRADIENT, "search": FITNESS + FULL}
+        windows = {role: pk.token_windows("embedded", tokenizer, role, n, SEQLEN) for role, n in counts.items()}
+        self.calibration, self.full = windows["calibration"], windows["search"][FITNESS:]
+        self.G = pk.collect_gradients(self.model, windows["gradient"], progress=False)
+        saved = folder / "evaluator.safetensors"
+        if saved.exists():
+            self.evaluator = pk.Evaluator.load(saved)
+        else:
+            bench = pk.Bench(MODEL, self.calibration, windows["search"][:FITNESS], gradients=self.G, dtype=DTYPE, device="cpu")
+            self.evaluator = pk.Evaluator(bench, [SPARSITY], rungs=(RUNG, 4 * RUNG))
+            self.evaluator.save(saved)
+
+    def search(self, preset: str, budget: int, workers: int = 1) -> Search:
+        kind = "processes" if workers > 1 else "serial"
+        with pk.open_executor(kind, workers=workers if workers > 1 else None) as executor:
+            for _ in pk.evolve(self.evaluator, preset, budget, journal=self.folder / f"{preset}.jsonl", executor=executor):
+                pass
+        return pk.replay(self.folder / f"{preset}.jsonl")
+
+    def plainly(self, tree: pk.Tree) -> float:
+        """One candidate as a script without a search would measure it."""
+        settings = [{"method": tree, "sparsity": SPARSITY}]
+        return next(iter(pk.prune_and_measure(self.model, self.calibration, self.full, settings, gradients=self.G,
+                                              progress=False))).perplexity.value
+
+
+def timed(task: Callable[[], object]) -> tuple[object, float, float]:
+    """Result, seconds by the clock, seconds of this process on the processor."""
+    clock, processor = time.perf_counter(), time.process_time()
+    found = task()
+    return found, time.perf_counter() - clock, time.process_time() - processor
+
+
+def fairness(search: Search, leaders: Search, audit: int) -> dict[str, float]:
+    """Of `audit` distinct random candidates measured to the end: rank correlation of the first rung with the whole. Of the
+    ten best of `leaders`: the share that a race against the tenth would have stopped."""
+    whole = [one for one in search.candidates.values() if one.complete and one.same is None][:audit]
+    early = [sum(one.losses[:RUNG]) / RUNG for one in whole]
+    best = leaders.ranked[:RACE_RANK]
+    race = Race(tuple(best[-1].losses))
+    stopped = sum(any(behind(one.losses[:end], race) for end in (RUNG, 4 * RUNG)) for one in best)
+    return {"audited": len(whole), "spearman": float(stats.spearmanr(early, [one.fitness for one in whole]).statistic),
+            "leaders": len(best), "stopped wrongly": stopped / max(len(best), 1)}
+
+
+def measure(world: World, args: argparse.Namespace) -> dict[str, object]:
+    rows = []
+
+    def row(what: str, candidates: int, clock: float, processor: float) -> None:
+        rows.append({"what": what, "candidates": candidates, "seconds": round(clock, 1), "processor": round(processor, 1),
+                     "per minute": round(60 * candidates / processor, 2)})
+
+    modern, *spent = timed(lambda: world.search("modern", args.budget, args.workers))
+    row("preset modern, distinct candidates", modern.evaluated, *spent)
+    trees = [one.tree for one in modern.ranked[:args.plain]]
+    _, *spent = timed(lambda: [world.plainly(tree) for tree in trees])
+    row("the plain way", len(trees), *spent)
+    if args.paper:
+        paper, *spent = timed(lambda: world.search("paper", args.paper, args.workers))
+        row("preset paper, 50 + 300 candidates" if args.paper == 350 else "preset paper, candidates", len(paper.candidates), *spent)
+    audited = pk.evolve(world.evaluator, "random-distinct", args.audit, journal=world.folder / "audit.jsonl", racing=False)
+    list(audited)
+    return {"rows": rows, "ratio": round(rows[0]["per minute"] / rows[1]["per minute"], 1),
+            **fairness(pk.replay(world.folder / "audit.jsonl"), modern, args.audit)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--budget", type=int, default=100, help="distinct evaluations of preset modern")
+    parser.add_argument("--audit", type=int, default=60, help="random candidates measured to the end")
+    parser.add_argument("--paper", type=int, default=350, help="candidates of preset paper; 0: leave it out")
+    parser.add_argument("--plain", type=int, default=5, help="candidates measured the plain way")
+    parser.add_argument("--workers", type=int, default=1, help="processes; the processor's seconds are right for 1 only")
+    parser.add_argument("--folder", type=Path, default=Path("runs/benchmark-search"), help="evaluator and journals")
+    parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    result = measure(World(args.folder), args)
+    machine = {"processor": platform.processor() or platform.machine(), "threads": 1, "torch": torch.__version__,
+               "python": platform.python_version()}
+    about = {"model": MODEL, "seqlen": SEQLEN, "sparsity": SPARSITY, "dtype": DTYPE, "calibration": CALIBRATION,
+             "fitness": FITNESS, "full": FULL, "workers": args.workers, "audit share": AUDIT, "machine": machine}
+    args.output.write_text(json.dumps(about | result, indent=1) + "\n")
+    print("| what | candidates | seconds | processor seconds | per minute of processor |\n|---|---|---|---|---|")
+    for row in result["rows"]:
+        print(f"| {row['what']} | {row['candidates']} | {row['seconds']} | {row['processor']} | {row['per minute']} |")
+    print(f"\nmodern / plain: {result['ratio']} times; Spearman of the first {RUNG} windows with all {FITNESS}: "
+          f"{result['spearman']:.3f} over {result['audited']}; of the best {result['leaders']}, stopped wrongly: "
+          f"{result['stopped wrongly']:.0%}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,6 +1,7 @@
 # make report   install if needed, run the embedded profile, render reports/embedded/index.html
 # make test     install if needed, run the tests                (PYTEST="-k masks" passes options on)
 # make torture  what takes long: 50 killed searches, 20 killed reports, 100 null repetitions; before a release
+# make check-site  open every rendered page in Chromium on a phone's and on a desktop's screen
 # make lab      JupyterLab on the notebooks
 # make dev      ruff for this checkout, and nbdime for this clone's git
 # make gallery  copy the embedded report to reports/gallery, with a picture of its front page where there is a Chromium
@@ -17,7 +18,7 @@ PYTEST ?=
 PYTHON ?=
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
-.PHONY: report test torture lab dev gallery clean
+.PHONY: report test torture check-site lab dev gallery clean
 
 report: $(VENV)/.installed
 	@echo "· running the notebooks of the profile '$(PROFILE)'"
@@ -31,9 +32,14 @@ torture: $(VENV)/.installed
 	@echo "· running the tests that kill and repeat"
 	@$(BIN)/python -m pytest -m torture -v $(PYTEST)
 
+check-site: $(VENV)/.installed
+	@echo "· opening the pages under reports/ in Chromium"
+	@if command -v chromium chromium-browser google-chrome >/dev/null; then $(BIN)/python -m pytest -m site tests/workbook/test_browser.py; \
+	else echo "There is no Chromium here, so no page was opened; make test checks links, anchors and alt texts without one."; fi
+
 lab: $(VENV)/.installed
 	@echo "· starting JupyterLab on notebooks/"
-	@JUPYTER_PREFER_ENV_PATH=1 $(BIN)/jupyter lab notebooks
+	@JUPYTER_PREFER_ENV_PATH=1 $(BIN)/jupyter lab notebooks --LabApp.news_url=None --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate $(ARGS)
 
 # git finds nbdime's drivers by full path, so that `git diff` works outside the environment too.
 dev: $(VENV)/.installed

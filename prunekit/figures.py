@@ -236,7 +236,9 @@ def table_map(frame: pd.DataFrame, unit: str, *, digits: int = 2, low: float | N
     for (row, column), value in np.ndenumerate(values):
         dark = image.norm(value) < 0.55
         ax.text(column, row, texts[row][column], ha="center", va="center", fontsize=7, color="white" if dark else "black")
-    ax.set_xticks(range(frame.shape[1]), [str(name) for name in frame.columns], rotation=30, ha="right", rotation_mode="anchor")
+    across = [str(name) for name in frame.columns]
+    turned = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if max(map(len, across)) > 4 else {}
+    ax.set_xticks(range(frame.shape[1]), across, **turned)
     ax.set_yticks(range(frame.shape[0]), [str(name) for name in frame.index])
     ax.grid(visible=False)
     ax.set_title(unit)

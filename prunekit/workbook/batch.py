@@ -6,7 +6,6 @@ import logging
 import os
 import re
 import tempfile
-import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -18,7 +17,6 @@ from prunekit.errors import UsageError
 from prunekit.workbook import manifest, params, project
 
 _KERNEL = "prunekit"
-_ONE_AT_A_TIME = threading.Lock()  # a kernel is started through the environment, and papermill has one log
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -79,7 +77,6 @@ def run_one(topic: str, folder: Path, parameters: Mapping[str, Any], progress: b
     changed = {key: value for key, value in parameters.items() if value != declared[key].default}
     partial, started, reason = folder / ".executing.ipynb", time.monotonic(), ""
     with ExitStack() as stack:
-        stack.enter_context(_ONE_AT_A_TIME)
         stack.enter_context(_own_kernel(folder / "log.txt"))
         stack.enter_context(_log(folder / "log.txt"))
         try:

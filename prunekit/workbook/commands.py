@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,7 +20,8 @@ def say(line: str) -> None:
 
 def add_status(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("profile", nargs="?", help="default: every profile that has runs, and every sweep")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as in `run`; else those of the last run")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE",
+                        help="as in `run`; else those of the last run")
 
 
 def run_status(args: argparse.Namespace) -> int:
@@ -59,6 +61,9 @@ def add_sweep(parser: argparse.ArgumentParser) -> None:
 def run_sweep(args: argparse.Namespace) -> int:
     from prunekit.workbook import sweep
 
+    if args.workers < 1 or (args.dask and args.workers > 1):
+        raise UsageError(f"--workers {args.workers}: " + ("give 1 or more." if args.workers < 1 else
+                                                          "the scheduler knows its workers; leave this out with --dask."))
     planned = sweep.read(Path(args.file))
     states = {unit: unit.state() for unit in planned.units}
     todo = [unit for unit, state in states.items() if not state.fresh]
@@ -71,6 +76,7 @@ def run_sweep(args: argparse.Namespace) -> int:
             say(f"{'the others: ' if unknown else ''}about {duration(total / args.workers)} on {args.workers} "
                 f"worker{'s' * (args.workers > 1)}, by the runs of profile {planned.profile}")
         return 0
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // args.workers)))  # the runs share the cores
     executor = {"kind": "dask", "address": args.dask} if args.dask else \
         {"kind": "processes", "workers": args.workers} if args.workers != 1 else {}
     broken = 0
@@ -78,8 +84,11 @@ def run_sweep(args: argparse.Namespace) -> int:
         broken += record.outcome in ("failed", "skipped")
         say(f"{count:>4}/{len(planned.units)}  {record.outcome:<8}{record.seconds:8.1f} s  {project.relative(unit.folder)}  "
             f"{record.reason}".rstrip())
-    for name, table in sweep.collect(planned).items():
+    tables = sweep.collect(planned)
+    for name, table in tables.items():
         say(f"{name}: {len(table)} rows in {project.relative(planned.folder / name)}.csv")
+    if not broken and "results" not in tables:
+        say("none of these notebooks has a table of results")
     if broken:
         say(f"{broken} runs are missing; the failed ones are tried again with --retry")
     return int(broken > 0)
@@ -114,8 +123,8 @@ def add_verify(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("profile")
     add("topics", nargs="*", metavar="TOPIC", help="only these notebooks and what they read from")
-    add("--tolerance", type=float, metavar="SHARE", help="relative (default: 0 where machine, device, threads and versions are "
-                                                         "those of the saved run, else 0.001)")
+    add("--tolerance", type=float, metavar="SHARE",
+        help="relative (default: 0 where machine, device, threads and versions are those of the saved run, else 0.001)")
 
 
 def run_verify(args: argparse.Namespace) -> int:
@@ -129,10 +138,11 @@ def run_verify(args: argparse.Namespace) -> int:
         if verdict.record.outcome != "done":
             say(f"{verdict.topic:<17} {verdict.record.outcome:<10} {verdict.record.reason}")
             continue
-        within = f"within {verdict.tolerance:g}" if verdict.tolerance else "digit by digit"
-        say(f"{verdict.topic:<17} {'the same' if verdict.same else 'differs':<10} {verdict.numbers} numbers compared {within}")
+        how = f"within {verdict.tolerance:g}" if verdict.tolerance else "digit by digit"
+        say(f"{verdict.topic:<17} {'the same' if verdict.same else 'differs':<10} {verdict.numbers} numbers compared {how}")
         for one in verdict.mismatches:
             say(f"  {one.place}: {one.then} → {one.now}")
     if not same:
-        say(f"the new runs are in runs/verify/{args.profile}: `prunekit diff {args.profile}/TOPIC verify/{args.profile}/TOPIC`")
+        say(f"the new runs are in runs/verify/{args.profile}: `prunekit diff {args.profile}/TOPIC "
+            f"verify/{args.profile}/TOPIC`")
     return int(not same)

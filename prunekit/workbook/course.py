@@ -198,7 +198,7 @@ def check_copies(folders: Sequence[Path], profile: str = "embedded", topics: Seq
 
 def _grades(folder: Path, asked: dict[int, str], record: batch.Record, file: Path, place: int) -> Iterator[Grade]:
     if record.outcome != "done":
-        sentence = f"The lesson did not run: {record.reason}."
+        sentence = f"The lesson did not run: {record.reason.rstrip('.')}."
         yield from (Grade(folder, record.topic, number, "not graded", sentence) for number in asked)
     else:
         for verdict in json.loads(file.read_text(encoding="utf-8"))["verdicts"][place]:

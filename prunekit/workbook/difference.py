@@ -60,7 +60,8 @@ class Difference:
         from nbdime.prettyprint import PrettyPrintConfig, pretty_print_notebook_diff
 
         lines = [f"{what}: {then} → {now}" for what, then, now in self.made]
-        lines += [f"{len(self.mismatches)} places in tables differ ({self.numbers} numbers compared)"] if self.mismatches else []
+        if self.mismatches:
+            lines.append(f"{len(self.mismatches)} places in tables differ ({self.numbers} numbers compared)")
         lines += [f"{one.place}: {one.then} → {one.now}" for one in self.mismatches]
         out = io.StringIO()
         pretty_print_notebook_diff(*self.names, self._notebooks[0], self._decisions,
@@ -85,8 +86,8 @@ def _executed(name: str) -> Path:
         if file.is_file() and file.suffix == ".ipynb":
             return file
     runs = [f"{file.parts[-3]}/{file.parts[-2]}" for file in (project.root() / "runs").glob("*/*/executed.ipynb")]
-    raise UsageError(f"{name} is no executed run{did_you_mean(name, runs)}: give PROFILE/TOPIC as smoke/03_baselines, a run's "
-                     "folder, or an .ipynb file.")
+    raise UsageError(f"{name} is no executed run{did_you_mean(name, runs)}: give PROFILE/TOPIC as smoke/03_baselines, a "
+                     "run's folder, or an .ipynb file.")
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
@@ -134,7 +135,8 @@ def _plain(output: Any) -> Any:
     text = output.data.get("text/plain", "")
     if "<img" in output.data.get("text/html", "") or any(kind.startswith("image/") for kind in output.data):
         text += f"\n[picture {hashlib.sha256(json.dumps(output.data, sort_keys=True).encode()).hexdigest()[:8]}]"
-    text = re.sub(r"^ +| +$", "", re.sub(r" {2,}", " ", text), flags=re.MULTILINE)  # a table's padding depends on its longest row
+    # A table's padding depends on its longest row.
+    text = re.sub(r"^ +| +$", "", re.sub(r" {2,}", " ", text), flags=re.MULTILINE)
     return nbformat.v4.new_output("display_data", {"text/plain": text})
 
 
@@ -148,7 +150,8 @@ def _changes(a: Any, b: Any, decisions: list[Any]) -> Iterator[Change]:
         if entry.op == "addrange":
             yield from (_change(a.cells, entry.key, "added", None, cell) for cell in entry.valuelist)
         elif entry.op == "removerange":
-            yield from (_change(a.cells, entry.key + i, "removed", a.cells[entry.key + i], None) for i in range(entry.length))
+            places = range(entry.key, entry.key + entry.length)
+            yield from (_change(a.cells, place, "removed", a.cells[place], None) for place in places)
         else:
             cell = a.cells[entry.key]
             yield _change(a.cells, entry.key, "changed", cell, patch(cell, entry.diff))

@@ -32,10 +32,8 @@ import prunekit
 from prunekit.workbook import project
 
 PACKAGE = Path(prunekit.__file__).resolve().parent
-# Modules that decide how a run is started and shown, not what it computes.
-_NOT_RESULTS = tuple(f"prunekit.workbook.{name}" for name in
-                     ("project", "params", "vocabulary", "manifest", "batch", "sweep", "verify", "difference", "commands", "site",
-                      "shown", "redraw", "course", "paper", "claims"))
+# All else in prunekit.workbook decides how a run is started and shown, not what it computes.
+_RESULTS = ("prunekit.workbook.runs", "prunekit.workbook.published")
 # Packages whose version can change a number.
 _PACKAGES = ("torch", "transformers", "numpy", "scipy", "pandas", "datasets", "tokenizers", "accelerate", "peft", "lm_eval")
 # What a module reads from the package beside its own source.
@@ -86,7 +84,7 @@ def module_hashes(names: Iterable[str]) -> dict[str, str]:
 def imported_modules() -> list[str]:
     """The modules of this package that the present process has imported and that can change a result."""
     return [name for name, module in sys.modules.items() if name.startswith("prunekit.") and module is not None
-            and name != "prunekit.__main__" and name not in _NOT_RESULTS]
+            and name != "prunekit.__main__" and (name in _RESULTS or not name.startswith("prunekit.workbook"))]
 
 
 @cache

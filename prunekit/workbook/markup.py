@@ -1,13 +1,33 @@
-"""Finishing touches on the HTML of pages: formulas, tables, alternative texts, anchors, colours for code."""
+"""HTML of pages: templates, and the finishing touches: formulas, tables, alternative texts, anchors, colours for code."""
 from __future__ import annotations
 
 import re
+from functools import cache
 from html import escape
+from pathlib import Path
+from typing import Any
 
 from bs4 import BeautifulSoup, NavigableString, Tag
+from jinja2 import Environment, FileSystemLoader
 
+from prunekit.workbook import runs, shown
+
+TEMPLATES = Path(__file__).parent / "templates"
 _MATH = re.compile(r"\$\$(?P<block>.+?)\$\$|\$(?P<inline>[^$]+?)\$|(?P<environment>\\begin\{(\w+\*?)\}.*?\\end\{\4\})", re.DOTALL)
 _NUMBER = re.compile(r"[-+−]?[\d,]*\.?\d+(e[-+]?\d+)?%?|nan|NaN|-?inf|", re.IGNORECASE)
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["label"] = runs.label
+    environment.filters["takeaway"] = shown.marked_up
+    environment.filters["math"] = lambda text: finish(BeautifulSoup(escape(text), "html.parser"))
+    return environment
+
+
+def template(name: str, **values: Any) -> str:
+    return _environment().get_template(name).render(**values)
 
 
 def finish(soup: BeautifulSoup) -> str:
@@ -19,7 +39,9 @@ def finish(soup: BeautifulSoup) -> str:
         style.decompose()
     for table in soup.find_all("table"):
         _tidy_table(table)
-        table.wrap(soup.new_tag("div", attrs={"class": "scroll", "tabindex": "0"}))
+        if "scroll" not in table.parent.get("class", []):
+            look = "scroll long" if len(table.select("tbody tr")) > 20 else "scroll"
+            table.wrap(soup.new_tag("div", attrs={"class": look, "tabindex": "0"}))
     for image in soup.find_all("img"):
         if not image.get("alt"):
             above = image.find_previous(["h1", "h2", "h3"])

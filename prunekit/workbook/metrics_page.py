@@ -3,7 +3,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from html import escape
-from itertools import groupby
 from typing import Any
 
 import pandas as pd
@@ -14,9 +13,6 @@ from prunekit.metric.rank import rank_key
 from prunekit.metric.tree import Tree
 from prunekit.workbook import markup, shown
 
-_GROUPS = {"row": "each row loses its lowest scores", "layer": "one threshold for the whole layer",
-           "variant": "rows, by their share of the cumulated score"}
-_UPDATES = {None: "none", "obs": "OBS, after the mask is chosen", "obs-iter": "OBS, block by block while the mask is chosen"}
 # The tables with perplexities on the test windows, and the saved tree of the search.
 _MEASURED = (("03_baselines", "tables/perplexity"), ("04_gp_search", "tables/result"))
 _WINNER = ("04_gp_search", "winner")
@@ -26,33 +22,33 @@ def body(profile: str, entries: list[Mapping[str, Any]]) -> str:
     """Winner first, then the catalogue in its order: formula, tree, rank class, perplexities with 95 % intervals."""
     made = {entry["topic"]: entry for entry in entries}
     methods = [*_winner(made), *METHODS.values()]
-    classes = {method.name: rank_key(method.tree) for method in methods if method.tree}
     measured = _measured(made)
-    cards = [_card(method, [name for name, key in classes.items()
-                            if method.tree and name != method.name and key == classes[method.name]], measured)
-             for method in methods]
-    return ("<h1>Metrics</h1><p class='lead'>Every method of the catalogue as one line over <b>W</b> (absolute weight), "
-            "<b>G</b> (accumulated gradient norm) and <b>X</b> (squared input norm). Two metrics of one rank class are "
-            "<em>proven</em> to remove the same weights when compared within rows, whatever the layer; what is not in one "
-            f"class may still agree on most weights.</p>{_overview(methods, classes)}{''.join(cards)}")
+    cards = []
+    for method in methods:
+        same = [other for other in methods if _key(other) == _key(method)]
+        rows = measured[measured["tree"].isin([str(other.tree or "") for other in same]) & (measured["group"] == method.group)
+                        & (measured["update"] == (method.update or ""))]
+        cards.append({"method": method, "same": [other.name for other in same if other != method],
+                      "formula": markup.mathml(method.tree.latex() if method.tree else r"w^2 / U_{ii}^2"),
+                      "drawing": drawing(method.tree) if method.tree else "", "runs": list(dict.fromkeys(rows.get("topic", []))),
+                      "table": shown.readable(rows[["setting", "ppl", "low", "high", "n"]]) if len(rows) else []})
+    return markup.template("metrics.html.j2", cards=cards, classes=_classes(methods))
 
 
 def _winner(made: Mapping[str, Any]) -> list[Method]:
-    entry = made.get(_WINNER[0])
-    artifact = entry["made"].get("artifacts", {}).get(_WINNER[1]) if entry else None
-    if not artifact:
-        return []
-    tree = Tree.from_json(entry["folder"] / next(iter(artifact["files"])))
-    return [Method("search-winner", tree, source="found by the search of notebook 04")]
+    path = _artifact(made, *_WINNER)
+    return [Method("search-winner", Tree.from_json(path), source="found by the search of notebook 04")] if path else []
+
+
+def _artifact(made: Mapping[str, Any], topic: str, name: str) -> Any:
+    artifact = made[topic]["made"].get("artifacts", {}).get(name) if topic in made else None
+    return made[topic]["folder"] / next(iter(artifact["files"])) if artifact else None
 
 
 def _measured(made: Mapping[str, Any]) -> pd.DataFrame:
-    """Rows with tree, group, update, setting, ppl, low, high, n and the topic of their run; none twice."""
-    frames = []
-    for topic, name in _MEASURED:
-        artifact = made[topic]["made"].get("artifacts", {}).get(name) if topic in made else None
-        if artifact:
-            frames.append(pd.read_csv(made[topic]["folder"] / next(iter(artifact["files"]))).assign(topic=topic))
+    """Rows with tree, group, update, setting, ppl, low, high, n and the topic of their run, of every table that there is."""
+    frames = [pd.read_csv(path, dtype={"pattern": str}).assign(topic=topic) for topic, name in _MEASURED
+              if (path := _artifact(made, topic, name))]
     if not frames:
         return pd.DataFrame(columns=["tree", "group", "update"])
     frame = pd.concat(frames).fillna({"tree": "", "update": ""})
@@ -60,46 +56,18 @@ def _measured(made: Mapping[str, Any]) -> pd.DataFrame:
     return frame.drop_duplicates(["tree", "group", "update", "setting"])
 
 
-def _overview(methods: list[Method], classes: Mapping[str, Any]) -> str:
-    """The rank classes: a row for each, with all the names that it goes by."""
-    rows = []
-    for key, members in groupby(sorted(classes, key=lambda name: str(classes[name])), key=classes.get):
-        canonical = Tree(key[1])
-        names = ", ".join(f'<a href="#{name}">{name}</a>' for name in members)
-        rows.append((names, f"<tr><td>{markup.mathml(canonical.latex())}</td><td>{names}</td></tr>"))
-    rows.sort(key=lambda row: -row[0].count("<a"))
-    return (f"<h2 id='classes'>Rank classes</h2><p>{len(classes)} names, {len(rows)} metrics that are not proven equal.</p>"
-            "<table><thead><tr><th>canonical form</th><th>goes by the names</th></tr></thead>"
-            f"<tbody>{''.join(row for _, row in rows)}</tbody></table>")
+def _key(method: Method) -> tuple[Any, ...]:
+    """Equal for methods that are proven to give the same masks and the same weights."""
+    return method.update, method.tree and rank_key(method.tree, method.group)
 
 
-def _card(method: Method, same: list[str], measured: pd.DataFrame) -> str:
-    tree = method.tree
-    formula = markup.mathml(tree.latex(), display=True) if tree else markup.mathml(r"w^2 / U_{ii}^2", display=True)
-    equal = "nothing else on this page" if not same else ", ".join(f'<a href="#{name}">{name}</a>' for name in same)
-    facts = [("as text", f"<code>{escape(str(tree))}</code>" if tree else "chosen inside the solver"),
-             ("reads", ", ".join(sorted(method.needs))),
-             ("compared", _GROUPS[method.group]), ("weight update", _UPDATES[method.update]),
-             ("same masks as", equal if tree else "none: not a metric of W, G and X"),
-             ("source", escape(method.source)), ("note", escape(method.note))]
-    table = "".join(f"<tr><th scope='row'>{name}</th><td>{value}</td></tr>" for name, value in facts if value)
-    return (f"<section class='metric'><h2 id='{method.name}'>{method.name}</h2><div class='formula'>{formula}</div>"
-            f"<div class='sides'><table><tbody>{table}</tbody></table>{drawing(tree) if tree else ''}</div>"
-            f"{_perplexities(method, measured)}</section>")
-
-
-def _perplexities(method: Method, measured: pd.DataFrame) -> str:
-    text_, update = str(method.tree or ""), method.update or ""
-    rows = measured[(measured["tree"] == text_) & (measured["group"] == method.group) & (measured["update"] == update)]
-    if rows.empty:
-        return "<p class='pk-banner'>Not run here by itself: add it to <code>methods</code> in notebook 03.</p>"
-    made = "".join(f' <a href="run-{topic}.html">run of {topic[:2]}</a>' for topic in dict.fromkeys(rows["topic"]))
-    cells = shown.readable(rows[["setting", "ppl", "low", "high", "n"]])
-    head = "".join(f"<th scope='col'>{heading}</th>" for heading, *_ in cells)
-    lines = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>"
-                    for row in zip(*(column for _, column, _ in cells), strict=True))
-    return (f"<table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table>"
-            f"<p class='pk-banner'>Perplexity on n test windows:{made}</p>")
+def _classes(methods: list[Method]) -> list[tuple[str, list[str]]]:
+    """The rank classes within rows: canonical form and all the names that it goes by, most names first."""
+    classes: dict[Any, list[str]] = {}
+    for method in methods:
+        if method.tree:
+            classes.setdefault(rank_key(method.tree), []).append(method.name)
+    return sorted(((markup.mathml(Tree(key[1]).latex()), names) for key, names in classes.items()), key=lambda c: -len(c[1]))
 
 
 def drawing(tree: Tree) -> str:

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import base64
+import importlib
 import io
 import math
 import re
@@ -51,11 +52,11 @@ def show_figure(svg: bytes, file: str, caption: str) -> Shown:
 def choose_from(draw: Callable[..., Figure], **choices: list[Any]) -> Shown | None:
     """A menu for each argument of `draw`, which draws again at every choice; without ipywidgets, how to do that by hand."""
     try:
-        from ipywidgets import interact
+        widgets = importlib.import_module("ipywidgets")  # no dependency: used where somebody has it
     except ImportError:
         first = ", ".join(f"{name}={values[0]!r}" for name, values in choices.items())
         return show_text(f"For menus here, `pip install ipywidgets`; or call `{draw.__name__}({first})`.", "pk-banner")
-    interact(lambda **chosen: show_figure(figure_files(draw(**chosen))[".svg"], "", ""), **choices)
+    widgets.interact(lambda **chosen: show_figure(figure_files(draw(**chosen))[".svg"], "", ""), **choices)
     return None
 
 

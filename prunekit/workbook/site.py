@@ -11,18 +11,14 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from functools import cache
-from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import nbformat
 from bs4 import BeautifulSoup
-from jinja2 import Environment, FileSystemLoader
 
-from prunekit.workbook import batch, claims, manifest, markup, metrics_page, params, project, runs, shown
+from prunekit.workbook import batch, claims, manifest, markup, metrics_page, params, project
 
-TEMPLATES = Path(__file__).parent / "templates"
 PAGES = Path(__file__).parent / "pages"
 _NOISE = re.compile(r"(Executing|Ending) Cell \d+-|^[\d:]+ <|^[\d:]*\s*$|Unable to parse line|\d%\||\dit/s|\ds/it|TqdmWarning|autonotebook")
 _PROGRESS = re.compile(r"\d%\||\dit/s|\ds/it|TqdmWarning|autonotebook")
@@ -47,9 +43,9 @@ def render(profile: str) -> Path:
         _write_page(folder / page.file, page, shared)
     (folder / "index.html").write_text(_index_page(shared), encoding="utf-8")
     (folder / "tables").mkdir(exist_ok=True)
-    claims.page(profile)["ledger"].to_csv(folder / "tables" / "claims.csv", index=False)
-    (folder / "assets" / "style.css").write_text((TEMPLATES / "style.css").read_text() + markup.code_css(), encoding="utf-8")
-    shutil.copy(TEMPLATES / "page.js", folder / "assets" / "page.js")
+    claims.table(profile).to_csv(folder / "tables" / "claims.csv", index=False)
+    (folder / "assets" / "style.css").write_text((markup.TEMPLATES / "style.css").read_text() + markup.code_css(), encoding="utf-8")
+    shutil.copy(markup.TEMPLATES / "page.js", folder / "assets" / "page.js")
     old = final.with_name(f".{profile}.old")
     shutil.rmtree(old, ignore_errors=True)
     if final.exists():
@@ -115,7 +111,7 @@ def _pages(profile: str, entries: list[Mapping[str, Any]]) -> list[Page]:
     notebooks = [Page(f"{entry['topic']}.html", f"{entry['number']} {entry['title']}", _notebook_body(entry), "Notebooks", entry)
                  for entry in entries if entry["source"]]
     made = [Page(f"run-{entry['topic']}.html", f"The run of {entry['number']} {entry['title']}",
-                 _template("run.html.j2", profile=profile, entry=entry, declared=_declared(entry)))
+                 markup.template("run.html.j2", profile=profile, entry=entry, declared=_declared(entry)))
             for entry in entries if entry["made"] or entry["log"]]
     return [*notebooks, *(Page(file, title, body(profile, entries), "Beside them") for file, title, body in _beside()), *made]
 
@@ -124,14 +120,10 @@ def _beside() -> list[tuple[str, str, Callable[[str, list[Mapping[str, Any]]], s
     """The pages beside the notebooks': file, name in the menu, and the function of (profile, entries) that gives the
     body as HTML ("": no such page)."""
     return [("catalogue.html", "Metrics", metrics_page.body),
-            ("claims.html", "Claims",
-             lambda profile, entries: _template("claims.html.j2", profile=profile, entries=entries, claims=claims.page(profile))),
-            ("figures.html", "Figures and tables", lambda profile, entries: _template("figures.html.j2", entries=entries)),
+            ("claims.html", "Claims", lambda profile, entries: markup.template("claims.html.j2", profile=profile, entries=entries,
+                                                                               claims=claims.page(profile))),
+            ("figures.html", "Figures and tables", lambda profile, entries: markup.template("figures.html.j2", entries=entries)),
             *(_markdown_page(path) for path in sorted(PAGES.glob("*.md")))]
-
-
-def _template(name: str, **values: Any) -> str:
-    return _environment().get_template(name).render(**values)
 
 
 def _markdown_page(path: Path) -> tuple[str, str, Callable[..., str]]:
@@ -142,15 +134,6 @@ def _markdown_page(path: Path) -> tuple[str, str, Callable[..., str]]:
     stem = re.sub(r"^\d+-", "", path.stem)
     return (f"{stem}.html", re.sub(r"[*_`]", "", title[1]) if title else stem,
             lambda *_: f'<section class="prose">{markdown2html(text)}</section>')
-
-
-@cache
-def _environment() -> Environment:
-    environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["label"] = runs.label
-    environment.filters["takeaway"] = shown.marked_up
-    environment.filters["math"] = lambda text: markup.finish(BeautifulSoup(escape(text), "html.parser"))
-    return environment
 
 
 def _write_page(path: Path, page: Page, shared: Mapping[str, Any]) -> None:
@@ -164,7 +147,7 @@ def _write_page(path: Path, page: Page, shared: Mapping[str, Any]) -> None:
             link.unwrap()
     content = markup.finish(soup)
     headings = [(h.name, h["id"], h.get_text().rstrip("¶")) for h in soup.find_all(["h2", "h3"]) if h.get("id")]
-    path.write_text(_template("page.html.j2", page=page, file=path.name, body=content, headings=headings, **shared),
+    path.write_text(markup.template("page.html.j2", page=page, file=path.name, body=content, headings=headings, **shared),
                     encoding="utf-8")
 
 
@@ -173,7 +156,7 @@ def _notebook_body(entry: Mapping[str, Any]) -> str:
 
     notebook = nbformat.read(entry["source"], as_version=4)
     notebook.cells = list(_prepared(notebook.cells, entry))
-    exporter = HTMLExporter(template_name="cells", extra_template_basedirs=[str(TEMPLATES)])
+    exporter = HTMLExporter(template_name="cells", extra_template_basedirs=[str(markup.TEMPLATES)])
     exporter.log.setLevel("ERROR")  # it speaks of missing alternative texts, which are added below
     body, _ = exporter.from_notebook_node(notebook)
     soup = BeautifulSoup(body, "html.parser")
@@ -210,7 +193,7 @@ def _declared(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _parameter_table(entry: Mapping[str, Any]) -> str:
-    return "\n".join(line for line in _template("parameters.html.j2", declared=_declared(entry)).splitlines() if line.strip())
+    return "\n".join(line for line in markup.template("parameters.html.j2", declared=_declared(entry)).splitlines() if line.strip())
 
 
 def _index_page(shared: Mapping[str, Any]) -> str:
@@ -223,7 +206,7 @@ def _index_page(shared: Mapping[str, Any]) -> str:
     lead = next((entry for entry in shared["entries"] if all(heads[entry["topic"]])), None)
     table = markup.finish(BeautifulSoup(heads[lead["topic"]][1]["html"], "html.parser")) if lead else ""
     made = next((entry["made"] for entry in reversed(shared["entries"]) if entry["made"]), {})
-    return _template("index.html.j2", lead=lead, heads=heads, table_html=table, made=made, file="index.html", **shared)
+    return markup.template("index.html.j2", lead=lead, heads=heads, table_html=table, made=made, file="index.html", **shared)
 
 
 def _link_artifacts(soup: BeautifulSoup, entry: Mapping[str, Any]) -> None:
@@ -235,4 +218,4 @@ def _link_artifacts(soup: BeautifulSoup, entry: Mapping[str, Any]) -> None:
             continue
         if block.img:
             block.img["src"] = artifact["files"]["SVG"]
-        block.append(BeautifulSoup(_template("downloads.html.j2", artifact=artifact, topic=entry["topic"]), "html.parser"))
+        block.append(BeautifulSoup(markup.template("downloads.html.j2", artifact=artifact, topic=entry["topic"]), "html.parser"))

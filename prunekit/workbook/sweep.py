@@ -19,6 +19,7 @@ import hashlib
 import itertools
 import json
 import os
+import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import BrokenExecutor
 from dataclasses import dataclass, field
@@ -32,6 +33,8 @@ from prunekit.workbook import batch, manifest, params, project, runs, vocabulary
 
 if TYPE_CHECKING:
     import pandas as pd
+
+_ONE_AT_A_TIME = threading.Lock()  # in a worker of several threads: a kernel is started through the environment
 
 
 class _File(BaseModel):
@@ -91,23 +94,14 @@ def read(path: Path) -> Sweep:
     content = _checked(params.load_yaml(path), where)
     if wrong := vocabulary.profile(path.stem):
         raise UsageError(f"{where}: the file's name {wrong}.")
-    if "/" in path.stem or len(set(content.topics)) != len(content.topics):
-        raise UsageError(f"{where}: topics names a notebook twice.")
     for topic in content.topics:
-        if topic not in project.topics():
-            raise UsageError(f"{where}: there is no notebook '{topic}'{did_you_mean(topic, project.topics())}.")
+        if topic not in project.topics() or content.topics.count(topic) > 1:
+            raise UsageError(f"{where}: topics names {topic} twice." if topic in project.topics() else
+                             f"{where}: there is no notebook '{topic}'{did_you_mean(topic, project.topics())}.")
     plan = project.closure(content.topics)
     base = params.profile_settings(content.profile)
     declared = {topic: params.read_parameters(project.notebook(topic)) for topic in plan}
-    known = {name for parameters in declared.values() for name in parameters}
-    for key, values in itertools.chain(content.fixed.items(), content.grid.items()):
-        if key not in known:
-            raise UsageError(f"{where}: no notebook of this sweep has a parameter '{key}'{did_you_mean(key, known)}.")
-        if key == "profile" or (key in content.grid and key in content.fixed):
-            raise UsageError(f"{where}: '{key}' " + ("is set by the sweep itself, leave it out." if key == "profile" else
-                                                     "is both fixed and in the grid, give it once."))
-        if key in content.grid and (not values or any(value in values[:at] for at, value in enumerate(values))):
-            raise UsageError(f"{where}: the grid's {key} = {values!r} must name one or more different values.")
+    _check_keys(content, {name for parameters in declared.values() for name in parameters}, where)
     known: dict[str, Unit] = {}
     cells = []
     for number, combination in enumerate(itertools.product(*content.grid.values()), 1):
@@ -116,6 +110,19 @@ def read(path: Path) -> Sweep:
         cells.append(Cell(number, values, tuple(found[topic] for topic in content.topics)))
     units = {unit.profile: unit for unit in known.values()}.values()
     return Sweep(path.stem, content.profile, cells, sorted(units, key=lambda unit: plan.index(unit.topic)))
+
+
+def _check_keys(content: _File, known: set[str], where: str) -> None:
+    for key in (*content.fixed, *content.grid):
+        if key not in known:
+            raise UsageError(f"{where}: no notebook of this sweep has a parameter '{key}'{did_you_mean(key, known)}.")
+        if key == "profile":
+            raise UsageError(f"{where}: 'profile' is set by the sweep itself, leave it out.")
+        if key in content.grid and key in content.fixed:
+            raise UsageError(f"{where}: '{key}' is both fixed and in the grid, give it once.")
+    for key, values in content.grid.items():
+        if not values or any(value in values[:place] for place, value in enumerate(values)):
+            raise UsageError(f"{where}: the grid's {key} = {values!r} must name one or more different values.")
 
 
 def _checked(content: dict[str, Any], where: str) -> _File:
@@ -144,7 +151,8 @@ def _units(path: Path, profile: str, plan: list[str], declared: Mapping[str, Any
         key = json.dumps([topic, own, [unit.profile for unit in above]], default=str)
         if key not in known:
             where = project.relative(path)
-            given = {name: params.absolute(name, params.Setting(value, where), project.root()) for name, value in own.items()}
+            given = {name: params.absolute(name, params.Setting(value, where), project.root())
+                     for name, value in own.items()}
             parameters = params.validate(topic, {**base[topic], **given})
             params.agree(f"params/{profile}", topic, parameters, {unit.topic: unit.parameters for unit in above})
             known[key] = _unit(path.stem, topic, parameters, above)
@@ -176,7 +184,8 @@ def _took(profile: str, topic: str) -> float | None:
         return made["seconds"] if made else None
 
 
-def run(sweep: Sweep, *, executor: Mapping[str, Any] | None = None, retry: bool = False) -> Iterator[tuple[Unit, batch.Record]]:
+def run(sweep: Sweep, *, executor: Mapping[str, Any] | None = None,
+        retry: bool = False) -> Iterator[tuple[Unit, batch.Record]]:
     """Bring the runs of a sweep up to date and yield each with its record: fresh, done, failed or skipped.
 
     `executor`: the arguments of `open_executor` (default: one after another, here). A run that failed before is not
@@ -204,7 +213,8 @@ def _settled(unit: Unit, records: Mapping[str, batch.Record], retry: bool) -> ba
     """The record of a run that is not to be made, or None."""
     broken = [above for above in unit.upstream if records[above.profile].outcome in ("failed", "skipped")]
     if broken:
-        return batch.Record(unit.topic, "skipped", 0.0, f"it reads from {project.relative(broken[0].folder)}, which did not finish")
+        return batch.Record(unit.topic, "skipped", 0.0,
+                            f"it reads from {project.relative(broken[0].folder)}, which did not finish")
     state = unit.state()
     if state.fresh:
         return batch.Record(unit.topic, "fresh", manifest.read(unit.profile, unit.topic)["seconds"])
@@ -221,8 +231,9 @@ def _link(unit: Unit) -> None:
 
 
 def _execute(root: str, unit: Unit) -> batch.Record:
-    os.environ["PRUNEKIT_HOME"] = root  # in a worker that was started elsewhere
-    return batch.run_one(unit.topic, unit.folder, unit.parameters, progress=False)
+    with _ONE_AT_A_TIME:
+        os.environ["PRUNEKIT_HOME"] = root  # in a worker that was started elsewhere
+        return batch.run_one(unit.topic, unit.folder, unit.parameters, progress=False)
 
 
 def _result(topic: str, future: Any) -> batch.Record:
@@ -238,7 +249,7 @@ def collect(sweep: Sweep) -> dict[str, pd.DataFrame]:
     """Join what there is: `cells`, and from finished cells `results` and, over several seeds, `seeds`; each also as CSV."""
     import pandas as pd
 
-    varied = [key for key in sweep.cells[0].values]
+    varied = list(sweep.cells[0].values)
     rows, frames = [], []
     for cell in sweep.cells:
         values = {key: " ".join(map(str, value)) if isinstance(value, list) else value for key, value in cell.values.items()}
@@ -247,7 +258,8 @@ def collect(sweep: Sweep) -> dict[str, pd.DataFrame]:
         made = {unit: manifest.read(unit.profile, unit.topic) for unit in cell.units}
         rows.append({"cell": cell.number, **values, "outcome": bad.word if bad else "done",
                      "seconds": sum(one["seconds"] for one in made.values() if one),
-                     "runs": " ".join(project.relative(unit.folder) for unit in cell.units), "reason": bad.reason if bad else ""})
+                     "runs": " ".join(project.relative(unit.folder) for unit in cell.units),
+                     "reason": bad.reason if bad else ""})
         frames += [_labelled(frame, cell.number, values, name, unit) for unit, state in states.items() if state.fresh
                    for name, frame in _results(unit, made[unit])]
     tables = {"cells": pd.DataFrame(rows)}
@@ -293,8 +305,9 @@ def over_seeds(results: pd.DataFrame, varied: list[str]) -> pd.DataFrame:
     measured = [column for column in results if column not in (*keys, "cell", "run", "tree", "seed", "n", "calibration")
                 and not column.endswith(("low", "high"))]
     place = results.groupby(["cell", *keys], dropna=False).cumcount()  # rows of one cell that only their order tells apart
-    long = results.assign(place=place).melt([*keys, "place"], measured, "measure").dropna(subset="value")
-    grouped = long.groupby([*keys, "place", "measure"], dropna=False, sort=False)["value"]
+    number = "number "  # no column of a table is called so
+    long = results.assign(place=place).melt([*keys, "place"], measured, "measure", number).dropna(subset=number)
+    grouped = long.groupby([*keys, "place", "measure"], dropna=False, sort=False)[number]
     table = grouped.agg(mean="mean", sd="std", n="count").reset_index().drop(columns="place")
     reach = stats.t.ppf(0.975, table["n"] - 1) * table["sd"] / table["n"] ** 0.5
     return table.assign(low=table["mean"] - reach, high=table["mean"] + reach)

@@ -85,13 +85,25 @@ def test_journals_of_two_grammars_or_evaluators_are_not_mixed():
     assert "rrow" in apart[0] and "rrow" not in apart[1]
 
 
+def test_journals_of_one_name_are_told_apart(tmp_path):
+    for seed in (0, 1):
+        (tmp_path / f"seed{seed}").mkdir()
+        searched(tmp_path / f"seed{seed}", noise, 6, "random", seed=seed)
+    paths = [tmp_path / f"seed{seed}" / "journal.jsonl" for seed in (0, 1)]
+    both = pk.history([*paths, paths[0]])
+    assert list(both["journal"].unique()) == ["seed0/journal", "seed1/journal"] and len(both) == 12
+    assert pk.traits(both)["family"].str.startswith(("seed0/journal/", "seed1/journal/")).all()
+    with pytest.raises(UsageError, match="two journals are called 'journal'"):
+        pk.traits(pd.concat([pk.history(path) for path in paths], ignore_index=True))
+
+
 @pytest.mark.parametrize("budget", [0, 1])
 def test_journals_of_nothing_and_of_one_candidate(tmp_path, budget):
     history = searched(tmp_path, noise, 1, seeds=[pk.Tree.parse("mul(W, G)")]).iloc[:budget]
     frame = pk.traits(history)
     assert len(frame) == budget and set(traits._OWN) <= set(frame)
     assert pk.findings(frame).empty and len(traits.over_time(frame)) == 3 * budget
-    assert analysis.improvements(frame).empty
+    assert analysis.improvements(frame).empty and np.isnan(traits.wilson(0, 0)).all()
     assert list(pk.findings(frame)) == analysis._COLUMNS
 
 

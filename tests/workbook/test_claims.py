@@ -1,6 +1,7 @@
 """The ledger on runs made up by hand: what fills it, what is refused, and that every command does what a row needs."""
 from __future__ import annotations
 
+import itertools
 import json
 import shlex
 import shutil
@@ -167,8 +168,30 @@ def test_the_page_names_nine_problems_and_says_what_was_measured(finished, tmp_p
         "updates": [row("magnitude", 30, update="none"), row("wanda", 10, update="none"), row("magnitude", 9, update="obs"),
                     row("wanda", 6, update="obs"), row("sparsegpt", 1, update="obs-iter")]})
     problems = {problem["number"]: problem for problem in claims.page("llama-2-7b")["problems"]}
-    assert sorted(problems) == list(range(1, 10)) and all(problem["topic"] in project.GRAPH for problem in problems.values())
+    assert sorted(problems) == list(range(1, 10))
+    assert {problem["topic"] for problem in problems.values()} <= {*project.GRAPH, ""}
     assert problems[3]["measured"] == "Pruner-Zero's perplexity over Wanda's: 1.250 at 60% (higher)."
     assert problems[5]["measured"] == "The worst metric's perplexity over the best one's: 3.00 (no update), 1.50 (obs)."
     assert problems[9]["measured"] == "Of 2 differences in perplexity and accuracy, 1 are indistinguishable."
     assert problems[7]["measured"] == ""
+
+
+def test_leakage_is_read_from_its_sweep_once_all_cells_are_done(tmp_path, monkeypatch):
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.setenv("PRUNEKIT_HOME", str(tmp_path))
+    shipped = claims.leaks()
+    folder = tmp_path / "runs" / "sweeps" / "leakage"
+    rows, hard = [], np.linspace(1, 3, 20)
+    for number, (g, c, t, seed) in enumerate(itertools.product("ab", "ab", "ab", (0, 1))):
+        (folder / f"{number}").mkdir(parents=True)
+        pd.DataFrame({"wanda|0.6|unstructured": hard - 0.02 * (c == t), "wanda|0.5|2:4": hard,
+                      "pruner-zero|0.6|unstructured": hard - 0.02 - 0.02 * (g == t), "pruner-zero|0.5|2:4": hard,
+                      "dense": hard}).to_csv(folder / f"{number}" / "nll.csv", index=False)
+        rows.append({"gradient_corpus": g, "corpus": c, "test_corpus": t, "seed": seed, "outcome": "done",
+                     "runs": f"runs/sweeps/leakage/{number}"})
+    pd.DataFrame(rows).assign(outcome=["failed", *["done"] * 15]).to_csv(folder / "cells.csv", index=False)
+    pd.testing.assert_frame_equal(claims.leaks(), shipped)
+    pd.DataFrame(rows).to_csv(folder / "cells.csv", index=False)
+    found = claims.leaks()
+    assert list(found["sparsity"]) == [0.6] and set(shipped) == set(found)
+    assert found["share"].iloc[0] == pytest.approx(0.5) and found["lead"].iloc[0] == pytest.approx(np.exp(0.04) - 1)

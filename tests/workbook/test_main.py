@@ -128,3 +128,17 @@ def test_a_configuration_file_is_checked_like_a_parameter_file(home, tmp_path, c
 def test_status_names_every_notebook(home, capsys):
     assert main(["status", "tiny"]) == 0
     assert capsys.readouterr().out == "01_data           missing      never run\n03_baselines      missing      never run\n"
+
+
+def test_status_without_a_profile_names_what_has_been_run(home, capsys):
+    assert main(["status"]) == 0
+    assert capsys.readouterr().out == "nothing has been run yet: `prunekit run embedded`\n"
+    (home / "params/sweeps").mkdir()
+    (home / "params/sweeps/s.yaml").write_text("profile: tiny\ntopics: [01_data]\ngrid:\n  seed: [0, 1, 2]\n")
+    failed = home / "runs/tiny/03_baselines"
+    failed.mkdir(parents=True)
+    (failed / "reason.txt").write_text("too little memory\n")
+    (home / "runs/sweeps/s").mkdir(parents=True)
+    assert main(["status"]) == 0
+    assert capsys.readouterr().out == ("tiny\n01_data           missing      never run\n03_baselines      failed       too little memory\n"
+                                       "sweep s: 3 missing\n")

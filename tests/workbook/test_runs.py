@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -86,6 +87,7 @@ def test_the_manifest_says_how_the_run_was_made(tiny):
     assert {"python", "torch", "transformers", "numpy", "prunekit"} <= made["versions"].keys()
     assert made["artifacts"]["plain"]["sha256"] == manifest.file_hash(run.folder / "plain.json")
     assert made["artifacts"]["plain"]["made by"] == f"01_data, run {run.id}"
+    assert made["machine"].startswith(platform.system()) and made["started"] <= made["finished"] and made["log"] is None
     assert "prunekit.workbook.runs" in made["modules"] and "prunekit.workbook.params" not in made["modules"]
 
 
@@ -179,6 +181,42 @@ def test_a_source_file_makes_stale_just_those_that_imported_it(tiny, tmp_path, m
     with open(package / "errors.py", "a") as file:
         file.write("\n")
     assert state().reason == "prunekit.errors changed"
+
+
+def test_masks_concern_just_the_notebooks_that_prune(monkeypatch):
+    """What real notebooks import, in a process of its own: 01 does not read the code that makes masks, 03 does."""
+    monkeypatch.delenv("PRUNEKIT_HOME", raising=False)
+    script = """
+import ast, json, sys
+import prunekit as pk
+from prunekit.workbook import manifest, project
+for topic in sys.argv[1:]:
+    cells = json.loads(project.notebook(topic).read_text())["cells"]
+    for node in ast.walk(ast.parse("".join("".join(c["source"]) + chr(10) for c in cells if c["cell_type"] == "code"))):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "pk":
+            getattr(pk, node.attr)
+        elif isinstance(node, (ast.Import, ast.ImportFrom)) and "prunekit" in ast.unparse(node):
+            exec(ast.unparse(node))
+    print(*manifest.imported_modules())
+"""
+    command = [sys.executable, "-c", script, "01_data", "03_baselines"]
+    lines = subprocess.run(command, text=True, check=True, stdout=subprocess.PIPE).stdout.splitlines()
+    data, baselines = (set(line.split()) for line in lines)
+    assert "prunekit.data" in data and "prunekit.pruning.masks" in baselines - data
+
+
+def test_data_that_a_module_reads_counts_as_its_source(tmp_path, monkeypatch):
+    package = tmp_path / "prunekit"
+    (package / "embedded/lm_eval").mkdir(parents=True)
+    (package / "evaluate").mkdir()
+    for file in ("evaluate/harness.py", "evaluate/other.py", "embedded/lm_eval/a.yaml"):
+        (package / file).write_text("1")
+    monkeypatch.setattr(manifest, "PACKAGE", package)
+    names = ["prunekit.evaluate.harness", "prunekit.evaluate.other"]
+    before = manifest.module_hashes(names)
+    (package / "embedded/lm_eval/a.yaml").write_text("2")
+    after = manifest.module_hashes(names)
+    assert [before[name] == after[name] for name in names] == [False, True]
 
 
 def test_new_content_upstream_makes_its_readers_stale(tiny):

@@ -8,10 +8,12 @@ import time
 
 import nbformat
 import pytest
+from bs4 import BeautifulSoup
 from pages import check_site
 from tiny_project import profile, write_notebook
 
-from prunekit.workbook import batch, markup, site
+from prunekit.metric.catalogue import METHODS
+from prunekit.workbook import batch, manifest, markup, metrics_page, site
 
 SETUP = "import prunekit as pk\nrun = pk.start_run({!r}, globals())\nrun.banner"
 DATA = [
@@ -60,7 +62,8 @@ def test_from_notebooks_to_pages(project, tmp_path, monkeypatch):
     assert outcomes() == {"01_data": ("done", ""), "03_baselines": ("done", "")}
     index = site.render("tiny")
     pages = check_site(index.parent)
-    assert set(pages) == {"index.html", "01_data.html", "03_baselines.html", "words.html"}
+    assert set(pages) == {"index.html", "01_data.html", "03_baselines.html", "words.html", "figures.html", "catalogue.html",
+                          "claims.html", "run-01_data.html", "run-03_baselines.html"}
     words = pages["words.html"]
     assert {"01_data.html#1-Method", "words.html#Rank-class"} <= set(words.links) and "gone" in words.text and "math" in words.tags
     assert all("words.html" in page.links and "Some words" in page.text for page in pages.values())
@@ -72,9 +75,14 @@ def test_from_notebooks_to_pages(project, tmp_path, monkeypatch):
     assert "03_baselines.html" in data.links and not any("09_none" in link for link in data.links)
     assert "Rows & $G$ grow." in data.alts and "figures/01_data-counts.svg" in data.sources
     assert "What does a window hold?" in front.text and "There are 5 rows." in front.text
-    assert {"figures/01_data-counts.svg", "figures/01_data-counts.pdf", "tables/01_data-counts.csv",
-            "tables/01_data-counts.tex"} <= set(front.links)
-    assert "fresh" in front.text and "made by 01_data, run" in front.text
+    for page in (front, pages["figures.html"]):
+        assert {"figures/01_data-counts.svg", "figures/01_data-counts.pdf", "tables/01_data-counts.csv",
+                "tables/01_data-counts.tex", "run-01_data.html"} <= set(page.links)
+    run = pages["run-03_baselines.html"]
+    made = manifest.read("tiny", "01_data")
+    assert "run-01_data.html" in run.links and made["artifacts"]["counts"]["sha256"][:16] in run.text
+    assert made["id"] in pages["run-01_data.html"].text and made["id"] in front.text and "fresh" in front.text
+    assert "prunekit 0" in run.text and "Executing Cell" not in run.text  # the log, without papermill's own lines
 
 
 def test_what_is_fresh_is_not_run_again_and_a_failure_keeps_its_trace(project):
@@ -83,7 +91,9 @@ def test_what_is_fresh_is_not_run_again_and_a_failure_keeps_its_trace(project):
     folder = project / "runs" / "tiny" / "03_baselines"
     assert (folder / "reason.txt").read_text() == "It was told to.\n"
     assert "It was told to." in (folder / "log.txt").read_text()
-    assert nbformat.read(folder / "failed.ipynb", 4).cells and not (folder / "executed.ipynb").exists()
+    shown = "".join(output.get("traceback", [""])[0] for cell in nbformat.read(folder / "failed.ipynb", 4).cells
+                    for output in cell.get("outputs", []) if output.output_type == "error")
+    assert shown == "UsageError: It was told to." and not (folder / "executed.ipynb").exists()
     assert batch.status("tiny")["03_baselines"].word == "failed"
     pages = check_site(site.render("tiny").parent)
     assert "It was told to." in pages["index.html"].text and "This run is failed" in pages["03_baselines.html"].text
@@ -110,6 +120,17 @@ def test_a_killed_batch_leaves_nothing_that_looks_finished_and_resumes(project):
     assert batch.status("tiny")["03_baselines"].word in ("running", "interrupted")
     assert not {"manifest.json", "executed.ipynb"} & {path.name for path in folder.iterdir()}
     assert outcomes() == {"01_data": ("fresh", ""), "03_baselines": ("done", "")}
+
+
+def test_the_metrics_page_says_what_is_proven_equal_and_no_more(project):
+    metric = metrics_page.body("tiny", [])
+    cards = {section["id"]: section.parent for section in BeautifulSoup(metric, "html.parser").select("section h2")}
+    equal = {name: {link.text for link in card.find("th", string="same masks as").parent.select("a")} for name, card in cards.items()}
+    assert set(cards) == set(METHODS)
+    assert equal["wanda"] == {"obd-layer"} and equal["fisher"] == {"grad-weight"}  # (W²·X)^½ = W·X^½, (W²·G²)^½ = W·G
+    assert not equal["wanda-variant"] and not equal["magnitude"] and not equal["sparsegpt"]  # other groups, another update
+    drawn = cards["ria"].find("svg")
+    assert [text.text for text in drawn.select("text")] == list(METHODS["ria"].tree) and len(drawn.select("path")) == METHODS["ria"].tree.size - 1
 
 
 @pytest.mark.parametrize(("latex", "shown"), [

@@ -1,0 +1,62 @@
+"""Figures with nothing, little and too much to show; that they come back from their tables is in workbook/test_redraw.py."""
+from __future__ import annotations
+
+import sys
+from types import SimpleNamespace
+
+import matplotlib as mpl
+import pandas as pd
+import pytest
+from matplotlib.text import Text
+
+import prunekit as pk
+from prunekit import figures
+
+mpl.use("agg")
+FOUND = pd.DataFrame({"kind": ["correlation", "best tenth", "operator"], "name": ["mul>W", "sqrt", "hoist"], "effect": [0.4, -1.0, 2.0],
+                      "low": [0.2, -2.0, 1.0], "high": [0.6, 0.5, 3.0], "verdict": ["higher loss", "no signal", "improves more often"]})
+LONG = "W * sqrt(W * G + sqr(X - mms((W + X) * (G / X - sqr(W * sqrt(G + X)))))) + tanh(exp(W * G * X - mms(W)))"
+
+
+def texts(figure):
+    return [text.get_text() for text in figure.findobj(Text) if text.get_text()]
+
+
+@pytest.mark.parametrize("frame", [FOUND.iloc[:0], FOUND[FOUND["kind"] == "operator"]])
+def test_nothing_to_show_is_said(frame):
+    assert texts(figures.findings(frame)) == ["nothing to show: the table is empty"]
+
+
+def test_the_legend_of_findings_names_only_what_is_drawn():
+    shown = texts(figures.findings(FOUND))
+    assert {"signal", "no signal", "mul>W", "sqrt"} <= set(shown) and "hoist" not in shown
+    assert "signal" not in texts(figures.findings(FOUND[FOUND["verdict"] == "no signal"]))
+
+
+def test_long_formulas_go_on_and_stay_within_the_figure():
+    figure = figures.pareto(pd.DataFrame({"size": [1, 31], "fitness": [0.5, 0.3], "front": True, "formula": ["W", LONG]}))
+    assert LONG.replace(" ", "") in "".join(texts(figure)).replace(" ", "")
+    figure.draw_without_rendering()
+    for text in figure.findobj(Text):
+        if text.get_family() == ["monospace"]:
+            assert text.get_window_extent().x1 <= figure.bbox.width
+
+
+def test_a_legend_never_lies_on_data():
+    frame = pd.DataFrame({"x": [0, 1] * 5, "y": range(10), "by": [f"a long name, number {i // 2}" for i in range(10)]})
+    figure = figures.lines(frame, "x", "y", "by", "x", "y")
+    figure.draw_without_rendering()
+    assert figure.legends[0].get_window_extent().y0 >= figure.axes[0].get_window_extent().y1
+
+
+def test_menus_draw_again_or_say_how_to_do_without(monkeypatch):
+    def look(metric):
+        return figures.forest(pd.DataFrame({"metric": [metric], "tree": [metric]}))
+
+    monkeypatch.setitem(sys.modules, "ipywidgets", None)
+    assert "look(metric='W')" in pk.choose_from(look, metric=["W", "G"]).text
+    drawn = {}
+    monkeypatch.setitem(sys.modules, "ipywidgets", SimpleNamespace(interact=lambda draw, **choices: drawn.update(
+        {value: draw(metric=value) for value in choices["metric"]})))
+    assert pk.choose_from(look, metric=["W", "G"]) is None
+    assert "image/svg+xml" in drawn["G"].html and drawn["G"].html != drawn["W"].html

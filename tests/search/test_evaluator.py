@@ -5,7 +5,7 @@ import torch
 import prunekit as pk
 from prunekit.search import journal as journals
 from prunekit.search.engine import Race
-from prunekit.search.evaluator import without_gradients
+from prunekit.search.evaluator import fast_dtype, without_gradients
 from prunekit.search.rivals import monomial
 from prunekit.search.space import census, distinct
 
@@ -169,3 +169,10 @@ def test_the_census_tells_expressions_from_metrics(evaluator):
     assert counts["exact simplification"] == 5 and counts["proof of equal masks"] == 3 == counts["the masks themselves"]
     wrong = distinct(found).set_index("what counts as the same")["masks changed"]
     assert wrong["naive opposing pairs (wrong)"] == 1 and wrong["proof of equal masks"] == 0
+
+
+@pytest.mark.parametrize("native, wanted", [((False, False), "float32"), ((True, False), "bfloat16"), ((False, True), "bfloat16")])
+def test_the_fast_data_type_is_never_an_emulated_one(monkeypatch, native, wanted):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native[0])
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: native[1])
+    assert fast_dtype("cpu") == wanted

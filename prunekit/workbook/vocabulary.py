@@ -182,7 +182,7 @@ CHECKS: dict[str, Callable[[Any], str | None]] = {
     "top": _at_least(3, "metrics"),
     "eval_windows": _at_least(2, "windows"),
     "shuffles": _at_least(1, "null runs"),
-    "search_dtype": _one_of("auto", "float32", "bfloat16", "float16"),
+    "search_dtype": _one_of("fast", "auto", "float32", "bfloat16", "float16"),
     "group": _one_of("", "row", "layer", "variant"),
     "update": _one_of("", "obs", "obs-iter"),
     "train_samples": _at_least(1, "windows"),

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 HIDDEN, INTERMEDIATE, HEADS, VOCABULARY = 1024, 2816, 16, 16000
-WINDOWS, SEQLEN = 8, 512
+SEQLEN = 512
 MB = 10**6
 
 
@@ -48,7 +48,7 @@ def make(path: Path, blocks: int, hidden: int = HIDDEN, intermediate: int = INTE
     return path
 
 
-def windows(count: int = WINDOWS) -> torch.Tensor:
+def windows(count: int) -> torch.Tensor:
     return torch.randint(3, 128, (count, SEQLEN), generator=torch.Generator().manual_seed(0))
 
 
@@ -69,7 +69,7 @@ def streamed(source: Path, target: Path, method: str, limit: int, tiny: Path, co
     """In a process of its own: prune under the limit, and tell what it took."""
     from prunekit.pruning.stream import prune_checkpoint
 
-    prune_checkpoint(tiny, target.with_name(target.name + "-warm"), windows()[:, :64], method, 0.5, progress=False)
+    prune_checkpoint(tiny, target.with_name(target.name + "-warm"), windows(1)[:, :64], method, 0.5, progress=False)
     gc.collect()
     data, before = status("VmData"), status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
@@ -80,13 +80,13 @@ def streamed(source: Path, target: Path, method: str, limit: int, tiny: Path, co
             "announced_mb": round(report.meta["memory"] / MB, 1), "sparsity": report.sparsity}
 
 
-def in_memory(source: Path, method: str) -> dict[str, Any]:
+def in_memory(source: Path, method: str, count: int) -> dict[str, Any]:
     """In a process of its own: prune the whole model, and hash its tensors."""
     import prunekit as pk
 
     before, start = status("VmRSS"), time.perf_counter()
     model, _ = pk.load_model(source, dtype="bfloat16", device="cpu")
-    pk.prune(model, windows(), method, 0.5, progress=False)
+    pk.prune(model, windows(count), method, 0.5, progress=False)
     seconds, peak = time.perf_counter() - start, status("VmHWM") - before
     found = {name: hashlib.sha256(memoryview(tensor.contiguous().view(-1).view(torch.uint8).numpy())).hexdigest()
              for name, tensor in model.state_dict().items()}
@@ -99,11 +99,11 @@ def child(*arguments: Any) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def run(folder: Path, blocks: int, methods: list[str], limit: int) -> dict[str, Any]:
+def run(folder: Path, blocks: int, methods: list[str], limit: int, number: int) -> dict[str, Any]:
     tiny = make(folder / "tiny", 2, 64, 128, 128)
     rows = []
     sizes = sorted({max(2, blocks // 4), max(2, blocks // 2), blocks})
-    for count, drawn in [(sizes[0], WINDOWS // 4), (sizes[0], WINDOWS * 4), *((count, WINDOWS) for count in sizes)]:
+    for count, drawn in [*((sizes[0], number * times) for times in (2, 4)), *((count, number) for count in sizes)]:
         source = folder / f"blocks-{count}"
         if not source.exists():
             make(source, count)
@@ -112,8 +112,8 @@ def run(folder: Path, blocks: int, methods: list[str], limit: int) -> dict[str, 
             target = folder / f"{method}-{count}-{drawn}"
             row = {"blocks": count, "windows": drawn, "method": method, "checkpoint_mb": round(size / MB), "limit_mb": limit}
             row |= child("streamed", source, target, method, limit, tiny, drawn)
-            if count == blocks and drawn == WINDOWS:
-                whole = child("in_memory", source, method)
+            if count == blocks:
+                whole = child("in_memory", source, method, drawn)
                 row |= {"in_memory_seconds": whole["seconds"], "in_memory_peak_mb": whole["peak_mb"],
                         "identical": digests(target) == whole["digests"]}
             rows.append(row)
@@ -136,7 +136,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     with plt.rc_context(figures.STYLE):
         figure, axes = plt.subplots(2, 2, figsize=(6.9, 4.2), layout="constrained", sharex="col", sharey="row")
         for column, (x, fixed) in enumerate((("blocks", "windows"), ("windows", "blocks"))):
-            at = WINDOWS if fixed == "windows" else min(row["blocks"] for row in rows)
+            at = min(row[fixed] for row in rows)
             for marker, method in zip("osD^v", dict.fromkeys(row["method"] for row in rows)):
                 chosen = sorted((row for row in rows if row["method"] == method and row[fixed] == at), key=lambda row: row[x])
                 for line, y in enumerate(("cpu_seconds", "peak_mb")):
@@ -155,6 +155,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--blocks", type=int, default=56)
     parser.add_argument("--methods", nargs="+", default=["magnitude", "wanda", "sparsegpt"])
+    parser.add_argument("--windows", type=int, default=8, help=f"calibration windows of {SEQLEN} tokens; 2 and 4 times as many as well")
     parser.add_argument("--limit", type=int, default=600, help="MB beyond the interpreter's own footprint")
     parser.add_argument("--folder", help="where the checkpoints go (a temporary directory)")
     parser.add_argument("--child", help=argparse.SUPPRESS)
@@ -166,11 +167,11 @@ def main() -> None:
             target, method, limit, tiny, count = rest
             result = streamed(Path(source), Path(target), method, int(limit), Path(tiny), int(count))
         else:
-            result = in_memory(Path(source), rest[0])
+            result = in_memory(Path(source), rest[0], int(rest[1]))
         sys.stdout.write(json.dumps(result) + "\n")
         return
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        result = run(Path(folder), options.blocks, options.methods, options.limit)
+        result = run(Path(folder), options.blocks, options.methods, options.limit, options.windows)
     Path(__file__).with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
     draw(result["rows"], Path(__file__).with_name("growth.svg"))
 

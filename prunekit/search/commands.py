@@ -31,11 +31,11 @@ def add_search(parser: argparse.ArgumentParser, data_arguments: Callable[[argpar
     start.add_argument("--threads", type=int, default=1, help="of one evaluation")
     resume = action("resume", _resume, "Go on with a search from its journal.")
     resume.add_argument("journal")
-    for parser in (start, resume):
-        parser.add_argument("--budget", type=int, help="evaluations in all (default: the preset's)")
-        parser.add_argument("--executor", default="serial", help="serial, processes or dask")
-        parser.add_argument("--workers", type=int, help="processes (default: one per core)")
-        parser.add_argument("--address", help="of a Dask scheduler, as tcp://host:8786")
+    for one in (start, resume):
+        one.add_argument("--budget", type=int, help="evaluations in all (default: the preset's)")
+        one.add_argument("--executor", default="serial", help="serial, processes or dask")
+        one.add_argument("--workers", type=int, help="processes (default: one per core)")
+        one.add_argument("--address", help="of a Dask scheduler, as tcp://host:8786")
     action("status", _status, "What a journal holds: counts, what was spared, the Pareto front.").add_argument("journal")
     export = action("export", _export, "A journal as a table (.csv, .parquet), or its best tree (.json).")
     export.add_argument("journal")

@@ -29,7 +29,8 @@ from prunekit.metric.tree import Tree
 from prunekit.search import journal as journals
 from prunekit.search.breed import breed, crossover, point
 from prunekit.search.executors import Serial, Task, Workers
-from prunekit.search.presets import Preset, preset as find_preset
+from prunekit.search.presets import Preset
+from prunekit.search.presets import preset as find_preset
 from prunekit.search.rivals import grid
 from prunekit.search.sample import half_and_half
 

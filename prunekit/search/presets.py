@@ -49,7 +49,7 @@ class Preset:
     random: bool = False  # never breed
     lag: int = 1
     budget: int = 350
-    alphabet: Alphabet = Alphabet()
+    alphabet: Alphabet = Alphabet()  # noqa: RUF009 - frozen
 
     def as_dict(self) -> dict[str, Any]:
         """For the journal's header, as JSON gives it back; the budget is no part of it, so that it may grow."""

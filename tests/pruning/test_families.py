@@ -55,7 +55,7 @@ def test_further_families(model_type: str):
     model = FURTHER[model_type].model()
     report = pk.prune(model, windows(), "wanda", 0.5, "2:4", progress=False)
     assert report.sparsity == 0.5
-    path, blocks = decoder_blocks(model)
+    _, blocks = decoder_blocks(model)
     inside = sum(p.numel() for p in blocks.parameters() if p.ndim > 1)
     assert sum(row["numel"] for row in report.rows) > 0.95 * inside
     assert torch.isfinite(model(input_ids=windows()).logits).all()

@@ -101,7 +101,7 @@ def test_saved_evaluators_measure_the_same_here_and_in_other_processes(parts, ev
 
 
 def test_several_models_and_updates_in_one_file(parts, tmp_path):
-    model, windows, gradients = parts
+    _, windows, _ = parts
     benches = [pk.Bench("embedded/llama", windows["calibration"][:n], windows["search"][:6], dtype="float32") for n in (4, 8)]
     joint = pk.Evaluator(benches, [0.6], update="obs-iter", rungs=(2,))
     again = pk.Evaluator.load(joint.save(tmp_path / "joint.safetensors"))
@@ -115,7 +115,7 @@ def test_several_models_and_updates_in_one_file(parts, tmp_path):
     ({"update": "sparsegpt"}, "weight update 'sparsegpt' is not known"), ({"rungs": (8, 4)}, "must grow"),
 ])
 def test_bad_evaluators(parts, change, sentence):
-    _, windows, gradients = parts
+    _, windows, _ = parts
     bench = pk.Bench(parts[0], windows["calibration"], windows["search"])
     with pytest.raises(pk.UsageError, match=sentence):
         pk.Evaluator(bench, **{"tasks": [0.5], **change})

@@ -3,6 +3,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import ClassVar
 
 from prunekit.metric.tree import Tree
 from prunekit.search.engine import Outcome, behind
@@ -25,7 +26,7 @@ class Racing:
     """Forty windows of noise around `distance`; stops as a real evaluator does. Masks are the sets of symbols."""
 
     group = "row"
-    identity = {"toy": "racing"}
+    identity: ClassVar = {"toy": "racing"}
 
     def __call__(self, tree, race, seen, raw):
         import random
@@ -49,7 +50,7 @@ class Racing:
 class Deadly(Racing):
     """Kills its process on trees with `tanh`, always, or (`once` given, a file) only the first time anywhere."""
 
-    identity = {"toy": "deadly"}
+    identity: ClassVar = {"toy": "deadly"}
 
     def __init__(self, once=""):
         self.once = once

@@ -20,7 +20,8 @@ from bs4 import BeautifulSoup
 from prunekit.workbook import batch, claims, manifest, markup, metrics_page, params, project
 
 PAGES = Path(__file__).parent / "pages"
-_NOISE = re.compile(r"(Executing|Ending) Cell \d+-|^[\d:]+ <|^[\d:]*\s*$|Unable to parse line|\d%\||\dit/s|\ds/it|TqdmWarning|autonotebook")
+_NOISE = re.compile(r"(Executing|Ending) Cell \d+-|(Input|Output) Notebook: |Working directory: |"
+                    r"^[\d:]+ <|^[\d:]*\s*$|Unable to parse line|\d%\||\dit/s|\ds/it|TqdmWarning|autonotebook")
 _PROGRESS = re.compile(r"\d%\||\dit/s|\ds/it|TqdmWarning|autonotebook")
 
 

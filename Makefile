@@ -57,7 +57,7 @@ gallery: report
 	@if command -v chromium >/dev/null; then chromium --headless --no-sandbox --disable-gpu --hide-scrollbars \
 	  --window-size=1280,1000 --virtual-time-budget=5000 --screenshot="$(CURDIR)/reports/gallery/index.png" \
 	  "file://$(CURDIR)/reports/gallery/index.html" >/dev/null 2>&1 && \
-	  $(BIN)/python -c "from PIL import Image; p = 'reports/gallery/index.png'; Image.open(p).convert('RGB').quantize(64).save(p, optimize=True)"; \
+	  $(BIN)/python -c "from PIL import Image; p = 'reports/gallery/index.png'; Image.open(p).convert('RGB').quantize(256, method=Image.Quantize.MAXCOVERAGE).save(p, optimize=True)"; \
 	else echo "no Chromium here, so no new picture"; fi
 
 clean:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("TQDM_DISABLE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # models this small gain nothing from threads, and sums depend on their number
 GOLDEN = Path(__file__).parent / "golden"
 
 

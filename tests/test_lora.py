@@ -28,14 +28,6 @@ from .pruning.families import FAMILIES, windows
 FAST = lora.LoraOptions(rank=4, dropout=0.0, targets=("all-linear",), learning_rate=0.02, batch=2, validation=0.0)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def pruned(family="LLaMA", pattern="2:4", dtype=torch.float32):
     model = FAMILIES[family].model().to(dtype)
     pk.prune(model, None, "magnitude", 0.5, pattern, progress=False)

@@ -103,7 +103,7 @@ def _replace(target: Path, files: Mapping[str, bytes]) -> None:
 # ---------------------------------------------------------------- from one run
 
 def _section(profile: str, topic: str, made: Mapping[str, Any]) -> Section:
-    folder, files, body = project.run_folder(profile, topic), {}, [f"\\section{{{latex(_title(topic))}}}"]
+    folder, files, body = project.run_folder(profile, topic), {}, [f"\\section{{{latex(project.title(topic)[0])}}}"]
     if made["takeaways"]:
         body += ["\\begin{itemize}", *(f"\\item {_sentence(sentence)}" for sentence in made["takeaways"]), "\\end{itemize}"]
     for key, artifact in made["artifacts"].items():
@@ -120,12 +120,6 @@ def _section(profile: str, topic: str, made: Mapping[str, Any]) -> Section:
             files[f"tables/{name}.tex"] = _table(source[".tex"].read_text(encoding="utf-8"), name, caption).encode()
             body.append(f"\\input{{tables/{name}}}")
     return Section(topic, made["id"], "\n\n".join(body) + "\n", files)
-
-
-def _title(topic: str) -> str:
-    from prunekit.workbook.site import _title as title
-
-    return title(topic)[0]
 
 
 def _figure(name: str, caption: str) -> Iterator[str]:

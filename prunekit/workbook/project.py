@@ -1,7 +1,9 @@
 """Where things are: the project's root, its notebooks, the graph between them, and the folders of a run."""
 from __future__ import annotations
 
+import json
 import os
+import re
 from pathlib import Path
 
 import prunekit
@@ -78,3 +80,13 @@ def report_folder(profile: str) -> Path:
 
 def profiles() -> list[str]:
     return sorted(path.parent.name for path in (root() / "params").glob("*/common.yaml"))
+
+
+def title(topic: str) -> tuple[str, str]:
+    """The notebook's H1 without its number, and the paragraph below it."""
+    cells = json.loads(notebook(topic).read_text(encoding="utf-8"))["cells"]
+    text = next(("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"), "")
+    heading = re.search(r"^# (?:\d+\s*[·.:-]?\s*)?(.+)$", text, re.MULTILINE)
+    blocks = re.split(r"\n\s*\n", re.sub(r"^#.*$", "\n", text, flags=re.MULTILINE).strip())
+    prose = next((block.strip() for block in blocks if not block.lstrip().startswith(("|", "<", "-"))), "")
+    return heading[1] if heading else topic, re.sub(r"[*_`]|\$|\[([^]]*)\]\([^)]*\)", r"\1", prose)

@@ -7,7 +7,6 @@ file's name (`10-glossary.md` is glossary.html) its place there.
 """
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -60,7 +59,7 @@ def _entry(profile: str, topic: str, state: manifest.State) -> dict[str, Any]:
     """What the templates need to know about one notebook."""
     folder = project.run_folder(profile, topic)
     source = next((folder / name for name in ("executed.ipynb", "failed.ipynb") if (folder / name).exists()), None)
-    heading, question = _title(topic)
+    heading, question = project.title(topic)
     made = manifest.read(profile, topic) or {}
     shown_files = sorted((item for item in made.get("artifacts", {}).items() if item[1]["kind"] in ("figure", "table")),
                          key=lambda item: item[1]["kind"])  # figures first
@@ -75,16 +74,6 @@ def _log(path: Path) -> str:
     """What the notebook printed, without papermill's word on every cell, progress bars and displayed HTML."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     return "\n".join(line for line in lines if not _NOISE.search(line))
-
-
-def _title(topic: str) -> tuple[str, str]:
-    """The notebook's H1 without its number, and the paragraph below it."""
-    cells = json.loads(project.notebook(topic).read_text(encoding="utf-8"))["cells"]
-    text = next(("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"), "")
-    heading = re.search(r"^# (?:\d+\s*[·.:-]?\s*)?(.+)$", text, re.MULTILINE)
-    blocks = re.split(r"\n\s*\n", re.sub(r"^#.*$", "\n", text, flags=re.MULTILINE).strip())
-    prose = next((block.strip() for block in blocks if not block.lstrip().startswith(("|", "<", "-"))), "")
-    return heading[1] if heading else topic, re.sub(r"[*_`]|\$|\[([^]]*)\]\([^)]*\)", r"\1", prose)
 
 
 def _copy_artifacts(folder: Path, entry: Mapping[str, Any]) -> None:

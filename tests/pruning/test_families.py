@@ -24,14 +24,6 @@ UNTOUCHED = ("embed", "wte", "wpe", "norm", "ln_", "lm_head", "embed_out", "rout
              "bias", "sinks")
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("batch", [1, 3])
 @every_family
 def test_replayed_blocks_equal_the_model(family: Family, batch: int, monkeypatch: pytest.MonkeyPatch):

@@ -26,7 +26,7 @@ report: $(VENV)/.installed
 
 test: $(VENV)/.installed
 	@echo "· running the tests"
-	@$(BIN)/python -m pytest $(PYTEST)
+	@$(BIN)/python -m pytest -n auto --dist worksteal $(PYTEST)
 
 torture: $(VENV)/.installed
 	@echo "· running the tests that kill and repeat"

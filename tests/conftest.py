@@ -11,6 +11,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # models this small gain nothing 
 GOLDEN = Path(__file__).parent / "golden"
 
 
+def pytest_collection_modifyitems(items):
+    """All notebooks on `smoke` take longest: first, so that at the end no worker waits for another."""
+    items.sort(key=lambda item: "test_smoke" not in item.nodeid)
+
+
 @pytest.fixture
 def golden_model():
     """Family name -> a fresh copy of that golden model."""

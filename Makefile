@@ -39,7 +39,7 @@ check-site: $(VENV)/.installed
 
 lab: $(VENV)/.installed
 	@echo "· starting JupyterLab on notebooks/"
-	@JUPYTER_PREFER_ENV_PATH=1 $(BIN)/jupyter lab notebooks
+	@JUPYTER_PREFER_ENV_PATH=1 $(BIN)/jupyter lab --LabApp.news_url=None --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate notebooks
 
 # git finds nbdime's drivers by full path, so that `git diff` works outside the environment too.
 dev: $(VENV)/.installed

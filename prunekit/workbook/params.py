@@ -47,11 +47,10 @@ class Setting:
 def read_parameters(path: Path) -> dict[str, Parameter]:
     """The parameters that a notebook declares, in order; UsageError for a line that is not an annotated literal."""
     where = project.relative(path)
-    cells = [cell for cell in json.loads(Path(path).read_text(encoding="utf-8"))["cells"]
-             if "parameters" in cell.get("metadata", {}).get("tags", [])]
-    if len(cells) != 1:
-        raise UsageError(f"{where}: needs exactly one cell tagged 'parameters', has {len(cells)}.")
-    source = "".join(cells[0]["source"])
+    sources = [cell["source"] for cell in project.cells(path) if project.tagged(cell, "parameters")]
+    if len(sources) != 1:
+        raise UsageError(f"{where}: needs exactly one cell tagged 'parameters', has {len(sources)}.")
+    source = sources[0]
     try:
         found = [_parameter(node, source.splitlines()) for node in ast.parse(source).body]
     except (SyntaxError, ValueError) as error:

@@ -42,6 +42,8 @@ def recipe(figure: Figure) -> tuple[dict[str, Any], pd.DataFrame] | None:
     frame = _frame(value)
     if frame is None:
         return None
+    # The few digits of a float32 would be read as another number.
+    frame = frame.astype({column: "float64" for column in frame if frame[column].dtype == "float32"})
     index = 0 if _plain_index(frame) else frame.index.nlevels
     kinds = [frame[column].dtype.kind if frame[column].dtype.kind in "ifb" else "O" for column in frame]
     return {"by": drawn["by"], "data": name, "arrays": not hasattr(value, "columns"), "index": index, "kinds": kinds,

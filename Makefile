@@ -38,7 +38,7 @@ check-site: $(VENV)/.installed
 
 lab: $(VENV)/.installed
 	@echo "· starting JupyterLab on notebooks/"
-	@JUPYTER_PREFER_ENV_PATH=1 $(BIN)/jupyter lab --LabApp.news_url=None --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate notebooks
+	@JUPYTER_PREFER_ENV_PATH=1 JUPYTER_CONFIG_PATH="$(CURDIR)/.jupyter" $(BIN)/jupyter lab notebooks
 
 # git finds nbdime's drivers by full path, so that `git diff` works outside the environment too.
 dev: $(VENV)/.installed

@@ -180,9 +180,10 @@ def _with_config(parser: argparse.ArgumentParser, argv: list[str]) -> list[str]:
         if action is None or key in ("help", "config"):
             raise UsageError(f"{file}: `prunekit {argv[0]}` has no option '{key}'{did_you_mean(key, known)}.")
         flag = action.nargs == 0
-        kind = bool if flag else action.type or str
-        if wrong := params.type_problem(key, value, kind):
-            raise UsageError(f"{file}: {wrong}.")
+        try:
+            value = params.typed(key, value, bool if flag else action.type or str)
+        except UsageError as error:
+            raise UsageError(f"{file}: {error}.") from None
         options += ([action.option_strings[0]] if value else []) if flag else [f"{action.option_strings[0]}={value}"]
     return [argv[0], *options, *argv[1:]]
 

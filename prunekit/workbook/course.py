@@ -6,6 +6,7 @@ folded solution that passes that check (`solution`). An open question has no ans
 """
 from __future__ import annotations
 
+import code
 import json
 import multiprocessing
 import os
@@ -239,17 +240,23 @@ def _sit(variables: dict[str, Any], questions: list[tuple[int, str, str]], pipe:
 def _attempt(variables: dict[str, Any], number: int, check: str, answer: str) -> Verdict:
     name = f"answer_{number}"
     variables[name] = ...
-    _problem_of(variables, check, f"check {number}")
+    _Interpreter(variables).problem_of(check, f"check {number}")
     judge = variables[f"check_{number}"]  # taken before the answer can change it
-    if problem := _problem_of(variables, answer, name):
+    if problem := _Interpreter(variables).problem_of(answer, name):
         return Verdict(number, "wrong", f"It stops with {problem}.")
     return grade(number, variables.get(name, ...), judge)
 
 
-def _problem_of(variables: dict[str, Any], source: str, name: str) -> str:
-    """Run a cell's source; what it stopped with, or nothing."""
-    try:
-        exec(compile(source, name, "exec"), variables)  # noqa: S102 (what the lesson and the student wrote, as in the notebook)
-    except BaseException as error:  # noqa: BLE001 (SystemExit too: an answer must not end the grading)
-        return _said(error)
-    return ""
+class _Interpreter(code.InteractiveInterpreter):
+    problem = ""
+
+    def problem_of(self, source: str, name: str) -> str:
+        """Run a cell's source; what it stopped with, or nothing."""
+        try:
+            self.runcode(compile(source, name, "exec"))
+        except (SyntaxError, ValueError, SystemExit) as error:
+            self.problem = _said(error)
+        return self.problem
+
+    def showtraceback(self) -> None:
+        self.problem = _said(sys.exc_info()[1])

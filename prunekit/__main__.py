@@ -5,11 +5,11 @@ import argparse
 import json
 import os
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prunekit import names
 from prunekit.errors import UsageError, did_you_mean
 from prunekit.workbook import commands as workbook
 from prunekit.workbook import manifest, params, vocabulary
@@ -65,10 +65,8 @@ def _parser() -> argparse.ArgumentParser:
     paper = command("paper", _paper, "Collect a profile's figures, tables and takeaways as LaTeX, with a main.tex that compiles.")
     paper.add_argument("folder", metavar="DIR", help="a new folder, or one that this command has written")
     paper.add_argument("--profile", default="embedded", help="a folder of params/ (default: embedded)")
-    from prunekit.workbook import course
-
-    course.add_student(command("student", lambda args: course.run_student(args, say), "Write a copy of the notebooks without solutions."))
-    course.add_check(command("check", lambda args: course.run_check(args, say), "Grade the exercises of students' copies."))
+    workbook.add_student(command("student", workbook.run_student, "Write a copy of the notebooks without solutions."))
+    workbook.add_check(command("check", workbook.run_check, "Grade the exercises of students' copies."))
     _prune_arguments(command("prune", _prune, "Prune a model, evaluate it, and save it."))
     gradients = command("gradients", _gradients, "Collect the gradients G (or the input norms) of a model and save them.")
     _data_arguments(gradients)
@@ -182,16 +180,17 @@ def _with_config(parser: argparse.ArgumentParser, argv: list[str]) -> list[str]:
         if action is None or key in ("help", "config"):
             raise UsageError(f"{file}: `prunekit {argv[0]}` has no option '{key}'{did_you_mean(key, known)}.")
         flag = action.nargs == 0
-        kind = bool if flag else action.type or str
-        if wrong := params.type_problem(key, value, kind):
-            raise UsageError(f"{file}: {wrong}.")
+        try:
+            value = params.typed(key, value, bool if flag else action.type or str)
+        except UsageError as error:
+            raise UsageError(f"{file}: {error}.") from None
         options += ([action.option_strings[0]] if value else []) if flag else [f"{action.option_strings[0]}={value}"]
     return [argv[0], *options, *argv[1:]]
 
 
 def _check(args: argparse.Namespace) -> None:
     """Fill in the defaults that depend on the model, and refuse what cannot be, before torch is loaded."""
-    embedded = args.model in vocabulary.EMBEDDED
+    embedded = args.model in names.EMBEDDED
     calibrating = args.command is not _evaluate
     args.corpus = args.corpus or ("embedded" if embedded else "c4" if calibrating else "wikitext2")
     if args.command is _finetune:
@@ -396,19 +395,14 @@ def _finetune(args: argparse.Namespace) -> int:
     if target:
         _save(model, tokenizer, target, row)
     if args.results:
-        _add_rows(Path(args.results) / "results.csv", _one_row(row))
+        _add_rows(Path(args.results) / "results.csv", [row])
     return 0
 
 
 def _tuned_row(args: argparse.Namespace, tuned: Any, found: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    from prunekit.models import fingerprint
-
-    return {"model": args.model, "model_hash": fingerprint(args.model), "method": "LoRA" if args.plain else "masked LoRA",
-            "corpus": args.corpus, "test_corpus": _test_corpus(args), "roles": args.roles, "windows_file": args.windows or "",
-            "nsamples": args.nsamples, "block": args.block, "seqlen": args.seqlen,
-            **tuned.job["options"], "targets": " ".join(args.targets), **tuned.costs,
-            **{f"{key}_{when}": row[key] for when, row in found.items() for key in ("ppl", "low", "high")},
-            **{f"version_{name}": number for name, number in manifest.versions().items()}}
+    return {**_asked(args), "method": "LoRA" if args.plain else "masked LoRA", "block": args.block, **tuned.job["options"],
+            "targets": " ".join(args.targets), **tuned.costs,
+            **{f"{key}_{when}": row[key] for when, row in found.items() for key in ("ppl", "low", "high")}}
 
 
 def _perplexity(args: argparse.Namespace, model: Any, tokenizer: Any, corpus: str, what: str = "") -> dict[str, Any]:
@@ -437,16 +431,17 @@ def _prune(args: argparse.Namespace) -> int:
             say(f"{method.name} reads G and no --gradients are given: collecting them on {corpus}")
             gradients = _collect(args, model, tokenizer, corpus)
     windows = _windows(args, tokenizer, "calibration", args.corpus) if {"X", "H"} & method.needs else None
-    started = time.perf_counter()
     report = pk.prune(model, windows, method, args.sparsity, args.pattern, gradients=gradients, one_shot=args.one_shot)
-    row = _row(args, method, report.sparsity, time.perf_counter() - started)
+    row = _asked(args) | report.meta | {
+        "gradient_corpus": (args.gradients or args.gradient_corpus or args.corpus) if "G" in method.needs else "",
+        "target": args.sparsity, "sparsity": report.sparsity, "seqlen": args.seqlen}
     say(f"{method.name}: {report.sparsity:.4%} of the prunable weights are zero")
     if target:
         _save(model, tokenizer, target, row)
     if not args.no_evaluate:
         row |= _perplexity(args, model, tokenizer, _test_corpus(args))
     if args.results:
-        _add_rows(Path(args.results) / "results.csv", _one_row(row))
+        _add_rows(Path(args.results) / "results.csv", [row])
     if tasks:
         _zero_shot(args, model, tokenizer, tasks, row)
     return 0
@@ -475,17 +470,13 @@ def _empty_directory(name: str) -> Path:
     return path
 
 
-def _row(args: argparse.Namespace, method: Method, sparsity: float, seconds: float) -> dict[str, Any]:
-    corpora = {"corpus": args.corpus, "gradient_corpus": args.gradients or args.gradient_corpus or args.corpus,
-               "test_corpus": _test_corpus(args)}
+def _asked(args: argparse.Namespace) -> dict[str, Any]:
+    """What every row of results says about model, text and versions."""
     from prunekit.models import fingerprint
 
-    return {"model": args.model, "model_hash": fingerprint(args.model), "method": method.name, "metric": str(method.tree or "w²/U²"), "group": method.group,
-            "update": method.update or "", "pattern": args.pattern, "target": args.sparsity, "sparsity": sparsity,
-            **(corpora if "G" in method.needs else corpora | {"gradient_corpus": ""}), "roles": args.roles,
-            "windows_file": args.windows or "",
-            "nsamples": args.nsamples, "seqlen": args.seqlen, "seed": args.seed, "seconds": round(seconds, 2),
-            **{f"version_{name}": number for name, number in manifest.versions().items()}}
+    return {"model": args.model, "model_hash": fingerprint(args.model), "corpus": args.corpus, "test_corpus": _test_corpus(args),
+            "roles": args.roles, "windows_file": args.windows or "", "nsamples": args.nsamples, "seqlen": args.seqlen,
+            "seed": args.seed, **{f"version_{name}": number for name, number in manifest.versions().items()}}
 
 
 def _save(model: Any, tokenizer: Any, target: Path, row: dict[str, Any]) -> None:
@@ -496,15 +487,10 @@ def _save(model: Any, tokenizer: Any, target: Path, row: dict[str, Any]) -> None
     say(f"model written to {target}")
 
 
-def _one_row(row: dict[str, Any]) -> pd.DataFrame:
+def _add_rows(file: Path, rows: pd.DataFrame | list[dict[str, Any]]) -> None:
     import pandas as pd
 
-    return pd.DataFrame([row])
-
-
-def _add_rows(file: Path, frame: pd.DataFrame) -> None:
-    import pandas as pd
-
+    frame = pd.DataFrame(rows)
     manifest.write_atomic(file, (pd.concat([pd.read_csv(file), frame]) if file.exists() else frame).to_csv(index=False))
     say(f"{len(frame)} row{'s' * (len(frame) > 1)} added to {file}")
 

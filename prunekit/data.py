@@ -16,9 +16,9 @@ from torch import Tensor
 
 from .errors import UsageError, did_you_mean
 from .hub import hub_or_cache
+from .names import CORPORA, SAMPLINGS
 
 ROLES = ("calibration", "gradient", "search", "train", "select", "test")
-CORPORA = ("embedded", "wikitext2", "c4", "ptb")
 # `select` and `test` are a corpus's validation and test split. The other roles, and these two where there is no such
 # split, divide the rest of it in these proportions.
 SHARES = {"calibration": 0.4, "gradient": 0.2, "search": 0.2, "train": 0.2, "select": 0.125, "test": 0.125}
@@ -66,7 +66,7 @@ def token_windows(corpus: str | Path, tokenizer: Any, role: str, n: int | None =
     Raises UsageError for unknown names, missing files or network, and too little text.
     """
     _known("role", role, ROLES)
-    _known("roles", roles, ("disjoint", "published"))
+    _known("roles", roles, SAMPLINGS)
     if n is None and role != "test":
         raise UsageError(f"role {role} needs a number of windows n.")
     if windows:

@@ -118,15 +118,24 @@ def intervals(frame: pd.DataFrame, label: str, unit: str, reference: float | Non
     return made
 
 
-@figure
 def rank_frequency(counts: Mapping[str, np.ndarray]) -> Figure:
-    """Zipf's picture: frequency of tokens against their rank, both logarithmic, one line per role."""
-    made, ((ax,),) = _axes(height=2.7)
-    for place, (role, found) in enumerate(counts.items()):
+    """Zipf's picture: frequency of tokens against their rank, one line per role."""
+    parts = []
+    for role, found in counts.items():
         ordered = np.sort(found[found > 0])[::-1] / found.sum()
-        ax.plot(np.arange(1, len(ordered) + 1), ordered, label=role, color=COLOURS[place % 8], linestyle=DASHES[place % 8])
-    ax.set(xscale="log", yscale="log", xlabel="rank of token", ylabel="relative frequency")
-    ax.legend(loc="lower left")
+        parts.append(pd.DataFrame({"name": role, "x": np.arange(1, len(ordered) + 1), "y": ordered}))
+    return log_curves(pd.concat(parts, ignore_index=True), "rank of token", "relative frequency")
+
+
+@figure
+def log_curves(frame: pd.DataFrame, xlabel: str, ylabel: str, *, left: float | None = None) -> Figure:
+    """y against x, both logarithmic, one line per name."""
+    made, ((ax,),) = _axes(height=2.7, width=4.0)
+    for place, (name, rows) in enumerate(frame.groupby("name", sort=False)):
+        ax.plot(rows["x"], rows["y"], label=name, color=COLOURS[place % 8], linestyle=DASHES[place % 8])
+    ax.set(xscale="log", yscale="log", xlabel=xlabel, ylabel=ylabel)
+    ax.set_xlim(left=left)
+    ax.legend()
     return made
 
 
@@ -178,20 +187,24 @@ def matrices(named: Mapping[str, Tensor], *, rows: int = 48, columns: int = 48) 
 
     Ranks, because a mask sees nothing else; booleans in two shades, dark what stays.
     """
-    corner = {name: matrix[:rows, :columns].cpu() for name, matrix in named.items()}
-    return corners({name: part.float() if part.dtype.is_floating_point else part for name, part in corner.items()})
+    parts = []
+    for name, matrix in named.items():
+        corner = matrix[:rows, :columns].cpu()
+        parts.append(pd.DataFrame(corner.float().numpy()).add_prefix("input ").assign(name=name, mask=not corner.dtype.is_floating_point))
+    return corners(pd.concat(parts, ignore_index=True))
 
 
 @figure
-def corners(named: Mapping[str, Tensor]) -> Figure:
-    """Small matrices side by side: float32 by rank, booleans in two shades."""
+def corners(frame: pd.DataFrame) -> Figure:
+    """Small matrices side by side, their rows below each other in the frame: values by rank, masks in two shades."""
+    named = list(frame.groupby("name", sort=False))
     made, axes = _axes(len(named), width=PAGE, height=PAGE / len(named) + 0.45)
-    for ax, (name, corner) in zip(axes[0], named.items(), strict=True):
-        if corner.dtype.is_floating_point:
-            flat = corner.flatten().argsort().argsort().reshape(corner.shape).numpy()
-            ax.imshow(flat, interpolation="nearest")
+    for ax, (name, rows) in zip(axes[0], named, strict=True):
+        values = rows.filter(like="input ").dropna(axis=1, how="all").to_numpy()
+        if rows["mask"].all():
+            ax.imshow(1 - values, cmap="gray", interpolation="nearest", vmin=-0.15, vmax=1)
         else:
-            ax.imshow(~corner.numpy(), cmap="gray", interpolation="nearest", vmin=-0.15, vmax=1)
+            ax.imshow(values.argsort(axis=None, kind="stable").argsort().reshape(values.shape), interpolation="nearest")
         ax.set_title(name)
         ax.set(xticks=[], yticks=[], xlabel="inputs")
         ax.grid(visible=False)
@@ -200,7 +213,7 @@ def corners(named: Mapping[str, Tensor]) -> Figure:
 
 
 def tails(named: Mapping[str, np.ndarray], xlabel: str) -> Figure:
-    """Share of values above a multiple of their median, both logarithmic: how heavy each tail is."""
+    """Share of values above a multiple of their median: how heavy each tail is."""
     parts = []
     for name, values in named.items():
         ordered = np.sort(values)
@@ -208,20 +221,8 @@ def tails(named: Mapping[str, np.ndarray], xlabel: str) -> Figure:
         share = 1 - np.arange(len(ordered)) / len(ordered)
         steps = np.geomspace(1, len(ordered), 300).astype(int)
         picked = np.unique(np.concatenate([steps - 1, len(ordered) - steps]))
-        parts.append(pd.DataFrame({"name": name, "value": ordered[picked], "share": share[picked]}))
-    return tail_curves(pd.concat(parts, ignore_index=True), xlabel)
-
-
-@figure
-def tail_curves(frame: pd.DataFrame, xlabel: str) -> Figure:
-    """One line per name: share of values above each value, both logarithmic."""
-    made, ((ax,),) = _axes(height=2.7, width=4.0)
-    for place, (name, rows) in enumerate(frame.groupby("name", sort=False)):
-        ax.plot(rows["value"], rows["share"], label=name, color=COLOURS[place % 8], linestyle=DASHES[place % 8])
-    ax.set(xscale="log", yscale="log", xlabel=xlabel, ylabel="share of values above")
-    ax.set_xlim(left=0.1)
-    ax.legend()
-    return made
+        parts.append(pd.DataFrame({"name": name, "x": ordered[picked], "y": share[picked]}))
+    return log_curves(pd.concat(parts, ignore_index=True), xlabel, "share of values above", left=0.1)
 
 
 @figure

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from .errors import UsageError, did_you_mean
 from .hub import hub_or_cache
+from .names import DTYPES as _DTYPES
+from .names import EMBEDDED
 
-EMBEDDED = {name: Path(__file__).parent / "embedded" / name.partition("/")[2] for name in ("embedded/llama", "embedded/opt")}
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {name: getattr(torch, name) for name in _DTYPES}
 _SEARCHED = 256 * 2**20  # files up to this size are hashed whole, larger ones by their ends
 
 

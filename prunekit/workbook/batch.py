@@ -4,7 +4,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,7 +16,6 @@ from prunekit.errors import UsageError
 from prunekit.workbook import manifest, params, project
 
 _KERNEL = "prunekit"
-_ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
 @dataclass(frozen=True)
@@ -68,6 +66,7 @@ def run_all(profile: str, plan: list[str], parameters: Mapping[str, dict], force
 def run_one(topic: str, folder: Path, parameters: Mapping[str, Any], progress: bool) -> Record:
     """Execute one notebook with papermill; its executed copy appears under its name only when it has finished."""
     import papermill
+    from nbconvert.filters import strip_ansi
     from traitlets.config import Config
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -85,7 +84,7 @@ def run_one(topic: str, folder: Path, parameters: Mapping[str, Any], progress: b
                 progress_bar={"desc": topic, "leave": False, "disable": None} if progress else False,
                 cwd=str(project.root()), config=Config(KernelManager={"transport_encryption": "auto"}))
         except papermill.PapermillExecutionError as error:
-            logging.getLogger("papermill").error(_ANSI.sub("", str(error)))
+            logging.getLogger("papermill").error(strip_ansi(str(error)))
             reason = _sentence(error.ename, error.evalue)
         except RuntimeError as error:
             reason = f"the kernel died ({error}); often too little memory"
@@ -100,7 +99,9 @@ def run_one(topic: str, folder: Path, parameters: Mapping[str, Any], progress: b
 
 
 def _sentence(name: str, message: str) -> str:
-    first = _ANSI.sub("", message or "").strip().partition("\n")[0]
+    from nbconvert.filters import strip_ansi
+
+    first = strip_ansi(message or "").strip().partition("\n")[0]
     return first if name == UsageError.__name__ else f"{name}: {first}" if first else name
 
 
@@ -114,14 +115,9 @@ def _own_kernel(log: Path) -> Iterator[None]:
         spec.mkdir(parents=True)
         (spec / "kernel.json").write_text(json.dumps(get_kernel_dict(["--log-level=CRITICAL"])))
         paths = os.pathsep.join(filter(None, [folder, os.environ.get("JUPYTER_PATH")]))
-        before = dict(os.environ)
-        os.environ.update(JUPYTER_PATH=paths, PRUNEKIT_HOME=str(project.root()), PRUNEKIT_LOG=project.relative(log),
-                          PYDEVD_DISABLE_FILE_VALIDATION="1")
-        try:
+        with project.environment(JUPYTER_PATH=paths, PRUNEKIT_HOME=str(project.root()), PRUNEKIT_LOG=project.relative(log),
+                                 PYDEVD_DISABLE_FILE_VALIDATION="1"):
             yield
-        finally:
-            os.environ.clear()
-            os.environ.update(before)
 
 
 @contextmanager
@@ -155,6 +151,11 @@ def remembered(profile: str) -> dict[str, str]:
 
 
 def status(profile: str, overrides: Mapping[str, str] | None = None) -> dict[str, manifest.State]:
-    """The state of every notebook under a profile."""
+    """The state of every notebook under a profile; what reads from one that is to be run anew is stale as well."""
     parameters = params.resolve_profile(profile, overrides or remembered(profile))
-    return {topic: manifest.state(profile, topic, parameters[topic]) for topic in project.topics()}
+    states: dict[str, manifest.State] = {}
+    for topic in project.topics():
+        above = next((other for other in project.upstream(topic) if not states[other].fresh), "")
+        own = manifest.state(profile, topic, parameters[topic])
+        states[topic] = manifest.below(above, states[above]) if own.fresh and above else own
+    return states

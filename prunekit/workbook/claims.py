@@ -15,6 +15,7 @@ import yaml
 from prunekit.errors import UsageError
 from prunekit.workbook import manifest, params, project
 from prunekit.workbook.published import PROTOCOL, SETTING, published
+from prunekit.workbook.runs import label
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -275,7 +276,7 @@ def leaks() -> pd.DataFrame:
             values = getattr(found, what)
             keys = (what, f"{what}_low", f"{what}_high")
             row |= dict(zip(keys, values if what == "share" else np.expm1(values), strict=True))
-        rows.append(row | {"corpora": " and ".join(sorted(set(cells["test_corpus"]))), "made_by": "runs/sweeps/leakage"})
+        rows.append(row | {"corpora": " and ".join(sorted(set(map(label, cells["test_corpus"])))), "made_by": "runs/sweeps/leakage"})
     return pd.DataFrame(rows)
 
 
@@ -283,10 +284,10 @@ def _leaked(profile: str) -> str:
     frame = leaks()
     first, said = frame.iloc[0], []
     for row in frame.itertuples():
-        explained = (f"leakage explains {row.share:.0%} of the lead ({row.share_low:.0%} to {row.share_high:.0%})"
-                     if row.share == row.share else "no lead that leakage could explain")
+        explained = (f"leakage explains {row.share:.0%} ({row.share_low:.0%} to {row.share_high:.0%}) of the first lead: that much is "
+                     "gone, on average over the other two" if row.share == row.share else "no lead that leakage could explain")
         said.append(f"At {row.sparsity:.0%} Wanda's perplexity is above Pruner-Zero's by {row.lead:.1%} where only Pruner-Zero "
-                    f"has read the test corpus, {row.clean:.1%} where neither has, {row.read:.1%} where both have: {explained}.")
+                    f"has read the test corpus, {row.clean:.1%} where neither has, {row.read:.1%} where both have; {explained}.")
     return f"{' '.join(said)} ({first['corpora']}, {first['seeds']} seeds; from {first['made_by']}.)"
 
 

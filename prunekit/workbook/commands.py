@@ -1,4 +1,4 @@
-"""`prunekit status`, `sweep`, `diff` and `verify`: the commands around the batch."""
+"""`prunekit status`, `sweep`, `diff`, `verify`, `student` and `check`: the commands around the batch."""
 from __future__ import annotations
 
 import argparse
@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from prunekit.errors import UsageError
 from prunekit.workbook import manifest, params, project
@@ -42,8 +43,9 @@ def run_status(args: argparse.Namespace) -> int:
     return 0
 
 
-def counts(states: Iterable[manifest.State]) -> str:
-    words = [state.word for state in states]
+def counts(of: Iterable[Any]) -> str:
+    """How often each `word` comes, of states or grades."""
+    words = [one.word for one in of]
     return ", ".join(f"{words.count(word)} {word}" for word in dict.fromkeys(words))
 
 
@@ -146,3 +148,42 @@ def run_verify(args: argparse.Namespace) -> int:
         say(f"the new runs are in runs/verify/{args.profile}: `prunekit diff {args.profile}/TOPIC "
             f"verify/{args.profile}/TOPIC`")
     return int(not same)
+
+
+# ---------------------------------------------------------------- the course
+
+def add_student(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", metavar="DIR", type=Path, help="a new folder")
+
+
+def run_student(args: argparse.Namespace) -> int:
+    from prunekit.workbook import course
+
+    topics = course.write_copy(args.folder)
+    say(f"{len(topics)} notebooks without solutions in {args.folder}; begin with: jupyter lab {args.folder / 'notebooks'}")
+    return 0
+
+
+def add_check(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("folders", nargs="+", metavar="DIR", type=Path, help="copies written by `prunekit student`, with answers")
+    add("--profile", default="embedded", help="what the lessons run under (smoke: the same exercises in less time)")
+    add("--only", nargs="+", default=[], metavar="TOPIC", help="only these notebooks, as 03_baselines")
+    add("--time-limit", type=float, default=60.0, metavar="SECONDS", help="for each answer")
+
+
+def run_check(args: argparse.Namespace) -> int:
+    """0: every exercise is right; 1: some are not."""
+    from prunekit.workbook import course
+
+    if not args.time_limit > 0:
+        raise UsageError(f"--time-limit {args.time_limit:g}: give each answer a number of seconds above 0.")
+    grades = course.check_copies(args.folders, args.profile, args.only, args.time_limit)
+    for folder in args.folders:
+        own = [one for one in grades if one.folder == folder]
+        if len(args.folders) > 1:
+            say(f"{folder}")
+        for one in own:
+            say(f"{one.topic:<17} {one.number:>2}  {one.word:<12}  {one.sentence}".rstrip())
+        say(f"{counts(own)}; {len(own)} exercises can be checked")
+    return int(any(one.word != "right" for one in grades))

@@ -7,7 +7,6 @@ folded solution that passes that check (`solution`). An open question has no ans
 from __future__ import annotations
 
 import code
-import copy
 import json
 import multiprocessing
 import os
@@ -18,7 +17,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -27,6 +25,7 @@ from typing import Any
 
 from prunekit.errors import UsageError
 from prunekit.workbook import batch, manifest, project
+from prunekit.workbook.project import cells, tagged
 
 MARKER = "student.json"  # makes a copy a project of its own, wherever the package is
 _HANDED_OUT = """# The course
@@ -84,43 +83,21 @@ def write_copy(folder: Path) -> list[str]:
     folder = Path(folder).expanduser().resolve()
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise UsageError(f"{folder} exists and is not an empty folder; name a new one for the student's copy.")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".student.") as building:
-        inside = Path(building, folder.name)
+    with project.replacing(folder) as inside:
         for topic in project.topics():
-            lesson = [cell for cell in _cells(project.notebook(topic)) if not _is(cell, "solution")]
+            lesson = [cell for cell in cells(project.notebook(topic)) if not tagged(cell, "solution")]
             _write_notebook(inside / "notebooks", topic, lesson)
         shutil.copytree(project.root() / "params", inside / "params")
         (inside / "README.md").write_text(_HANDED_OUT, encoding="utf-8")
         made = {"made by": "prunekit student", "on": time.strftime("%Y-%m-%d"), **manifest.versions(), **manifest.commit()}
         (inside / MARKER).write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
-        inside.chmod(0o755)
-        inside.rename(folder)
     return [path.stem for path in sorted((folder / "notebooks").glob("*.ipynb"))]
 
 
-def _cells(path: Path) -> list[dict[str, Any]]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))["cells"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UsageError(f"{path} cannot be read as a notebook.") from None
-
-
-def _is(cell: dict[str, Any], tag: str) -> bool:
-    return tag in cell.get("metadata", {}).get("tags", [])
-
-
-def _source(cell: dict[str, Any]) -> str:
-    return "".join(cell["source"])
-
-
-def _write_notebook(folder: Path, topic: str, cells: list[dict[str, Any]]) -> None:
+def _write_notebook(folder: Path, topic: str, lesson: list[dict[str, Any]]) -> None:
     """The project's notebook of that topic with other cells, without outputs."""
     notebook = json.loads(project.notebook(topic).read_text(encoding="utf-8"))
-    notebook["cells"] = copy.deepcopy(cells)
-    for cell in notebook["cells"]:
-        if cell["cell_type"] == "code":
-            cell |= {"outputs": [], "execution_count": None}
+    notebook["cells"] = [cell | {"outputs": [], "execution_count": None} if cell["cell_type"] == "code" else cell for cell in lesson]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{topic}.ipynb").write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -141,24 +118,24 @@ class Grade:
 def exercises(topic: str) -> dict[int, str]:
     """The exercises of a notebook that can be checked: number -> source of the check."""
     found = {}
-    for cell in _cells(project.notebook(topic)):
-        if _is(cell, "check"):
-            found[int(re.search(r"^def check_(\d+)\(", _source(cell), re.MULTILINE)[1])] = _source(cell)
+    for cell in cells(project.notebook(topic)):
+        if tagged(cell, "check"):
+            found[int(re.search(r"^def check_(\d+)\(", cell["source"], re.MULTILINE)[1])] = cell["source"]
     return found
 
 
 def answers(path: Path) -> dict[int, str]:
     """What a student wrote: number -> all code between question and check, so that helpers may have cells of their own."""
     found, pending = {}, []
-    for cell in _cells(path):
-        if _is(cell, "exercise"):
+    for cell in cells(path):
+        if tagged(cell, "exercise"):
             pending = []
-        elif _is(cell, "check"):
-            if number := re.search(r"^def check_(\d+)\(", _source(cell), re.MULTILINE):
+        elif tagged(cell, "check"):
+            if number := re.search(r"^def check_(\d+)\(", cell["source"], re.MULTILINE):
                 found[int(number[1])] = "\n\n".join(pending)
             pending = []
         elif cell["cell_type"] == "code":
-            pending.append(_source(cell))
+            pending.append(cell["source"])
     return found
 
 
@@ -184,13 +161,13 @@ def check_copies(folders: Sequence[Path], profile: str = "embedded", topics: Seq
         for topic in project.closure(wanted):
             file = Path(home, f"{topic}.json")
             file.write_text(json.dumps({"checks": asked.get(topic, {}), "copies": given.get(topic, [])}), encoding="utf-8")
-            lesson = _cells(project.notebook(topic))
-            end = next((place for place, cell in enumerate(lesson) if _is(cell, "exercise")), len(lesson))
+            lesson = cells(project.notebook(topic))
+            end = next((place for place, cell in enumerate(lesson) if tagged(cell, "exercise")), len(lesson))
             call = f"from prunekit.workbook import course\n\ncourse.examine(globals(), {str(file)!r}, {limit!r})"
             examined = {"cell_type": "code", "id": "examined", "metadata": {}, "source": call}
             _write_notebook(Path(home, "notebooks"), topic, [*lesson[:end], examined])
         shutil.copytree(project.root() / "params", Path(home, "params"))
-        with _home(home):
+        with project.environment(PRUNEKIT_HOME=home):
             records = {record.topic: record for record in batch.run_profile(profile, wanted, progress=progress)}
         return [grade for place, folder in enumerate(folders) for topic in wanted
                 for grade in _grades(Path(folder), asked[topic], records[topic], Path(home, f"{topic}.json"), place)]
@@ -203,17 +180,6 @@ def _grades(folder: Path, asked: dict[int, str], record: batch.Record, file: Pat
     else:
         for verdict in json.loads(file.read_text(encoding="utf-8"))["verdicts"][place]:
             yield Grade(folder, record.topic, **verdict)
-
-
-@contextmanager
-def _home(folder: str) -> Iterator[None]:
-    before = os.environ.get("PRUNEKIT_HOME")
-    os.environ["PRUNEKIT_HOME"] = folder
-    try:
-        yield
-    finally:
-        os.environ.pop("PRUNEKIT_HOME")
-        os.environ.update({} if before is None else {"PRUNEKIT_HOME": before})
 
 
 # ---------------------------------------------------------------- in the lesson's kernel
@@ -276,8 +242,7 @@ def _attempt(variables: dict[str, Any], number: int, check: str, answer: str) ->
     variables[name] = ...
     _Interpreter(variables).problem_of(check, f"check {number}")
     judge = variables[f"check_{number}"]  # taken before the answer can change it
-    problem = _Interpreter(variables).problem_of(answer, name)
-    if problem:
+    if problem := _Interpreter(variables).problem_of(answer, name):
         return Verdict(number, "wrong", f"It stops with {problem}.")
     return grade(number, variables.get(name, ...), judge)
 
@@ -295,40 +260,3 @@ class _Interpreter(code.InteractiveInterpreter):
 
     def showtraceback(self) -> None:
         self.problem = _said(sys.exc_info()[1])
-
-
-# ---------------------------------------------------------------- the commands
-
-def add_student(parser: Any) -> None:
-    parser.add_argument("folder", metavar="DIR", type=Path, help="a new folder")
-
-
-def run_student(args: Any, say: Callable[[str], None]) -> int:
-    topics = write_copy(args.folder)
-    say(f"{len(topics)} notebooks without solutions in {args.folder}; begin with: jupyter lab {args.folder / 'notebooks'}")
-    return 0
-
-
-def add_check(parser: Any) -> None:
-    add = parser.add_argument
-    add("folders", nargs="+", metavar="DIR", type=Path, help="copies written by `prunekit student`, with answers")
-    add("--profile", default="embedded", help="what the lessons run under (smoke: the same exercises in less time)")
-    add("--only", nargs="+", default=[], metavar="TOPIC", help="only these notebooks, as 03_baselines")
-    add("--time-limit", type=float, default=60.0, metavar="SECONDS", help="for each answer")
-
-
-def run_check(args: Any, say: Callable[[str], None]) -> int:
-    """0: every exercise is right; 1: some are not."""
-    if not args.time_limit > 0:
-        raise UsageError(f"--time-limit {args.time_limit:g}: give each answer a number of seconds above 0.")
-    grades = check_copies(args.folders, args.profile, args.only, args.time_limit)
-    for folder in args.folders:
-        own = [one for one in grades if one.folder == folder]
-        if len(args.folders) > 1:
-            say(f"{folder}")
-        for one in own:
-            say(f"{one.topic:<17} {one.number:>2}  {one.word:<12}  {one.sentence}".rstrip())
-        words = [one.word for one in own]
-        counts = ", ".join(f"{words.count(word)} {word}" for word in dict.fromkeys(words))
-        say(f"{counts}; {len(own)} exercises can be checked")
-    return int(any(one.word != "right" for one in grades))

@@ -18,7 +18,7 @@ from typing import Any
 import nbformat
 
 from prunekit.errors import UsageError, did_you_mean
-from prunekit.workbook import project, verify
+from prunekit.workbook import markup, project, verify
 
 _MADE = ("machine", "device", "threads", "commit", "dirty", "notebook")
 
@@ -69,11 +69,7 @@ class Difference:
         return "\n".join([*lines, out.getvalue().rstrip()]).strip()
 
     def html(self) -> str:
-        from jinja2 import Environment, FileSystemLoader
-
-        environment = Environment(loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True,
-                                  trim_blocks=True, lstrip_blocks=True)
-        return environment.get_template("difference.html.j2").render(difference=self)
+        return markup.template("difference.html.j2", difference=self)
 
 
 # ---------------------------------------------------------------- what is compared

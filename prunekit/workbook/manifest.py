@@ -61,9 +61,8 @@ def file_hash(path: Path) -> str:
 
 def notebook_hash(topic: str) -> str:
     """Hash of the code cells but the parameters cell, whose values are compared one by one."""
-    cells = json.loads(project.notebook(topic).read_text(encoding="utf-8"))["cells"]
-    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"
-            and "parameters" not in cell.get("metadata", {}).get("tags", [])]
+    code = [cell["source"] for cell in project.cells(project.notebook(topic))
+            if cell["cell_type"] == "code" and not project.tagged(cell, "parameters")]
     return hashlib.sha256("\0".join(code).encode()).hexdigest()
 
 
@@ -180,8 +179,13 @@ def state(profile: str, topic: str, parameters: Mapping[str, Any], shared_only: 
     for other in project.upstream(topic):
         above = state(profile, other, manifest["parameters"], shared_only=True)
         if not above.fresh:
-            return State("stale", f"{other} is {above.word}" + (f" ({above.reason})" if above.reason else ""))
+            return below(other, above)
     return State("fresh")
+
+
+def below(topic: str, state: State) -> State:
+    """The state of what reads from a run that is not fresh."""
+    return State("stale", f"{topic} is {state.word}" + (f" ({state.reason})" if state.reason else ""))
 
 
 def _unfinished(folder: Path) -> State:

@@ -21,7 +21,7 @@ _NUMBER = re.compile(r"[-+−]?[\d,]*\.?\d+(e[-+]?\d+)?%?|nan|NaN|-?inf|", re.IG
 def _environment() -> Environment:
     environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["label"] = runs.label
-    environment.filters["takeaway"] = shown.marked_up
+    environment.filters["takeaway"] = lambda text: finish(BeautifulSoup(shown.marked_up(text), "html.parser"))
     environment.filters["math"] = lambda text: finish(BeautifulSoup(escape(text), "html.parser"))
     return environment
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,8 @@ from prunekit.errors import UsageError
 from prunekit.workbook import manifest, params, project, shown
 
 _MARK = "prunekit.json"  # what made the folder, and the hashes of all its files
-_LONG = 40               # rows; longer tables run over pages
+_LONG = 40               # rows; longer tables run over pages, in an appendix
+_LINE = 100              # characters of a line of the paper; in a table half as wide again, long cells are broken
 _BEYOND = {"−": "-", "×": r"\times", "±": r"\pm", "·": r"\cdot", "≤": r"\le", "≥": r"\ge", "≈": r"\approx", "→": r"\to",
            "∞": r"\infty", "√": r"\surd", "Δ": r"\Delta", "α": r"\alpha", "τ": r"\tau", "λ": r"\lambda", "‖": r"\|",
            "²": "{}^2", "³": "{}^3", "∈": r"\in", "…": r"\dots",
@@ -29,21 +29,29 @@ _PREAMBLE = r"""% Made by `prunekit paper`; prunekit.json beside it names the ru
 \usepackage[T1]{fontenc}
 \usepackage[utf8]{inputenc}
 \usepackage[margin=2.5cm]{geometry}
-\usepackage{amsmath,booktabs,float,graphicx,longtable}
-% #1 as it is, or as wide as the line where it is wider
+\IfFileExists{lmodern.sty}{\usepackage{lmodern}}{}
+\usepackage{amsmath,array,booktabs,caption,float,graphicx,longtable}
+\newcolumntype{P}[1]{>{\raggedright\arraybackslash}p{#1\linewidth}}
+\captionsetup{font=small,labelfont=bf}
+\captionsetup[table]{position=top}
+\captionsetup[longtable]{width=\linewidth}
+% Tables and figures as they are, made smaller only where they are wider than the line or nearly as high as the page.
 \newsavebox{\fitbox}
 \newcommand{\fit}[1]{\sbox{\fitbox}{#1}%
-  \ifdim\wd\fitbox>\linewidth\resizebox{\linewidth}{!}{\usebox{\fitbox}}\else\usebox{\fitbox}\fi}
+  \ifdim\wd\fitbox>\linewidth\sbox{\fitbox}{\resizebox{\linewidth}{!}{\usebox{\fitbox}}}\fi
+  \ifdim\ht\fitbox>0.8\textheight\sbox{\fitbox}{\resizebox{!}{0.8\textheight}{\usebox{\fitbox}}}\fi
+  \usebox{\fitbox}}
 """
 
 
 @dataclass(frozen=True)
 class Section:
-    """What one notebook gives: `files` by their path in the folder (relative to it), `body` the LaTeX that shows them."""
+    """What one notebook gives: `files` by their path in the folder, and the LaTeX that shows them: `body`, and `long` tables."""
 
     topic: str
     run: str
     body: str
+    long: str
     files: Mapping[str, bytes]
 
 
@@ -58,13 +66,17 @@ def write(profile: str, target: Path) -> list[Section]:
     if not sections:
         raise UsageError(f"The profile {profile} has no finished run: `prunekit run {profile}` first.")
     title = f"\\title{{{latex(f'Symbolic pruning: {profile}')}}}\n\\author{{}}\n\\date{{}}\n"
+    long = [section.long for section in sections if section.long]
     main = "\n".join([_PREAMBLE + title, "\\begin{document}\n\\maketitle\n", *(section.body for section in sections),
-                      "\\end{document}\n"])
+                      *(["\\appendix\n\\section{Long tables}\n", *long] if long else []), "\\end{document}\n"])
     files = {"main.tex": main.encode(), **{name: content for s in sections for name, content in s.files.items()}}
     mark = {"made by": "prunekit paper", "profile": profile, "runs": {s.topic: s.run for s in sections},
             "files": {name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())}}
     files[_MARK] = (json.dumps(mark, indent=1) + "\n").encode()
-    _replace(target, files)
+    with project.replacing(target) as folder:
+        for name, content in files.items():
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_bytes(content)
     return sections
 
 
@@ -85,27 +97,14 @@ def _check(target: Path) -> None:
                          "folder, and keep what you write yourself elsewhere.")
 
 
-def _replace(target: Path, files: Mapping[str, bytes]) -> None:
-    """Built beside the folder and put in its place at the end, so that a killed call leaves the old one."""
-    target = target.resolve()
-    new, old = (target.with_name(f".{target.name}.{word}") for word in ("building", "old"))
-    for folder in (new, old):
-        shutil.rmtree(folder, ignore_errors=True)
-    for name, content in files.items():
-        (new / name).parent.mkdir(parents=True, exist_ok=True)
-        (new / name).write_bytes(content)
-    if target.exists():
-        target.rename(old)
-    new.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
-
-
 # ---------------------------------------------------------------- from one run
 
 def _section(profile: str, topic: str, made: Mapping[str, Any]) -> Section:
-    folder, files, body = project.run_folder(profile, topic), {}, [f"\\section{{{latex(project.title(topic)[0])}}}"]
+    folder, files, long = project.run_folder(profile, topic), {}, []
+    body = [f"\\section{{{latex(project.title(topic)[0])}}}"]
     if made["takeaways"]:
-        body += ["\\begin{itemize}", *(f"\\item {_sentence(sentence)}" for sentence in made["takeaways"]), "\\end{itemize}"]
+        items = [f"\\item {_sentence(sentence)}" for sentence in made["takeaways"]]
+        body.append("\n".join(["\\begin{itemize}", *items, "\\end{itemize}"]))
     for key, artifact in made["artifacts"].items():
         if artifact["kind"] not in ("figure", "table"):
             continue
@@ -118,19 +117,24 @@ def _section(profile: str, topic: str, made: Mapping[str, Any]) -> Section:
             body.append("\n".join(_figure(name, caption)))
         else:
             files[f"tables/{name}.tex"] = _table(source[".tex"].read_text(encoding="utf-8"), name, caption).encode()
-            body.append(f"\\input{{tables/{name}}}")
-    return Section(topic, made["id"], "\n\n".join(body) + "\n", files)
+            shows = f"\\input{{tables/{name}}}"
+            if b"{longtable}" in files[f"tables/{name}.tex"]:
+                long.append(shows + "\n")
+                shows = f"Table \\ref{{tab:{name}}} in the appendix: {caption}"
+            body.append(shows)
+    return Section(topic, made["id"], "\n\n".join(body) + "\n", "\n".join(long), files)
 
 
 def _figure(name: str, caption: str) -> Iterator[str]:
     yield "\\begin{figure}[H]\n\\centering"
-    yield f"\\includegraphics[width=\\linewidth,height=0.8\\textheight,keepaspectratio]{{figures/{name}.pdf}}"
+    yield f"\\fit{{\\includegraphics{{figures/{name}.pdf}}}}"
     yield f"\\caption{{{caption}}}\n\\label{{fig:{name}}}\n\\end{{figure}}"
 
 
 def _table(source: str, name: str, caption: str) -> str:
     """The tabular of a saved table, in a float of the width of the line, or over pages where it is long."""
     columns, rules = re.search(r"\\begin\{tabular\}\{(\w*)\}\n(.*)\\end\{tabular\}", source, re.DOTALL).groups()
+    columns = _broken(columns, rules)
     # At the beginning of a row these would be an argument of the rule or the \\ before it.
     rules = re.sub(r"^(?=[\[*])", "{}", beyond_ascii(rules), flags=re.MULTILINE)
     title = f"\\caption{{{caption}}}\n\\label{{tab:{name}}}"
@@ -140,6 +144,18 @@ def _table(source: str, name: str, caption: str) -> str:
     head, middle, rest = rules.partition("\\midrule\n")
     return (f"{{\\footnotesize\n\\begin{{longtable}}{{{columns}}}\n{title} \\\\\n{head}{middle}\\endfirsthead\n"
             f"{head}{middle}\\endhead\n{rest}\\end{{longtable}}}}\n")
+
+
+def _broken(columns: str, rules: str) -> str:
+    """The columns of a tabular; where it is far too wide, columns with long cells share what the others leave of the line."""
+    rows = [line.removesuffix(r"\\").split(" & ") for line in rules.splitlines() if line.endswith(r"\\")]
+    widths = [max(map(len, cells)) + 2 for cells in zip(*rows, strict=True)]
+    wide = {place: width for place, width in enumerate(widths) if width > 0.4 * _LINE and columns[place] == "l"}
+    if sum(widths) <= 1.5 * _LINE or not wide:
+        return columns
+    left = max(0.6, 1 - (sum(widths) - sum(wide.values())) / _LINE)
+    return "".join(f"P{{{left * wide[place] / sum(wide.values()):.2f}}}" if place in wide else column
+                   for place, column in enumerate(columns))
 
 
 # ---------------------------------------------------------------- text

@@ -47,11 +47,10 @@ class Setting:
 def read_parameters(path: Path) -> dict[str, Parameter]:
     """The parameters that a notebook declares, in order; UsageError for a line that is not an annotated literal."""
     where = project.relative(path)
-    cells = [cell for cell in json.loads(Path(path).read_text(encoding="utf-8"))["cells"]
-             if "parameters" in cell.get("metadata", {}).get("tags", [])]
-    if len(cells) != 1:
-        raise UsageError(f"{where}: needs exactly one cell tagged 'parameters', has {len(cells)}.")
-    source = "".join(cells[0]["source"])
+    sources = [cell["source"] for cell in project.cells(path) if project.tagged(cell, "parameters")]
+    if len(sources) != 1:
+        raise UsageError(f"{where}: needs exactly one cell tagged 'parameters', has {len(sources)}.")
+    source = sources[0]
     try:
         found = [_parameter(node, source.splitlines()) for node in ast.parse(source).body]
     except (SyntaxError, ValueError) as error:
@@ -152,9 +151,12 @@ def validate(topic: str, settings: Mapping[str, Setting]) -> dict[str, Any]:
         origin = settings[key].origin if key in settings else project.relative(path)
         raise UsageError(f"{origin}: {sentence}.")
 
-    values = _typed(topic, declared, values, refuse)
     for key, value in values.items():
-        _check(key, value, refuse)
+        try:
+            values[key] = typed(key, value, declared[key].type)
+        except UsageError as error:
+            refuse(key, str(error))
+        _check(key, values[key], refuse)
     if wrong := combination_problem(values):
         refuse(*wrong)
     return values
@@ -172,31 +174,17 @@ def _check(key: str, value: Any, refuse: Callable[[str, str], None]) -> None:
         refuse(key, f"{key} = {value!r} {wrong}")
 
 
-def _typed(topic: str, declared: Mapping[str, Parameter], values: dict, refuse: Callable) -> dict[str, Any]:
-    """Values checked against the annotations, strictly: no text for a number, no number for a text."""
-    from pydantic import ConfigDict, ValidationError, create_model
+def typed(key: str, value: Any, kind: Any) -> Any:
+    """The value, strictly of its type: no text for a number, no number for a text. UsageError says what it must be."""
+    from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-    fields = {name: (p.type, ...) for name, p in declared.items()}
-    config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
     try:
-        # Prefixed, so that a parameter may be called like one of pydantic's own methods.
-        prefixed = {f"p_{name}": field for name, field in fields.items()}
-        model = create_model(topic, __config__=config, **prefixed)(**{f"p_{k}": v for k, v in values.items()})
+        return TypeAdapter(kind, config=ConfigDict(strict=True, allow_inf_nan=False)).validate_python(value)
     except ValidationError as error:
         first = error.errors()[0]
-        key, *index = first["loc"]
-        key = key.removeprefix("p_")
-        kind = declared[key].type
-        item_kind = kind.__args__[0] if index else kind
-        place = key + "".join(f"[{i}]" for i in index)
-        refuse(key, f"{place} = {first['input']!r} must be {_words(item_kind)}{_hint(first['input'], item_kind)}")
-    return {name: getattr(model, f"p_{name}") for name in fields}
-
-
-def type_problem(key: str, value: Any, kind: Any) -> str | None:
-    """What is wrong with the type of one value read from a file, or None; for options rather than notebooks."""
-    fits = isinstance(value, (int, float) if kind is float else kind) and (kind is bool or not isinstance(value, bool))
-    return None if fits else f"{key} = {value!r} must be {_words(kind)}{_hint(value, kind)}"
+        kind = kind.__args__[0] if first["loc"] else kind
+        place = key + "".join(f"[{index}]" for index in first["loc"])
+        raise UsageError(f"{place} = {first['input']!r} must be {_words(kind)}{_hint(first['input'], kind)}") from None
 
 
 def _words(kind: Any) -> str:

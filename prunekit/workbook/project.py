@@ -4,7 +4,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import prunekit
 from prunekit.errors import UsageError, did_you_mean
@@ -34,6 +38,36 @@ def root() -> Path:
             return folder
     where = f"PRUNEKIT_HOME={home}" if home else f"neither {beside} nor any folder above {here}"
     raise UsageError(f"No workbook found: {where} holds no notebooks/ folder; set PRUNEKIT_HOME to a clone of the project.")
+
+
+@contextmanager
+def environment(**variables: str) -> Iterator[None]:
+    """The environment with these variables as well, for as long as the block lasts."""
+    before = dict(os.environ)
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """A new folder beside this one that takes its place when the block ends; until then, and after a kill, there is the old."""
+    folder = folder.resolve()
+    new, old = (folder.with_name(f".{folder.name}.{word}") for word in ("building", "old"))
+    for left in (new, old):
+        shutil.rmtree(left, ignore_errors=True)
+    new.mkdir(parents=True)
+    try:
+        yield new
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)
+    finally:
+        for left in (new, old):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def relative(path: Path) -> str:
@@ -82,10 +116,22 @@ def profiles() -> list[str]:
     return sorted(path.parent.name for path in (root() / "params").glob("*/common.yaml"))
 
 
+def cells(path: Path) -> list[dict[str, Any]]:
+    """The cells of a notebook, each source as one text; UsageError if it cannot be read as one."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return [{**cell, "source": "".join(cell["source"])} for cell in content["cells"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UsageError(f"{relative(path)} cannot be read as a notebook.") from None
+
+
+def tagged(cell: Mapping[str, Any], tag: str) -> bool:
+    return tag in cell.get("metadata", {}).get("tags", [])
+
+
 def title(topic: str) -> tuple[str, str]:
     """The notebook's H1 without its number, and the paragraph below it."""
-    cells = json.loads(notebook(topic).read_text(encoding="utf-8"))["cells"]
-    text = next(("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"), "")
+    text = next((cell["source"] for cell in cells(notebook(topic)) if cell["cell_type"] == "markdown"), "")
     heading = re.search(r"^# (?:\d+\s*[·.:-]?\s*)?(.+)$", text, re.MULTILINE)
     blocks = re.split(r"\n\s*\n", re.sub(r"^#.*$", "\n", text, flags=re.MULTILINE).strip())
     prose = next((block.strip() for block in blocks if not block.lstrip().startswith(("|", "<", "-"))), "")

@@ -1,7 +1,7 @@
 """Figures again from their data: what each was drawn by, the CSV beside it, and `prunekit figures`.
 
 Every function of `prunekit.figures` leaves on its Figure its own name and arguments. `run.figure` writes the one table
-(or the named arrays) among them as figures/NAME.csv, the rest into the manifest; `rebuild` draws from these alone.
+among them as figures/NAME.csv, the rest into the manifest; `rebuild` draws from these alone.
 """
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-MOST = 40_000  # values; more (whole weight matrices) are not written, and the figure is kept as it is
+MOST = 40_000  # values; more are not written, and the figure is kept as it is
 
 
 @dataclass(frozen=True)
@@ -31,44 +31,18 @@ class Rebuilt:
 
 def recipe(figure: Figure) -> tuple[dict[str, Any], pd.DataFrame] | None:
     """What draws this figure again: (for the manifest, for the CSV); None if it was drawn by something else."""
-    drawn = getattr(figure, "drawn", None)
-    if drawn is None:
+    by, given = (figure.drawn["by"], figure.drawn["arguments"]) if hasattr(figure, "drawn") else ("", {})
+    tables = [name for name, value in given.items() if hasattr(value, "columns")]
+    if len(tables) != 1 or given[tables[0]].size > MOST:
         return None
-    data = {name: value for name, value in drawn["arguments"].items() if _tabular(value)}
-    plain = {name: value for name, value in drawn["arguments"].items() if name not in data}
-    if len(data) != 1:
-        return None
-    name, value = next(iter(data.items()))
-    frame = _frame(value)
-    if frame is None:
-        return None
-    index = 0 if _plain_index(frame) else frame.index.nlevels
+    frame = given[tables[0]]
+    # The few digits of a float32 would be read as another number.
+    frame = frame.astype({column: "float64" for column in frame if frame[column].dtype == "float32"})
+    index = 0 if list(frame.index) == list(range(len(frame))) else frame.index.nlevels
     kinds = [frame[column].dtype.kind if frame[column].dtype.kind in "ifb" else "O" for column in frame]
-    return {"by": drawn["by"], "data": name, "arrays": not hasattr(value, "columns"), "index": index, "kinds": kinds,
-            "arguments": plain}, frame.reset_index(names=None if not index else [f"index{i}" for i in range(index)]) if index else frame
-
-
-def _tabular(value: Any) -> bool:
-    return hasattr(value, "columns") or isinstance(value, Mapping)
-
-
-def _plain_index(frame: pd.DataFrame) -> bool:
-    return list(frame.index) == list(range(len(frame)))
-
-
-def _frame(value: Any) -> pd.DataFrame | None:
-    """A table as it is; named arrays one value a row, with its place. None if there are too many values."""
-    import numpy as np
-    import pandas as pd
-
-    if hasattr(value, "columns"):
-        return value if value.size <= MOST else None
-    arrays = {name: np.asarray(array) for name, array in value.items()}
-    if sum(array.size for array in arrays.values()) > MOST or any(array.ndim > 2 for array in arrays.values()):
-        return None
-    return pd.concat([pd.DataFrame({"name": name, "row": np.arange(len(array)).repeat(array[0].size if array.ndim > 1 else 1),
-                                    "type": str(array.dtype), "value": [repr(v) for v in array.ravel().tolist()]})
-                      for name, array in arrays.items()], ignore_index=True)
+    return {"by": by, "data": tables[0], "index": index, "kinds": kinds,
+            "arguments": {name: value for name, value in given.items() if name != tables[0]}
+            }, frame.reset_index(names=[f"index{i}" for i in range(index)]) if index else frame
 
 
 def draw(made: Mapping[str, Any], file: Path) -> Figure:
@@ -77,31 +51,13 @@ def draw(made: Mapping[str, Any], file: Path) -> Figure:
 
     from prunekit import figures
 
-    table = pd.read_csv(file, dtype=str, keep_default_na=False)
-    data = _arrays(table) if made["arrays"] else _typed(table, made["kinds"], made["index"])
-    return getattr(figures, made["by"])(**{made["data"]: data}, **made["arguments"])
-
-
-def _typed(table: pd.DataFrame, kinds: Iterable[str], index: int) -> pd.DataFrame:
+    table, index = pd.read_csv(file, dtype=str, keep_default_na=False), made["index"]
     read = {"f": lambda text: float(text) if text else float("nan"), "i": int, "b": lambda text: text == "True"}
-    for column, kind in zip(table.columns[index:], kinds, strict=True):
+    for column, kind in zip(table.columns[index:], made["kinds"], strict=True):
         if kind in read:
             table[column] = table[column].map(read[kind])
-    return table.set_index(list(table.columns[:index])) if index else table
-
-
-def _arrays(table: pd.DataFrame) -> dict[str, Any]:
-    import numpy as np
-    import torch
-
-    found = {}
-    for name, part in table.groupby("name", sort=False):
-        kind = part["type"].iloc[0]
-        values = [text == "True" for text in part["value"]] if kind == "bool" else [float(text) for text in part["value"]]
-        rows = part["row"].nunique()
-        array = np.array(values, dtype=kind)
-        found[name] = torch.from_numpy(array.reshape(rows, -1)) if rows < len(part) else array
-    return found
+    table = table.set_index(list(table.columns[:index])) if index else table
+    return getattr(figures, made["by"])(**{made["data"]: table}, **made["arguments"])
 
 
 def rebuild(profile: str, topics: Iterable[str] = ()) -> Iterator[Rebuilt]:

@@ -15,44 +15,34 @@ from typing import Any, NamedTuple
 
 import nbformat
 from bs4 import BeautifulSoup
+from nbconvert.filters import strip_ansi
 
 from prunekit.workbook import batch, claims, manifest, markup, metrics_page, params, project
 
 PAGES = Path(__file__).parent / "pages"
-_NOISE = re.compile(r"(Executing|Ending) Cell \d+-|(Input|Output) Notebook: |Working directory: |"
-                    r"^[\d:]+ <|^[\d:]*\s*$|Unable to parse line|\d%\||\dit/s|\ds/it|TqdmWarning|autonotebook")
 _PROGRESS = re.compile(r"\d%\||\dit/s|\ds/it|TqdmWarning|autonotebook")
+_NOISE = re.compile(r"(Executing|Ending) Cell \d+-|(Input|Output) Notebook: |Working directory: |"
+                    rf"^[\d:]+ <|^[\d:]*\s*$|Unable to parse line|{_PROGRESS.pattern}")
 
 
 def render(profile: str) -> Path:
-    """Render the runs of a profile to reports/<profile>/ and return the path of its index page.
-
-    Built in a folder of its own that replaces the old one at the end, so that a killed call leaves the old pages.
-    """
-    final = project.report_folder(profile)
-    folder = final.with_name(f".{profile}.building")
-    shutil.rmtree(folder, ignore_errors=True)
-    (folder / "assets").mkdir(parents=True)
+    """Render the runs of a profile to reports/<profile>/ and return the path of its index page."""
     entries = [_entry(profile, topic, state) for topic, state in batch.status(profile).items()]
-    for entry in entries:
-        _copy_artifacts(folder, entry)
     pages = [page for page in _pages(profile, entries) if page.body]
     names = {"index", *(Path(page.file).stem for page in pages)}
     shared = {"profile": profile, "entries": entries, "pages": pages, "names": names}
-    for page in pages:
-        _write_page(folder / page.file, page, shared)
-    (folder / "index.html").write_text(_index_page(shared), encoding="utf-8")
-    (folder / "tables").mkdir(exist_ok=True)
-    claims.table(profile).to_csv(folder / "tables" / "claims.csv", index=False)
-    (folder / "assets" / "style.css").write_text((markup.TEMPLATES / "style.css").read_text() + markup.code_css(), encoding="utf-8")
-    shutil.copy(markup.TEMPLATES / "page.js", folder / "assets" / "page.js")
-    old = final.with_name(f".{profile}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if final.exists():
-        final.rename(old)
-    folder.rename(final)
-    shutil.rmtree(old, ignore_errors=True)
-    return final / "index.html"
+    with project.replacing(project.report_folder(profile)) as folder:
+        for part in ("assets", "figures", "tables"):
+            (folder / part).mkdir()
+        for entry in entries:
+            _copy_artifacts(folder, entry)
+        for page in pages:
+            _write_page(folder / page.file, page, shared)
+        (folder / "index.html").write_text(_index_page(shared), encoding="utf-8")
+        claims.table(profile).to_csv(folder / "tables" / "claims.csv", index=False)
+        (folder / "assets" / "style.css").write_text((markup.TEMPLATES / "style.css").read_text() + markup.code_css(), encoding="utf-8")
+        shutil.copy(markup.TEMPLATES / "page.js", folder / "assets" / "page.js")
+    return project.report_folder(profile) / "index.html"
 
 
 def _entry(profile: str, topic: str, state: manifest.State) -> dict[str, Any]:
@@ -80,7 +70,6 @@ def _copy_artifacts(folder: Path, entry: Mapping[str, Any]) -> None:
     for artifact in entry["artifacts"]:
         for target in artifact["files"].values():
             parent, _, name = target.partition("/")
-            (folder / parent).mkdir(exist_ok=True)
             shutil.copy(entry["folder"] / parent / name.removeprefix(f"{entry['topic']}-"), folder / target)
 
 
@@ -168,7 +157,7 @@ def _prepared(cells: list[Any], entry: Mapping[str, Any]) -> Iterator[Any]:
 
 def _worth_showing(output: Any) -> bool:
     if output.output_type == "stream" and output.name == "stderr":
-        lines = [line for line in re.split(r"[\r\n]+", output.text) if line.strip() and not _PROGRESS.search(line)]
+        lines = [line for line in re.split(r"[\r\n]+", strip_ansi(output.text)) if line.strip() and not _PROGRESS.search(line)]
         output.text = "\n".join(lines)
         return bool(output.text)
     return "application/vnd.jupyter.widget-view+json" not in output.get("data", {})

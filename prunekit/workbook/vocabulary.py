@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from prunekit.errors import UsageError, did_you_mean
+from prunekit.names import CORPORA, DTYPES, EMBEDDED, SAMPLINGS
 from prunekit.pruning.pattern import parse_pattern, parse_task
 
-EMBEDDED = ("embedded/llama", "embedded/opt")
-CORPORA = ("embedded", "wikitext2", "c4", "ptb")
 PATHS = ("model", "corpus", "gradient_corpus", "test_corpus", "windows", "gradients", "tree")
 
 
@@ -19,6 +18,18 @@ def _one_of(*known: str) -> Callable[[str], str | None]:
     def check(value: str) -> str | None:
         return None if value in known else "must be one of " + ", ".join(repr(k) for k in known)
     return check
+
+
+def _like(shape: str, sentence: str) -> Callable[[str], str | None]:
+    return lambda value: None if re.fullmatch(shape, value) else sentence
+
+
+def _above(bound: float, unit: str = "") -> Callable[[float], str | None]:
+    return lambda value: None if value > bound else f"must be greater than {bound}{unit}"
+
+
+def _share(what: str = "") -> Callable[[float], str | None]:
+    return lambda value: None if 0 <= value < 1 else f"must be a share{what}, at least 0 and below 1"
 
 
 def _at_least(least: int, unit: str) -> Callable[[float], str | None]:
@@ -81,10 +92,6 @@ def n_of_m(value: str) -> str | None:
         return f"must be {_N_OF_M}"
 
 
-def sparsity(value: float) -> str | None:
-    return None if 0 <= value < 1 else "must be a share of zeros, at least 0 and below 1"
-
-
 def task(value: str) -> str | None:
     try:
         parse_task(value)
@@ -109,19 +116,6 @@ def method(value: str) -> str | None:
     return None
 
 
-def target(value: str) -> str | None:
-    """A linear layer's name, or a word for several of them; whether a model has it shows once it is loaded."""
-    return None if re.fullmatch(r"[\w.-]+", value) else "must be the name of a linear layer as q_proj, or query-value, or all-linear"
-
-
-def _above(bound: float) -> Callable[[float], str | None]:
-    return lambda value: None if value > bound else f"must be greater than {bound}"
-
-
-def _share(value: float) -> str | None:
-    return None if 0 <= value < 1 else "must be a share, at least 0 and below 1"
-
-
 def data_folders(value: str) -> str | None:
     for entry in value.split(","):
         name, _, folder = entry.partition("=")
@@ -130,14 +124,8 @@ def data_folders(value: str) -> str | None:
     return None
 
 
-def profile(value: str) -> str | None:
-    """A plain name; those of sweeps and of `verify` lie in folders."""
-    name = r"\w[\w.-]*"
-    return None if re.fullmatch(rf"{name}(/{name})*", value) else "must be a plain name (letters, digits, '-', '_', '.')"
-
-
-def device(value: str) -> str | None:
-    return None if re.fullmatch(r"auto|balanced|cpu|mps|cuda(:\d+)?", value) else "must be 'auto', 'cpu', 'cuda', 'cuda:N', 'mps' or 'balanced'"
+# Those of sweeps and of `verify` lie in folders.
+profile = _like(r"\w[\w.-]*(/\w[\w.-]*)*", "must be a plain name (letters, digits, '-', '_', '.')")
 
 
 def seed(value: int) -> str | None:
@@ -152,21 +140,21 @@ CHECKS: dict[str, Callable[[Any], str | None]] = {
     "test_corpus": _optional(corpus),
     "windows": _optional(existing_file),
     "gradients": _optional(existing_file),
-    "roles": _one_of("disjoint", "published"),
+    "roles": _one_of(*SAMPLINGS),
     "seqlen": _at_least(2, "tokens per window"),
     "nsamples": _at_least(1, "windows"),
     "gradient_samples": _at_least(1, "windows"),
     "search_windows": _at_least(1, "windows"),
     "test_windows": _at_least(0, "windows; 0 means all"),
     "seed": seed,
-    "dtype": _one_of("auto", "float32", "bfloat16", "float16"),
-    "device": device,
+    "dtype": _one_of("auto", *DTYPES),
+    "device": _like(r"auto|balanced|cpu|mps|cuda(:\d+)?", "must be 'auto', 'cpu', 'cuda', 'cuda:N', 'mps' or 'balanced'"),
     "norm": _one_of("l1", "l2", "signed"),
-    "scale": lambda value: None if value > 0 else "must be greater than 0",
+    "scale": _above(0),
     "method": method,
     "update_method": method,
-    "sparsity": sparsity,
-    "update_sparsity": sparsity,
+    "sparsity": _share(" of zeros"),
+    "update_sparsity": _share(" of zeros"),
     "pattern": pattern,
     "patterns": n_of_m,  # beside `sparsities`, which are unstructured
     "task": task,
@@ -182,33 +170,33 @@ CHECKS: dict[str, Callable[[Any], str | None]] = {
     "top": _at_least(3, "metrics"),
     "eval_windows": _at_least(2, "windows"),
     "shuffles": _at_least(1, "null runs"),
-    "search_dtype": _one_of("fast", "auto", "float32", "bfloat16", "float16"),
+    "search_dtype": _one_of("fast", "auto", *DTYPES),
     "group": _one_of("", "row", "layer", "variant"),
     "update": _one_of("", "obs", "obs-iter"),
     "train_samples": _at_least(1, "windows"),
     "block": _at_least(2, "tokens per training window"),
-    "target": target,
+    "target": _like(r"[\w.-]+", "must be the name of a linear layer as q_proj, or query-value, or all-linear"),
     "rank": _at_least(1, "columns of A and B"),
     "alpha": _above(0),
-    "dropout": _share,
+    "dropout": _share(),
     "learning_rate": _above(0),
     "epochs": _above(0),
     "batch": _at_least(1, "windows per step"),
     "eval_batch": _at_least(1, "windows"),
     "eval_samples": _at_least(0, "windows; 0: no validation"),
-    "validation": _share,
+    "validation": _share(),
     "save_every": _at_least(1, "steps"),
     "plain_method": method,
     "task_documents": _at_least(-1, "documents; 0: no tasks, -1: all"),
-    "zero_shot_task": lambda value: None if re.fullmatch(r"[\w.+-]+", value) else "must be the name of a task of lm-eval",
+    "zero_shot_task": _like(r"[\w.+-]+", "must be the name of a task of lm-eval"),
     "task_method": method,
-    "task_sparsity": sparsity,
+    "task_sparsity": _share(" of zeros"),
     "reference_method": method,
     "folders": _optional(data_folders),
     "documents": _at_least(0, "of each task; 0: all"),
     "divergence_windows": _at_least(2, "windows"),
     "calibration_samples": _at_least(1, "disjoint parts of the calibration windows"),
-    "limit": lambda value: None if value > 0 else "must be greater than 0 (documents, or a share below 1)",
+    "limit": _above(0, " (documents, or a share below 1)"),
     "num_fewshot": _at_least(0, "worked examples"),
     "batch_size": _at_least(1, "questions at a time"),
 }

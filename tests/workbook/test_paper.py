@@ -14,6 +14,7 @@ import prunekit as pk
 from prunekit.__main__ import main
 from prunekit.workbook import paper, shown
 
+ROOT = Path(__file__).resolve().parents[2]
 HARD = "50 % of $W_{ij}$ & G_x, {a} ^2 ~ #1 \\x, 5 $ ± 1 − “q” τ ∂"
 TABLE = pd.DataFrame({"a_b": ["[1]", "x & y", "100 %"], "score": [0.5, 1.25, 3.0], "form": ["|W|^2", "{G}", "w²"]})
 
@@ -73,6 +74,15 @@ def check_latex(text: str) -> None:
     assert not re.search(r"[^\x00-\x7fÀ-ſ]", text)  # what T1 and utf8 know
 
 
+def compiled(folder: Path) -> str:
+    """What pdfLaTeX says the second time, when references are known."""
+    for _ in range(2):
+        done = subprocess.run(["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "main.tex"], cwd=folder,
+                              capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout[-2000:]
+    return done.stdout
+
+
 def test_a_paper_is_whole_and_its_labels_are_its_own(runs, tmp_path, capsys):
     folder = tmp_path / "paper"
     assert main(["paper", str(folder), "--profile", "tiny"]) == 0
@@ -85,9 +95,26 @@ def test_a_paper_is_whole_and_its_labels_are_its_own(runs, tmp_path, capsys):
     assert "50 \\% of $W_{ij}$ \\& G\\_x, \\{a\\} \\textasciicircum{}2" in text and "\\texttt{mul(W, \\_x)}" in text
     assert "[U+2202]" in text  # a character without a command is named, not lost
     if shutil.which("pdflatex"):
-        done = subprocess.run(["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "main.tex"], cwd=folder,
-                              capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout[-2000:]
+        assert "Reference" not in compiled(folder)
+
+
+@pytest.mark.site
+@pytest.mark.skipif(not shutil.which("pdflatex"), reason="there is no LaTeX here")
+@pytest.mark.parametrize("profile", sorted({made.parents[1].name for made in ROOT.glob("runs/*/*/manifest.json")}))
+def test_the_paper_of_every_profile_that_was_run_fits_its_pages(profile, tmp_path, monkeypatch):
+    monkeypatch.setenv("PRUNEKIT_HOME", str(ROOT))
+    paper.write(profile, tmp_path / "paper")
+    said = compiled(tmp_path / "paper")
+    assert not re.search(r"Reference|Overfull|Float too large|multiply defined", said), said[-3000:]
+
+
+def test_wide_and_long_tables_fit():
+    cells = ["a word " * 12, "x", "7"]
+    rows = "".join(" & ".join(cells) + " \\\\\n" for _ in range(3))
+    wide = "\\begin{tabular}{llr}\n\\toprule\nq & b & n \\\\\n\\midrule\n" + rows + "\\bottomrule\n\\end{tabular}"
+    assert "{tabular}{llr}" in paper._table(wide, "x", "")  # made smaller as it is
+    assert re.search(r"\{tabular\}\{P\{0\.\d\d\}lr\}", paper._table(wide.replace("a word", "another word " * 2), "x", ""))
+    assert "{longtable}{llr}" in paper._table(wide.replace(rows, rows * 20), "x", "")
 
 
 def test_the_same_runs_give_the_same_bytes_and_a_second_call_replaces_the_first(runs, tmp_path):

@@ -33,6 +33,7 @@ DRAWN = {
     "lines": lambda: figures.lines(interval(POINTS, "y"), "x", "y", "by", "x", "y", xlog=True),
     "matrices": lambda: figures.matrices({"$G$": torch.randn(60, 70), "keep": torch.randn(60, 70) > 0}),
     "tails": lambda: figures.tails({"q": RNG.lognormal(size=90_000), "k": RNG.lognormal(size=500)}, "G"),
+    "tails of float32": lambda: figures.tails({"q": RNG.lognormal(size=9_000).astype(np.float32)}, "G"),
     "panels": lambda: figures.panels(interval(POINTS, "y"), "x", "y", "by", "x", "y"),
     "an empty table": lambda: figures.pareto(pd.DataFrame(columns=["size", "fitness", "front", "formula"])),
     "table_map": lambda: figures.table_map(pd.DataFrame([[0.1, np.nan], [1 / 3, 2]], index=["a", "b"], columns=[0.5, 0.7]), "u"),

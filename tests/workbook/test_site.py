@@ -122,6 +122,29 @@ def test_a_killed_batch_leaves_nothing_that_looks_finished_and_resumes(project):
     assert outcomes() == {"01_data": ("fresh", ""), "03_baselines": ("done", "")}
 
 
+def test_a_parameter_of_one_notebook_marks_its_readers_as_well(project):
+    outcomes()
+    assert all(state.fresh for state in batch.status("tiny").values())
+    assert batch.status("tiny", {"rows": "6"}) == {
+        "01_data": manifest.State("stale", "rows was 5, is 6"),
+        "03_baselines": manifest.State("stale", "01_data is stale (rows was 5, is 6)")}
+    assert batch.status("tiny", {"wait": "1"}) == {
+        "01_data": manifest.State("fresh"), "03_baselines": manifest.State("stale", "wait was 0, is 1")}
+
+
+@pytest.mark.parametrize(("text", "left"), [
+    ("  50%|##  | 1/2 [00:00<00:00, 9.00it/s]\r", ""), ("\r      \r\x1b[A\n", ""), ("careful\n  9%|# |\r", "careful")])
+def test_progress_leaves_nothing_behind(text, left):
+    output = nbformat.v4.new_output("stream", name="stderr", text=text)
+    assert site._worth_showing(output) == bool(left)
+    assert output.text == left
+
+
+def test_a_takeaway_on_the_front_page_shows_its_formulas():
+    shown = markup._environment().filters["takeaway"]("**Half** of $\\sqrt{G}$ is `<0`")
+    assert "<strong>Half</strong> of <math" in shown and "<msqrt>" in shown and "<code>&lt;0</code>" in shown
+
+
 def test_the_metrics_page_says_what_is_proven_equal_and_no_more(project):
     metric = metrics_page.body("tiny", [])
     cards = {section["id"]: section.parent for section in BeautifulSoup(metric, "html.parser").select("section h2")}

@@ -117,10 +117,13 @@ def test_ten_thousand_candidates():
 
 def test_lineage_by_hand():
     history = invented(5).assign(i=[0, 1, 3, 4, 6], parents=["", "", "0 1", "3", "1"], fitness=[3.0, 1.0, 2.0, 2.5, 0.5])
-    found = pk.lineage(history, "j", 4)
+    found = pk.lineage(history, 4)
     assert found["i"].tolist() == [0, 1, 3, 4] and found["main"].tolist() == [True, False, True, True]
     assert found["best"].tolist() == [True, False, True, False]
     assert found["gain"].tolist()[2:] == [1.0, -0.5] and found["gain"].isna().tolist() == [True, True, False, False]
+    for frame, i in ((history, 5), (pd.concat([history, history.assign(journal="k", i=9)]), 4)):
+        with pytest.raises(UsageError, match=f"not one candidate {i} here"):
+            pk.lineage(frame, i)
 
 
 # Statistics against other ways to compute them ----------------------------------------------------------------------------

@@ -238,7 +238,7 @@ def table_map(frame: pd.DataFrame, unit: str, *, digits: int = 2, low: float | N
     texts = [["" if np.isnan(value) else f"{value:.{digits}f}" for value in row] for row in values]
     cell = max(0.38, 0.06 * max(len(text) for row in texts for text in row) + 0.08)
     names = max(len(str(name)) for name in frame.index)
-    made, ((ax,),) = _axes(width=min(PAGE, 0.5 + 0.062 * names + cell * frame.shape[1]), height=0.9 + 0.22 * frame.shape[0])
+    made, ((ax,),) = _axes(width=min(PAGE, 0.5 + 0.062 * names + max(1.0, cell * frame.shape[1])), height=0.9 + 0.22 * frame.shape[0])
     image = ax.imshow(values, aspect="auto", vmin=low, vmax=high, cmap="cividis")
     for (row, column), value in np.ndenumerate(values):
         dark = image.norm(value) < 0.47

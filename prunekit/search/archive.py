@@ -46,7 +46,8 @@ def history(paths: str | Path | Iterable[str | Path]) -> pd.DataFrame:
     """
     files = list(dict.fromkeys(Path(path) for path in ([paths] if isinstance(paths, (str, Path)) else paths)))
     rows = [row for path, name in zip(files, _names(files), strict=True) for row in _rows(path, name)]
-    return pd.DataFrame(rows, columns=list(dict.fromkeys([*_COLUMNS, *(name for row in rows for name in row)])))
+    columns = list(dict.fromkeys([*_COLUMNS, *(name for row in rows for name in row)]))
+    return pd.DataFrame(rows, columns=columns).astype({"fitness": float, "complete": bool})  # also of no rows
 
 
 def _names(files: Sequence[Path]) -> list[str]:

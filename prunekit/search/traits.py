@@ -47,7 +47,7 @@ def traits(history: pd.DataFrame) -> pd.DataFrame:
                          position=frame["evaluated"] / frame.groupby("journal")["evaluated"].transform("max"))
     first = frame.sort_values("complete", ascending=False, kind="stable").drop_duplicates("key").sort_index()
     shapes = pd.DataFrame([_shape(key, names) for key in first["key"]], index=first.index,
-                          columns=[*SHAPE, "pairs", *names])
+                          columns=[*SHAPE, "pairs", *names]).astype({"size": int, "depth": int})
     return first.drop(columns=["size", "depth"]).join(shapes)[[*_OWN, *names, *tasks]].reset_index(drop=True)
 
 

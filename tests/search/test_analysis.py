@@ -102,6 +102,7 @@ def test_journals_of_nothing_and_of_one_candidate(tmp_path, budget):
     history = searched(tmp_path, noise, 1, seeds=[pk.Tree.parse("mul(W, G)")]).iloc[:budget]
     frame = pk.traits(history)
     assert len(frame) == budget and set(traits._OWN) <= set(frame)
+    assert [frame[name].dtype.kind for name in ("fitness", "complete", "size")] == ["f", "b", "i"]
     assert pk.findings(frame).empty and len(traits.over_time(frame)) == 3 * budget
     assert analysis.improvements(frame).empty and np.isnan(traits.wilson(0, 0)).all()
     assert list(pk.findings(frame)) == analysis._COLUMNS

@@ -238,7 +238,8 @@ def table_map(frame: pd.DataFrame, unit: str, *, digits: int = 2, low: float | N
     texts = [["" if np.isnan(value) else f"{value:.{digits}f}" for value in row] for row in values]
     cell = max(0.38, 0.06 * max(len(text) for row in texts for text in row) + 0.08)
     names = max(len(str(name)) for name in frame.index)
-    made, ((ax,),) = _axes(width=min(PAGE, 0.5 + 0.062 * names + max(1.0, cell * frame.shape[1])), height=0.9 + 0.22 * frame.shape[0])
+    width = min(PAGE, 0.5 + 0.062 * names + max(1.0, cell * frame.shape[1]))
+    made, ((ax,),) = _axes(width=width, height=0.9 + 0.22 * frame.shape[0])
     image = ax.imshow(values, aspect="auto", vmin=low, vmax=high, cmap="cividis")
     for (row, column), value in np.ndenumerate(values):
         dark = image.norm(value) < 0.47
@@ -296,8 +297,8 @@ def simplex(frame: pd.DataFrame, unit: str = "loss") -> Figure:
     ax.plot([0, 1, 0.5, 0], [0, 0, np.sqrt(3) / 2, 0], color="#444444", linewidth=0.8, zorder=1)
     low, high = frame["fitness"].min(), frame["fitness"].quantile(0.9)  # the worst tenth shares one colour
     log = _spread(frame["fitness"])
-    dots = ax.scatter(frame["x"], frame["y"], c=frame["fitness"].clip(upper=high), s=75, marker="h", norm="log" if log else "linear",
-                      zorder=2, linewidth=0)
+    dots = ax.scatter(frame["x"], frame["y"], c=frame["fitness"].clip(upper=high), norm="log" if log else "linear", s=75,
+                      marker="h", zorder=2, linewidth=0)
     bar = made.colorbar(dots, ax=ax, label=unit, extend="max", shrink=0.8)
     if log:
         _log_scale(bar.ax.yaxis, (low, high))
@@ -318,8 +319,9 @@ def simplex(frame: pd.DataFrame, unit: str = "loss") -> Figure:
 def pareto(frame: pd.DataFrame, unit: str = "loss") -> Figure:
     """Complexity against loss; the front is joined, numbered and written out. Columns size, fitness, front (bool), formula."""
     front = frame[frame["front"]].sort_values("size")
-    made, ax = _above([(f"{place:>2} {one.size_:>4} {one.fitness:>8.4f}  ", one.formula) for place, one in
-                       enumerate(front.rename(columns={"size": "size_"}).itertuples(), 1)], "   size     loss  formula", frame["fitness"])
+    made, ax = _above([(f"{place:>2} {size:>4} {loss:>8.4f}  ", formula) for place, (size, loss, formula) in
+                       enumerate(zip(front["size"], front["fitness"], front["formula"], strict=True), 1)],
+                      "   size     loss  formula", frame["fitness"])
     others = frame[~frame["front"]]
     ax.plot(others["size"], others["fitness"], "o", color="#AAAAAA", markersize=3, label="measured", zorder=1)
     ax.step(front["size"], front["fitness"], where="post", color=COLOURS[0], zorder=2)

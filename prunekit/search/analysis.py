@@ -36,7 +36,7 @@ def findings(frame: pd.DataFrame, model: bool = True) -> pd.DataFrame:
 
     kind "correlation": Spearman's between a trait (of a pair: whether it occurs) and the loss, ranks taken within each
     journal; "best tenth": log odds of a symbol or pair in the best tenth of its journal against the rest (Haldane: 1/2
-    added to every count); "operator": log odds that its children beat their first parent, against the preset's other operators;
+    added to every count); "operator": log odds that its children beat their first parent, against others of the preset;
     "model" (needs scikit-learn): `skill`. Intervals and p are from a standard error, that of whole families resampled or of
     independent metrics, whichever is larger, and Student's t with families - 1 degrees of freedom; p of odds also never
     below Fisher's exact one. verdict: "no signal" unless p_holm, over all rows, is below 0.05. with: metrics that have the
@@ -53,7 +53,8 @@ def findings(frame: pd.DataFrame, model: bool = True) -> pd.DataFrame:
             rows.append(skill(frame)[0])
     found = pd.DataFrame(rows, columns=_COLUMNS).sort_values(["p", "kind", "name"], ignore_index=True)
     found["p_holm"] = holm(found["p"])
-    found["verdict"] = [_WORDS[row.kind][int(row.effect < 0)] if row.p_holm < LEVEL else "no signal" for row in found.itertuples()]
+    found["verdict"] = [_WORDS[row.kind][int(row.effect < 0)] if row.p_holm < LEVEL else "no signal"
+                        for row in found.itertuples()]
     return found
 
 
@@ -195,7 +196,7 @@ def skill(frame: pd.DataFrame, folds: int = 5) -> tuple[dict[str, Any], str]:
     split = list(GroupKFold(folds).split(X, y, frame["family"]))
     predicted, mean = (cross_val_predict(model, X.to_numpy(), y, cv=split) for model in (tree, DummyRegressor()))
     row = {"kind": "model", "name": "decision tree", **_tested(
-        np.stack([(y - predicted) ** 2, (y - mean) ** 2]), frame["family"], lambda s: 1 - s[..., 0] / np.maximum(s[..., 1], 1e-300),
-        lambda n: 1e-9, np.ones(len(y), dtype=bool))}
+        np.stack([(y - predicted) ** 2, (y - mean) ** 2]), frame["family"],
+        lambda s: 1 - s[..., 0] / np.maximum(s[..., 1], 1e-300), lambda n: 1e-9, np.ones(len(y), dtype=bool))}
     row["p"] = row["p"] / 2 if row["effect"] > 0 else 1.0
     return row, export_text(tree.fit(X.to_numpy(), y), feature_names=list(X), decimals=2)

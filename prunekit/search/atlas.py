@@ -231,11 +231,13 @@ def winners_curse(frame: pd.DataFrame, home: str, other: str, chosen: Sequence[s
     minus 1. Ratios, since harder windows raise large losses more; the others measure how hard the windows are, and what
     remains is luck. The interval resamples windows. NaN without both kinds of metrics, or where a mean loss is not positive.
     """
-    both = frame[frame["setting"].isin([home, other])].pivot(index="metric", columns=["setting", "window"], values="loss").dropna()
-    search, unseen = (both[name].reindex(frame["metric"].unique()).dropna() for name in (home, other))
+    both = frame[frame["setting"].isin([home, other])]
+    wide = both.pivot(index="metric", columns=["setting", "window"], values="loss").reindex(both["metric"].unique()).dropna()
+    search, unseen = wide[home], wide[other]
     ours = search.index.isin(chosen)
-    new = atlas(frame[frame["setting"] == other]).set_index("metric").loc[search.index].rename(columns={"loss": "other"})
-    found = new.assign(chosen=ours, search=search.mean(axis=1)).reset_index()[["metric", "chosen", "search", "other", "low", "high"]]
+    new = atlas(both[both["setting"] == other]).set_index("metric").loc[search.index].rename(columns={"loss": "other"})
+    found = new.assign(chosen=ours, search=search.mean(axis=1)).reset_index()
+    found = found[["metric", "chosen", "search", "other", "low", "high"]]
     if ours.all() or not ours.any():
         return found, dict.fromkeys(("excess", "low", "high"), np.nan)
 

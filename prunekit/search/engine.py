@@ -419,7 +419,8 @@ def _event(index: int, outcome: Outcome, race: Race | None, candidates: Mapping[
     losses = journals.unpack(journals.pack(outcome.losses))
     return base | {"fitness": _fitness(losses, outcome.complete, race), "complete": outcome.complete,
                    "stopped": outcome.stopped, "audit": bool(race and race.audit), "masks": outcome.masks,
-                   "losses": journals.pack(losses), "by_task": {name: round(loss, 6) for name, loss in outcome.by_task.items()}}
+                   "losses": journals.pack(losses),
+                   "by_task": {name: round(loss, 6) for name, loss in outcome.by_task.items()}}
 
 
 def _fitness(losses: Sequence[float], complete: bool, race: Race | None) -> float:

@@ -58,4 +58,4 @@ def parse_task(task: float | str) -> tuple[float, str]:
 
 def task_name(sparsity: float, pattern: str) -> str:
     """`parse_task` backwards: "0.6" or "2:4"."""
-    return f"{sparsity:g}" if pattern == "unstructured" else pattern
+    return str(sparsity) if pattern == "unstructured" else pattern

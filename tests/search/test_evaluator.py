@@ -3,6 +3,7 @@ import pytest
 import torch
 
 import prunekit as pk
+from prunekit.pruning.pattern import parse_task, task_name
 from prunekit.search import journal as journals
 from prunekit.search.engine import Race
 from prunekit.search.evaluator import fast_dtype, without_gradients
@@ -124,6 +125,11 @@ def test_bad_evaluators(parts, change, sentence):
     bench = pk.Bench(parts[0], windows["calibration"], windows["search"])
     with pytest.raises(pk.UsageError, match=sentence):
         pk.Evaluator(bench, **{"tasks": [0.5], **change})
+
+
+@pytest.mark.parametrize("task", ["0.7", "2:4", "1:3", str(2 / 3)])
+def test_a_task_is_what_its_name_says(task):
+    assert task_name(*parse_task(task)) == task
 
 
 def test_files_that_are_no_evaluator(tmp_path):

@@ -400,7 +400,7 @@ def seen_and_unseen(frame: pd.DataFrame) -> Figure:
             ax.errorbar(rows["search"], rows["other"], yerr=[rows["other"] - rows["low"], rows["high"] - rows["other"]], capsize=2,
                         linestyle="none", color=COLOURS[place], marker=MARKERS[place], ecolor="#999999", label=label, zorder=3)
     ax.set(xlabel="loss on the search windows", ylabel="loss on windows that no search saw")
-    if positive:  # then proportions are what counts, and they are distances on logarithmic axes
+    if positive and frame["low"].min() > 0:  # proportions are what counts, and they are distances on logarithmic axes
         _log_scale(ax.xaxis, ends)
         _log_scale(ax.yaxis, [*ends, *frame["other"]])
     _legend(ax)

@@ -50,7 +50,6 @@ _PUBLIC = {
     "finalists": "search.archive",
     "choose": "search.archive",
     "replay": "search.archive",
-    "ancestry": "search.archive",
     "traits": "search.traits",
     "findings": "search.analysis",
     "lineage": "search.traits",

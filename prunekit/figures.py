@@ -4,7 +4,7 @@ Every line also has its own marker and dash, every colour map is perceptually ev
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
 from inspect import signature
 from textwrap import wrap
@@ -14,7 +14,7 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
 from torch import Tensor
 
 # Okabe and Ito's colours, which stay apart under every common form of colour blindness.
@@ -66,8 +66,13 @@ def _legend(ax: Any) -> None:
     made.legend(handles, labels, loc="outside upper center", ncols=min(len(labels), max(1, fit)))
 
 
-def _look(place: int) -> dict[str, Any]:
-    return {"color": COLOURS[place % 8], "marker": MARKERS[place % 8], "linestyle": DASHES[place % 8]}
+def _line(ax: Any, rows: pd.DataFrame, x: str, y: str, place: int = 0, label: Any = None) -> None:
+    """y against x, with a band where there are columns low and high."""
+    rows = rows.sort_values(x)
+    if {"low", "high"} <= set(rows):
+        ax.fill_between(rows[x], rows["low"], rows["high"], color=COLOURS[place % 8], alpha=0.15, linewidth=0)
+    ax.plot(rows[x], rows[y], label=label, color=COLOURS[place % 8], marker=MARKERS[place % 8], linestyle=DASHES[place % 8],
+            markevery=1 + len(rows) // 10)
 
 
 @figure
@@ -75,32 +80,36 @@ def perplexity_curves(frame: pd.DataFrame, dense: float | None = None) -> Figure
     """Perplexity (log) against sparsity, one line per method with its interval; columns method, sparsity, ppl, low, high."""
     made, ((ax,),) = _axes(width=4.6, height=3.1)
     for place, (method, rows) in enumerate(frame.groupby("method", sort=False)):
-        rows = rows.sort_values("sparsity")
-        ax.fill_between(rows["sparsity"], rows["low"], rows["high"], color=COLOURS[place % 8], alpha=0.15, linewidth=0)
-        ax.plot(rows["sparsity"], rows["ppl"], label=method, **_look(place))
+        _line(ax, rows, "sparsity", "ppl", place, method)
     if dense:
         ax.axhline(dense, color="#444444", linewidth=0.8)
         ax.annotate(f"dense {dense:.1f}", (1, dense), xycoords=("axes fraction", "data"), xytext=(-2, 2),
                     textcoords="offset points", ha="right", va="bottom", fontsize=8)
-    _log_perplexity(ax, [*frame["low"], *frame["high"], *([dense] if dense else [])])
+    _log_scale(ax.yaxis, [*frame["low"], *frame["high"], *([dense] if dense else [])])
+    ax.set_ylabel("perplexity (log scale)")
     ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     ax.set_xlabel("sparsity (share of weights that are zero)")
     ax.legend(loc="upper left")
     return made
 
 
-def _log_perplexity(ax: Any, values: Sequence[float]) -> None:
-    """A logarithmic axis with readable numbers: 1, 2, 5 times a power of ten, those in range."""
-    ax.set_yscale("log")
+def _log_scale(axis: Any, values: Iterable[float]) -> None:
+    """A logarithmic axis with readable numbers: round ones, as many as are at most eight."""
+    getattr(axis.axes, f"set_{axis.axis_name}scale")("log")
     low, high = min(values), max(values)
-    ticks = [step * 10**power for power in range(9) for step in (1, 1.5, 2, 3, 5, 7)]
-    ticks = [tick for tick in ticks if low / 1.1 <= tick <= high * 1.1]
-    while len(ticks) > 8:
-        ticks = ticks[::2]
-    ax.yaxis.set_major_locator(FixedLocator(ticks))
-    ax.yaxis.set_minor_locator(NullLocator())
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    ax.set_ylabel("perplexity (log scale)")
+    for steps in ((1, 1.5, 2, 3, 5, 7), (1, 2, 5), (1,)):
+        ticks = [step * 10.0**power for power in range(-6, 10) for step in steps]
+        ticks = [tick for tick in ticks if low / 1.1 <= tick <= high * 1.1]
+        if len(ticks) <= 8:
+            break
+    axis.set_major_locator(FixedLocator(ticks))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+
+
+def _spread(losses: pd.Series) -> bool:
+    """Do losses differ by more than a factor of five? Then only a logarithmic scale tells the low ones apart."""
+    return 0 < 5 * losses.min() < losses.max()
 
 
 @figure
@@ -113,6 +122,7 @@ def intervals(frame: pd.DataFrame, label: str, unit: str, reference: float | Non
     if reference is not None:
         ax.axvline(reference, color="#444444", linewidth=0.8, linestyle="--")
     ax.set_yticks(places, frame[label])
+    ax.set_ylim(-0.6, len(frame) - 0.4)
     ax.grid(axis="y", visible=False)
     ax.set_xlabel(unit)
     return made
@@ -145,10 +155,7 @@ def lines(frame: pd.DataFrame, x: str, y: str, by: str, xlabel: str, ylabel: str
     """y against x, one line per value of `by`; where the frame has `low` and `high`, a band."""
     made, ((ax,),) = _axes(height=2.9, width=4.0)
     for place, (name, rows) in enumerate(frame.groupby(by, sort=False)):
-        rows = rows.sort_values(x)
-        if {"low", "high"} <= set(rows):
-            ax.fill_between(rows[x], rows["low"], rows["high"], color=COLOURS[place % 8], alpha=0.15, linewidth=0)
-        ax.plot(rows[x], rows[y], label=name, **_look(place))
+        _line(ax, rows, x, y, place, name)
     ax.set(xlabel=xlabel, ylabel=ylabel)
     if xlog:
         ax.set_xscale("log")
@@ -157,7 +164,7 @@ def lines(frame: pd.DataFrame, x: str, y: str, by: str, xlabel: str, ylabel: str
         ax.xaxis.set_minor_locator(NullLocator())
         ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     if ylog:
-        ax.set_yscale("log")
+        _log_scale(ax.yaxis, frame[y])
     _legend(ax)
     return made
 
@@ -170,9 +177,7 @@ def panels(frame: pd.DataFrame, x: str, y: str, by: str, xlabel: str, ylabel: st
     rows = -(-len(groups) // columns)
     made, axes = _axes(columns, rows, width=WIDE, height=1.5 * rows + 0.7, sharex=True, sharey=True)
     for ax, (name, part) in zip(axes.flat, groups, strict=False):
-        part = part.sort_values(x)
-        ax.fill_between(part[x], part["low"], part["high"], color=COLOURS[0], alpha=0.2, linewidth=0)
-        ax.plot(part[x], part[y], **_look(0))
+        _line(ax, part, x, y)
         ax.set_title(name)
         ax.xaxis.set_major_locator(MaxNLocator(integer=(frame[x] % 1 == 0).all()))
     for ax in axes.flat[len(groups):]:
@@ -201,15 +206,18 @@ def corners(frame: pd.DataFrame) -> Figure:
     made, axes = _axes(len(named), width=PAGE, height=PAGE / len(named) + 0.45)
     for ax, (name, rows) in zip(axes[0], named, strict=True):
         values = rows.filter(like="input ").dropna(axis=1, how="all").to_numpy()
-        if rows["mask"].all():
-            ax.imshow(1 - values, cmap="gray", interpolation="nearest", vmin=-0.15, vmax=1)
-        else:
-            ax.imshow(values.argsort(axis=None, kind="stable").argsort().reshape(values.shape), interpolation="nearest")
-        ax.set_title(name)
-        ax.set(xticks=[], yticks=[], xlabel="inputs")
-        ax.grid(visible=False)
+        _corner(ax, name, values.astype(bool) if rows["mask"].all() else values)
     axes[0][0].set_ylabel("outputs")
     return made
+
+
+def _corner(ax: Any, title: str, matrix: np.ndarray) -> None:
+    if matrix.dtype == bool:
+        ax.imshow(~matrix, cmap="gray", interpolation="nearest", vmin=-0.15, vmax=1)
+    else:
+        ax.imshow(matrix.ravel().argsort(kind="stable").argsort().reshape(matrix.shape), interpolation="nearest")
+    ax.set(title=title, xticks=[], yticks=[], xlabel="inputs")
+    ax.grid(visible=False)
 
 
 def tails(named: Mapping[str, np.ndarray], xlabel: str) -> Figure:
@@ -232,10 +240,11 @@ def table_map(frame: pd.DataFrame, unit: str, *, digits: int = 2, low: float | N
     texts = [["" if np.isnan(value) else f"{value:.{digits}f}" for value in row] for row in values]
     cell = max(0.38, 0.06 * max(len(text) for row in texts for text in row) + 0.08)
     names = max(len(str(name)) for name in frame.index)
-    made, ((ax,),) = _axes(width=min(PAGE, 0.5 + 0.062 * names + cell * frame.shape[1]), height=0.9 + 0.22 * frame.shape[0])
+    width = min(PAGE, 0.5 + 0.062 * names + max(1.0, cell * frame.shape[1]))
+    made, ((ax,),) = _axes(width=width, height=0.9 + 0.22 * frame.shape[0])
     image = ax.imshow(values, aspect="auto", vmin=low, vmax=high, cmap="cividis")
     for (row, column), value in np.ndenumerate(values):
-        dark = image.norm(value) < 0.55
+        dark = image.norm(value) < 0.47
         ax.text(column, row, texts[row][column], ha="center", va="center", fontsize=7, color="white" if dark else "black")
     across = [str(name) for name in frame.columns]
     turned = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if max(map(len, across)) > 4 else {}
@@ -276,6 +285,7 @@ def findings(frame: pd.DataFrame, most: int = 10) -> Figure:
         ax.set_yticks(places, rows["name"])
         ax.set_ylim(-0.7, longest - 0.3)
         ax.grid(axis="y", visible=False)
+        ax.locator_params(axis="x", nbins=4)
         ax.set(xlabel=units[kind], title=kind)
     made.legend(shown.values(), shown, loc="outside upper center", ncols=2)
     return made
@@ -288,8 +298,12 @@ def simplex(frame: pd.DataFrame, unit: str = "loss") -> Figure:
     frame = frame.assign(x=frame["c"] + frame["b"] / 2, y=frame["b"] * np.sqrt(3) / 2)
     ax.plot([0, 1, 0.5, 0], [0, 0, np.sqrt(3) / 2, 0], color="#444444", linewidth=0.8, zorder=1)
     low, high = frame["fitness"].min(), frame["fitness"].quantile(0.9)  # the worst tenth shares one colour
-    dots = ax.scatter(frame["x"], frame["y"], c=frame["fitness"], s=75, marker="h", vmin=low, vmax=high, zorder=2, linewidth=0)
-    made.colorbar(dots, ax=ax, label=unit, extend="max", shrink=0.8)
+    log = _spread(frame["fitness"])
+    dots = ax.scatter(frame["x"], frame["y"], c=frame["fitness"].clip(upper=high), norm="log" if log else "linear", s=75,
+                      marker="h", zorder=2, linewidth=0)
+    bar = made.colorbar(dots, ax=ax, label=unit, extend="max", shrink=0.8)
+    if log:
+        _log_scale(bar.ax.yaxis, (low, high))
     for text, x, y in (("W", -0.08, 0), ("X", 1.08, 0), ("G", 0.5, np.sqrt(3) / 2 + 0.09)):
         ax.text(x, y, text, ha="center", va="center", fontsize=11, weight="bold")
     labelled = frame[frame["label"].astype(bool)].sort_values("fitness")
@@ -307,14 +321,14 @@ def simplex(frame: pd.DataFrame, unit: str = "loss") -> Figure:
 def pareto(frame: pd.DataFrame, unit: str = "loss") -> Figure:
     """Complexity against loss; the front is joined, numbered and written out. Columns size, fitness, front (bool), formula."""
     front = frame[frame["front"]].sort_values("size")
-    made, ax = _above([(f"{place:>2} {one.size_:>4} {one.fitness:>8.4f}  ", one.formula) for place, one in
-                       enumerate(front.rename(columns={"size": "size_"}).itertuples(), 1)], "   size     loss  formula")
+    made, ax = _above([(f"{place:>2} {size:>4} {loss:>8.4f}  ", formula) for place, (size, loss, formula) in
+                       enumerate(zip(front["size"], front["fitness"], front["formula"], strict=True), 1)],
+                      "   size     loss  formula", frame["fitness"])
     others = frame[~frame["front"]]
     ax.plot(others["size"], others["fitness"], "o", color="#AAAAAA", markersize=3, label="measured", zorder=1)
     ax.step(front["size"], front["fitness"], where="post", color=COLOURS[0], zorder=2)
     _numbered(ax, front["size"], front["fitness"], "on the front")
     ax.set(xlabel="size of the metric (nodes of its tree)", ylabel=unit)
-    _loss_scale(ax, frame["fitness"])
     _legend(ax)
     return made
 
@@ -325,7 +339,7 @@ def family_tree(frame: pd.DataFrame, unit: str = "loss") -> Figure:
     bold, numbered and written out. Columns i, formula, operator, parents, fitness, main, as from `prunekit.lineage`."""
     line, rest = frame[frame["main"]], frame[~frame["main"]]
     made, ax = _above([(f"{place:>2} {one.operator:<10} {one.fitness:>8.4f}  ", one.formula) for place, one in
-                       enumerate(line.itertuples(), 1)], "   operator       loss  formula")
+                       enumerate(line.itertuples(), 1)], "   operator       loss  formula", frame["fitness"])
     at = dict(zip(frame["i"], frame["fitness"], strict=True))
     main = set(line["i"])
     for one in frame.itertuples():
@@ -338,13 +352,13 @@ def family_tree(frame: pd.DataFrame, unit: str = "loss") -> Figure:
     _numbered(ax, line["i"], line["fitness"], "first parents")
     ax.set(xlabel="number of the candidate", ylabel=unit)
     ax.margins(0.08)
-    _loss_scale(ax, frame["fitness"])
     _legend(ax)
     return made
 
 
-def _above(rows: Sequence[tuple[str, str]], head: str) -> tuple[Figure, Any]:
-    """Axes with a list beneath them: rows of a start and a formula, which goes on in the next line rather than being cut."""
+def _above(rows: Sequence[tuple[str, str]], head: str, losses: pd.Series) -> tuple[Figure, Any]:
+    """Axes for losses with a list beneath them: rows of a start and a formula, which goes on in the next line rather than
+    being cut."""
     lines = [head]
     for start, formula in rows:
         first, *more = wrap(formula, 72 - len(start)) or [""]
@@ -353,7 +367,9 @@ def _above(rows: Sequence[tuple[str, str]], head: str) -> tuple[Figure, Any]:
     made = Figure(figsize=(WIDE, 2.7 + height))
     above, below = made.subfigures(2, 1, height_ratios=[2.7, height])
     ax = above.subplots()
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=(1, 2, 5, 10)))
+    if _spread(losses):
+        _log_scale(ax.yaxis, losses)
     for place, line in enumerate(lines):
         below.text(0.01, 1 - (place + 0.5) / len(lines), line.replace("$", r"\$"), fontsize=7, family="monospace", va="center",
                    color="#000000" if place else "#666666")
@@ -366,15 +382,6 @@ def _numbered(ax: Any, x: pd.Series, y: pd.Series, label: str) -> None:
         ax.text(*at, str(place), color="white", fontsize=7, ha="center", va="center_baseline", zorder=4)
 
 
-def _loss_scale(ax: Any, losses: pd.Series) -> None:
-    """Logarithmic where losses differ by more than a factor of five, with readable numbers."""
-    if losses.min() > 0 and losses.max() > 5 * losses.min():
-        ax.set_yscale("log")
-        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        ax.yaxis.set_minor_locator(NullLocator())
-        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-
-
 @figure
 def seen_and_unseen(frame: pd.DataFrame) -> Figure:
     """The loss that chose a metric against its loss on other windows: columns metric, search, other, low, high, chosen (bool).
@@ -385,8 +392,8 @@ def seen_and_unseen(frame: pd.DataFrame) -> Figure:
     made, ((ax,),) = _axes(width=COLUMN, height=3.4)
     ends = np.array([frame["search"].min(), frame["search"].max()])
     ax.plot(ends, ends, color="#444444", linewidth=0.8, linestyle="--", label="as hard")
-    unchosen = frame[~frame["chosen"]]
-    if len(unchosen) and (frame[["search", "other"]] > 0).all(axis=None):
+    unchosen, positive = frame[~frame["chosen"]], (frame[["search", "other"]] > 0).all(axis=None)
+    if len(unchosen) and positive:
         growth = np.exp(np.log(unchosen["other"] / unchosen["search"]).mean())
         ax.plot(ends, growth * ends, color=COLOURS[0], linewidth=1, linestyle=":", label="as for those fixed before")
     for place, (chosen, label) in enumerate(((False, "fixed before the search"), (True, "chosen by the search"))):
@@ -395,6 +402,9 @@ def seen_and_unseen(frame: pd.DataFrame) -> Figure:
             ax.errorbar(rows["search"], rows["other"], yerr=[rows["other"] - rows["low"], rows["high"] - rows["other"]], capsize=2,
                         linestyle="none", color=COLOURS[place], marker=MARKERS[place], ecolor="#999999", label=label, zorder=3)
     ax.set(xlabel="loss on the search windows", ylabel="loss on windows that no search saw")
+    if positive and frame["low"].min() > 0:  # proportions are what counts, and they are distances on logarithmic axes
+        _log_scale(ax.xaxis, ends)
+        _log_scale(ax.yaxis, [*ends, *frame["other"]])
     _legend(ax)
     return made
 
@@ -406,12 +416,14 @@ def forest(frame: pd.DataFrame) -> Figure:
 
     trees = {row.metric: Tree.parse(row.tree) for row in frame.itertuples()}
     columns = min(3, len(trees))
-    rows = -(-len(trees) // columns)
-    made, axes = _axes(columns, rows, width=WIDE, height=rows * (0.45 + 0.26 * max(tree.depth for tree in trees.values())))
+    depths = [max(tree.depth for tree in [*trees.values()][at:at + columns]) for at in range(0, len(trees), columns)]
+    heights = [0.6 + 0.27 * depth for depth in depths]
+    made, axes = _axes(columns, len(depths), width=WIDE, height=sum(heights), height_ratios=heights)
     for ax in axes.flat:
         ax.set_axis_off()
-    for ax, (name, tree) in zip(axes.flat, trees.items(), strict=False):
-        tree.draw(ax, fontsize=6.5)
+    for ax, depth, (name, tree) in zip(axes.flat, np.repeat(depths, columns), trees.items(), strict=False):
+        tree.draw(ax, fontsize=7.5)
+        ax.set_ylim(-depth - 0.6, 0.6)
         ax.set_title(name)
     return made
 
@@ -426,13 +438,9 @@ def anatomy(frame: pd.DataFrame, tree: str) -> Figure:
     made = Figure(figsize=(WIDE, height + 2.6))
     axes = made.subplot_mosaic("TT;RM", height_ratios=[height, 2.4])
     parsed.draw(axes["T"], fontsize=9)
-    ranks = frame.assign(score=frame["score"].rank()).pivot(index="row", columns="column", values="score").to_numpy(dtype=float)
-    kept = frame.pivot(index="row", columns="column", values="kept").to_numpy(dtype=bool)
-    axes["R"].imshow(ranks, interpolation="nearest")
-    axes["M"].imshow(~kept, cmap="gray", interpolation="nearest", vmin=-0.15, vmax=1)
-    for key, title in (("R", "rank of the scores (bright: high)"), ("M", "mask (dark: kept)")):
-        axes[key].set(title=title, xticks=[], yticks=[], xlabel="inputs")
-        axes[key].grid(visible=False)
+    wide = frame.pivot(index="row", columns="column")
+    _corner(axes["R"], "rank of the scores (bright: high)", wide["score"].to_numpy(dtype=float))
+    _corner(axes["M"], "mask (dark: kept)", wide["kept"].to_numpy(dtype=bool))
     axes["R"].set_ylabel("outputs")
     return made
 
@@ -450,9 +458,7 @@ def accuracy_panels(frame: pd.DataFrame, ylabel: str = "accuracy") -> Figure:
     for ax, task in zip(axes.flat, tasks, strict=False):
         part = frame[frame["task"] == task]
         for place, (method, points) in enumerate(part.groupby("method", sort=False)):
-            points = points.sort_values("sparsity")
-            ax.fill_between(points["sparsity"], points["low"], points["high"], color=COLOURS[place % 8], alpha=0.12, linewidth=0)
-            ax.plot(points["sparsity"], points["value"], label=method, **_look(place))
+            _line(ax, points, "sparsity", "value", place, method)
         if np.isfinite(part["chance"].iloc[0]):
             ax.axhline(part["chance"].iloc[0], color="#444444", linewidth=0.8, linestyle=(0, (2, 2)))
         ax.set_title(task)
@@ -462,8 +468,7 @@ def accuracy_panels(frame: pd.DataFrame, ylabel: str = "accuracy") -> Figure:
     for ax in axes[:, 0]:
         ax.set_ylabel(ylabel)
     made.supxlabel("sparsity (share of weights that are zero); dashed: guessing", fontsize=9)
-    handles, labels = axes.flat[0].get_legend_handles_labels()
-    made.legend(handles, labels, loc="outside upper center", ncols=min(len(labels), 5))
+    _legend(axes.flat[0])
     return made
 
 

@@ -11,6 +11,7 @@ from matplotlib.text import Text
 
 import prunekit as pk
 from prunekit import figures
+from prunekit.workbook import shown
 
 mpl.use("agg")
 FOUND = pd.DataFrame({"kind": ["correlation", "best tenth", "operator"], "name": ["mul>W", "sqrt", "hoist"], "effect": [0.4, -1.0, 2.0],
@@ -47,6 +48,18 @@ def test_a_legend_never_lies_on_data():
     figure = figures.lines(frame, "x", "y", "by", "x", "y")
     figure.draw_without_rendering()
     assert figure.legends[0].get_window_extent().y0 >= figure.axes[0].get_window_extent().y1
+
+
+@pytest.mark.parametrize("values, ticks", [([0.16, 3.5], ["0.2", "0.5", "1", "2"]), ([2.7, 23], ["3", "5", "7", "10", "15", "20"]),
+                                           ([1, 5e4], ["1", "10", "100", "1,000", "10,000"])])
+def test_logarithmic_axes_have_round_numbers(values, ticks):
+    ax = figures.lines(pd.DataFrame({"x": [0, 1], "y": values, "by": "a"}), "x", "y", "by", "x", "y", ylog=True).axes[0]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ticks
+
+
+def test_a_small_p_is_no_zero():
+    frame = pd.DataFrame({"p": [1e-9, 0.04], "ratio": [1e-9, 0.04]})
+    assert [cells for _, cells, _ in shown.readable(frame)] == [["< 0.001", "0.040"], ["0.00", "0.04"]]
 
 
 def test_menus_draw_again_or_say_how_to_do_without(monkeypatch):

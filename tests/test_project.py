@@ -83,6 +83,13 @@ def test_notebooks_have_the_common_skeleton(path):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_the_graph_names_what_a_notebook_loads(path):
+    from prunekit.workbook import project
+
+    assert set(project.GRAPH[path.stem]) == set(re.findall(r"run\.load\(\\\"(\w+)", path.read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_formulas_of_notebooks_can_be_rendered(path):
     from prunekit.workbook import markup
 

@@ -54,3 +54,8 @@ def parse_task(task: float | str) -> tuple[float, str]:
     if isinstance(task, bool) or not 0 < found < 1:
         raise UsageError(f"task {task!r} is none: give a sparsity such as 0.6, or a pattern such as \"2:4\".")
     return found, "unstructured"
+
+
+def task_name(sparsity: float, pattern: str) -> str:
+    """`parse_task` backwards: "0.6" or "2:4"."""
+    return str(sparsity) if pattern == "unstructured" else pattern

@@ -36,7 +36,7 @@ def findings(frame: pd.DataFrame, model: bool = True) -> pd.DataFrame:
 
     kind "correlation": Spearman's between a trait (of a pair: whether it occurs) and the loss, ranks taken within each
     journal; "best tenth": log odds of a symbol or pair in the best tenth of its journal against the rest (Haldane: 1/2
-    added to every count); "operator": log odds that its children beat their first parent, against all other operators;
+    added to every count); "operator": log odds that its children beat their first parent, against others of the preset;
     "model" (needs scikit-learn): `skill`. Intervals and p are from a standard error, that of whole families resampled or of
     independent metrics, whichever is larger, and Student's t with families - 1 degrees of freedom; p of odds also never
     below Fisher's exact one. verdict: "no signal" unless p_holm, over all rows, is below 0.05. with: metrics that have the
@@ -53,7 +53,8 @@ def findings(frame: pd.DataFrame, model: bool = True) -> pd.DataFrame:
             rows.append(skill(frame)[0])
     found = pd.DataFrame(rows, columns=_COLUMNS).sort_values(["p", "kind", "name"], ignore_index=True)
     found["p_holm"] = holm(found["p"])
-    found["verdict"] = [_WORDS[row.kind][int(row.effect < 0)] if row.p_holm < LEVEL else "no signal" for row in found.itertuples()]
+    found["verdict"] = [_WORDS[row.kind][int(row.effect < 0)] if row.p_holm < LEVEL else "no signal"
+                        for row in found.itertuples()]
     return found
 
 
@@ -72,8 +73,7 @@ def _correlations(frame: pd.DataFrame, pairs: pd.DataFrame) -> list[dict[str, An
         part = frame[known]
         x, y = (_centred_ranks(one, part["journal"]) for one in (values[known], part["fitness"]))
         if x.any() and y.any():
-            found = _tested(np.stack([x * x, y * y, x * y]), part["family"], _correlation, lambda n: 1 / math.sqrt(n - 2),
-                            (values[known] != 0).to_numpy())
+            found = _correlated(x, y, part["family"], (values[known] != 0).to_numpy())
             rows.append({"kind": "correlation", "name": name, **found, "low": max(found["low"], -1.0),
                          "high": min(found["high"], 1.0)})
     return rows
@@ -91,10 +91,16 @@ def _centred_ranks(values: pd.Series, journal: pd.Series) -> np.ndarray:
     return (ranks - ranks.groupby(journal).transform("mean")).to_numpy()
 
 
+def _correlated(x: np.ndarray, y: np.ndarray, family: pd.Series, has: np.ndarray) -> dict[str, Any]:
+    return _tested(np.stack([np.ones(len(x)), x, y, x * x, y * y, x * y]), family, _correlation,
+                   lambda n: 1 / math.sqrt(n - 2), has)
+
+
 def _correlation(sums: np.ndarray) -> np.ndarray:
-    """From the sums (…, 3) of x², y², xy of centred x and y."""
-    xx, yy, xy = np.moveaxis(sums, -1, 0)
-    return xy / np.sqrt(np.maximum(xx * yy, 1e-300))
+    """From the sums (…, 6) of 1, x, y, x², y², xy. Of families without any spread in x it is 0: a resample that misses the
+    only carriers of a trait knows nothing about it."""
+    n, x, y, xx, yy, xy = np.moveaxis(sums, -1, 0)
+    return (xy - x * y / n) / np.sqrt(np.maximum(xx - x * x / n, 1e-9) * np.maximum(yy - y * y / n, 1e-9))
 
 
 def _best_tenth(frame: pd.DataFrame, pairs: pd.DataFrame) -> list[dict[str, Any]]:
@@ -108,15 +114,15 @@ def _best_tenth(frame: pd.DataFrame, pairs: pd.DataFrame) -> list[dict[str, Any]
 
 
 def _operators(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    bred = frame[frame["gain"].notna()]
-    improved = (bred["gain"] > 0).to_numpy()
     rows = []
-    for name in sorted(bred["operator"].unique()):
-        by = (bred["operator"] == name).to_numpy()
-        if LEAST <= by.sum() <= len(by) - LEAST:
-            one_by_one = pd.Series(np.arange(len(bred)))  # operators are drawn by chance, whatever the family
-            rows.append({"kind": "operator", "name": name, **_odds(by, improved, one_by_one),
-                         "families": bred["family"][by].nunique()})
+    for preset, bred in frame[frame["gain"].notna()].groupby("preset"):  # which differ in how often anything improves
+        improved = (bred["gain"] > 0).to_numpy()
+        one_by_one = pd.Series(np.arange(len(bred)))  # operators are drawn by chance, whatever the family
+        for name in sorted(bred["operator"].unique()):
+            by = (bred["operator"] == name).to_numpy()
+            if LEAST <= by.sum() <= len(by) - LEAST:
+                rows.append({"kind": "operator", "name": f"{name} ({preset})", **_odds(by, improved, one_by_one),
+                             "families": bred["family"][by].nunique()})
     return rows
 
 
@@ -138,14 +144,14 @@ def _odds(has: np.ndarray, hit: np.ndarray, family: pd.Series) -> dict[str, Any]
     cells = np.stack([has & hit, has & ~hit, ~has & hit, ~has & ~hit]).astype(float)
     table = cells.sum(1)
     found = _tested(cells, family, _log_odds, lambda n: math.sqrt((1 / (table + 0.5)).sum()), has)
-    x, y = has - has.mean(), hit - hit.mean()
-    clustered = _tested(np.stack([x * x, y * y, x * y]), family, _correlation, lambda n: 1 / math.sqrt(n - 2), has)["p"]
+    clustered = _correlated(has - has.mean(), hit - hit.mean(), family, has)["p"]
     return found | {"p": max(clustered, float(stats.fisher_exact(table.reshape(2, 2)).pvalue))}
 
 
 def _log_odds(sums: np.ndarray) -> np.ndarray:
-    a, b, c, d = np.moveaxis(np.log(sums + 0.5), -1, 0)
-    return a - b - c + d
+    a, b, c, d = np.moveaxis(sums, -1, 0)
+    known = np.minimum.reduce([a + b, c + d, a + c, b + d]) > 0  # else 0, as of a correlation
+    return np.where(known, np.log((a + 0.5) * (d + 0.5) / (b + 0.5) / (c + 0.5)), 0.0)
 
 
 def _tested(values: np.ndarray, family: pd.Series, statistic: Callable[[np.ndarray], np.ndarray],
@@ -177,6 +183,7 @@ def skill(frame: pd.DataFrame, folds: int = 5) -> tuple[dict[str, Any], str]:
     Raises UsageError without scikit-learn, and with fewer than `folds` families.
     """
     try:
+        from sklearn.dummy import DummyRegressor
         from sklearn.model_selection import GroupKFold, cross_val_predict
         from sklearn.tree import DecisionTreeRegressor, export_text
     except ImportError as error:
@@ -187,12 +194,9 @@ def skill(frame: pd.DataFrame, folds: int = 5) -> tuple[dict[str, Any], str]:
     X, y = _numbers(frame).fillna(-1.0), _centred_ranks(frame["fitness"], frame["journal"])
     tree = DecisionTreeRegressor(max_depth=3, min_samples_leaf=max(5, len(frame) // 50), random_state=0)
     split = list(GroupKFold(folds).split(X, y, frame["family"]))
-    predicted = cross_val_predict(tree, X.to_numpy(), y, cv=split)
-    mean = np.empty(len(y))
-    for train, test in split:
-        mean[test] = y[train].mean()
+    predicted, mean = (cross_val_predict(model, X.to_numpy(), y, cv=split) for model in (tree, DummyRegressor()))
     row = {"kind": "model", "name": "decision tree", **_tested(
-        np.stack([(y - predicted) ** 2, (y - mean) ** 2]), frame["family"], lambda s: 1 - s[..., 0] / np.maximum(s[..., 1], 1e-300),
-        lambda n: 1e-9, np.ones(len(y), dtype=bool))}
+        np.stack([(y - predicted) ** 2, (y - mean) ** 2]), frame["family"],
+        lambda s: 1 - s[..., 0] / np.maximum(s[..., 1], 1e-300), lambda n: 1e-9, np.ones(len(y), dtype=bool))}
     row["p"] = row["p"] / 2 if row["effect"] > 0 else 1.0
     return row, export_text(tree.fit(X.to_numpy(), y), feature_names=list(X), decimals=2)

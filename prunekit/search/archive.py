@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,12 +39,15 @@ def history(paths: str | Path | Iterable[str | Path]) -> pd.DataFrame:
     Columns: journal (the file's name; where several share it, with as much of the folder as tells them apart), preset,
     seed, i, tree, raw, operator, parents, size, depth, terminals, fitness, complete, stopped, audited, same (the earlier
     candidate with these masks), evaluated (distinct evaluations so far), best (lowest loss of a completely measured one
-    so far), seconds, windows (that its loss was measured on), group, grammar, measured (hash of what was measured: models,
-    tasks, update, windows; losses compare where it is equal). A journal without candidates gives no rows.
+    so far), seconds, windows (that its loss was measured on), rung (1: stopped after the first), group, grammar, measured
+    (hash of what was measured: models, tasks, update, windows; losses compare where it is equal); and, where the journal
+    tells tasks apart, `loss[0.7]`, `loss[embedded/opt 2:4]`, …: mean loss of each on those windows, whose mean is fitness
+    where `complete`. A journal without candidates gives no rows.
     """
     files = list(dict.fromkeys(Path(path) for path in ([paths] if isinstance(paths, (str, Path)) else paths)))
     rows = [row for path, name in zip(files, _names(files), strict=True) for row in _rows(path, name)]
-    return pd.DataFrame(rows, columns=_COLUMNS)
+    columns = list(dict.fromkeys([*_COLUMNS, *(name for row in rows for name in row)]))
+    return pd.DataFrame(rows, columns=columns).astype({"fitness": float, "complete": bool})  # also of no rows
 
 
 def _names(files: Sequence[Path]) -> list[str]:
@@ -56,7 +60,8 @@ def _names(files: Sequence[Path]) -> list[str]:
 
 
 _COLUMNS = ["journal", "preset", "seed", "i", "tree", "raw", "operator", "parents", "size", "depth", "terminals", "fitness",
-            "complete", "stopped", "audited", "same", "evaluated", "best", "seconds", "windows", "group", "grammar", "measured"]
+            "complete", "stopped", "audited", "same", "evaluated", "best", "seconds", "windows", "rung", "group", "grammar",
+            "measured"]
 _NOT_MEASURED = ("file", "rungs", "threads", "torch")  # of an evaluator's identity: how, not what
 
 
@@ -76,8 +81,10 @@ def _rows(path: Path, name: str) -> list[dict[str, Any]]:
                      "parents": " ".join(map(str, one.parents)), "size": one.tree.size, "depth": one.tree.depth,
                      "terminals": "".join(sorted(one.tree.terminals)), "fitness": one.fitness, "complete": one.complete,
                      "stopped": one.stopped, "audited": one.audited, "same": one.same, "evaluated": evaluated,
-                     "best": best, "seconds": seconds[one.index], "windows": len(one.losses), "group": search.group,
-                     "grammar": search.preset.alphabet.grammar, "measured": measured})
+                     "best": best, "seconds": seconds[one.index], "windows": len(one.losses),
+                     "rung": 1 + bisect_left(header["evaluator"].get("rungs", []), len(one.losses)), "group": search.group,
+                     "grammar": search.preset.alphabet.grammar, "measured": measured,
+                     **{f"loss[{name}]": loss for name, loss in one.by_task.items()}})
     return rows
 
 
@@ -91,24 +98,16 @@ def finalists(candidates: Iterable[Candidate], count: int = 10) -> list[Candidat
 def choose(evaluator: Evaluator, finalists: Sequence[Candidate], select: Sequence[Tensor]) -> pd.DataFrame:
     """The finalists measured on windows that no search saw (one tensor per model), lowest loss first.
 
-    Columns: i, tree, size, search (loss on the search windows), select (loss here), optimism (select - search). The
-    first row is the winner; report it on test windows, once.
+    Columns: i, tree, size, search (loss on the search windows), select (loss here), optimism (select - search), and of
+    several tasks or models each one's loss here, as `select[2:4]`. The first row is the winner; report it on test windows,
+    once.
     """
     rows = []
     for one in finalists:
-        loss = float(evaluator.losses(one.tree, select).mean())
+        losses = evaluator.losses(one.tree, select).mean(-1).flatten()
+        loss = float(losses.mean())
         rows.append({"i": one.index, "tree": str(one.tree), "size": one.tree.size, "search": one.fitness, "select": loss,
-                     "optimism": loss - one.fitness})
+                     "optimism": loss - one.fitness}
+                    | ({f"select[{name}]": loss for name, loss in zip(evaluator.parts, losses, strict=True)}
+                       if len(losses) > 1 else {}))
     return pd.DataFrame(rows).sort_values(["select", "size", "i"], ignore_index=True)
-
-
-def ancestry(search: Search, index: int) -> list[Candidate]:
-    """A candidate and all its ancestors, oldest first."""
-    found: dict[int, Candidate] = {}
-    waiting = [index]
-    while waiting:
-        one = search.candidates.get(waiting.pop())
-        if one is not None and one.index not in found:
-            found[one.index] = one
-            waiting += one.parents
-    return [found[i] for i in sorted(found)]

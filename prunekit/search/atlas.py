@@ -223,8 +223,6 @@ def _means(losses: np.ndarray, seed: int) -> Iterator[np.ndarray]:
         yield losses[:, rng.integers(losses.shape[1], size=losses.shape[1])].mean(1)
 
 
-
-
 def winners_curse(frame: pd.DataFrame, home: str, other: str, chosen: Sequence[str]) -> tuple[pd.DataFrame, dict[str, float]]:
     """What choosing by `home`'s loss has flattered: the losses of `transfer` there and in `other` (the same on new windows).
 
@@ -233,16 +231,13 @@ def winners_curse(frame: pd.DataFrame, home: str, other: str, chosen: Sequence[s
     minus 1. Ratios, since harder windows raise large losses more; the others measure how hard the windows are, and what
     remains is luck. The interval resamples windows. NaN without both kinds of metrics, or where a mean loss is not positive.
     """
-    tables = [frame[frame["setting"] == name].pivot(index="metric", columns="window", values="loss").dropna() for name in (home, other)]
-    names = [name for name in frame["metric"].unique() if all(name in table.index for table in tables)]
-    search, unseen = (table.loc[names] for table in tables)
+    both = frame[frame["setting"].isin([home, other])]
+    wide = both.pivot(index="metric", columns=["setting", "window"], values="loss").reindex(both["metric"].unique()).dropna()
+    search, unseen = wide[home], wide[other]
     ours = search.index.isin(chosen)
-    rows = []
-    for name, mine, (_, losses) in zip(names, ours, unseen.iterrows(), strict=True):
-        low, high = np.quantile(bootstrap_means(losses.to_numpy()), [0.025, 0.975])
-        rows.append({"metric": name, "chosen": bool(mine), "search": search.loc[name].mean(), "other": losses.mean(), "low": low,
-                     "high": high})
-    found = pd.DataFrame(rows, columns=["metric", "chosen", "search", "other", "low", "high"])
+    new = atlas(both[both["setting"] == other]).set_index("metric").loc[search.index].rename(columns={"loss": "other"})
+    found = new.assign(chosen=ours, search=search.mean(axis=1)).reset_index()
+    found = found[["metric", "chosen", "search", "other", "low", "high"]]
     if ours.all() or not ours.any():
         return found, dict.fromkeys(("excess", "low", "high"), np.nan)
 
@@ -252,4 +247,5 @@ def winners_curse(frame: pd.DataFrame, home: str, other: str, chosen: Sequence[s
 
     drawn = [ratio(*means) for means in zip(_means(search.to_numpy(), 0), _means(unseen.to_numpy(), 1), strict=True)]
     low, high = np.nanquantile(drawn, [0.025, 0.975]) if np.isfinite(drawn).any() else (np.nan, np.nan)
-    return found, {"excess": ratio(search.mean(axis=1).to_numpy(), unseen.mean(axis=1).to_numpy()), "low": float(low), "high": float(high)}
+    return found, {"excess": ratio(search.mean(axis=1).to_numpy(), unseen.mean(axis=1).to_numpy()), "low": float(low),
+                   "high": float(high)}

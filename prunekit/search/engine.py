@@ -52,7 +52,8 @@ class Race(NamedTuple):
 class Outcome(NamedTuple):
     """losses: mean over tasks of nll(pruned) - nll(dense), per window, as far as measured. complete: to the last window.
     stopped: windows after which the race stopped it, or, of an audited one, would have. masks: hash of its masks.
-    same: the earlier candidate with these masks, whose losses hold. defect: why it is no metric here."""
+    same: the earlier candidate with these masks, whose losses hold. defect: why it is no metric here. by_task: mean loss
+    over those windows of each task (and model), by name."""
 
     losses: Sequence[float] = ()
     complete: bool = True
@@ -60,11 +61,13 @@ class Outcome(NamedTuple):
     masks: str = ""
     same: int | None = None
     defect: str = ""
+    by_task: Mapping[str, float] = {}
 
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """One evaluated tree. fitness: mean loss (of an incomplete one, estimated from the windows it has)."""
+    """One evaluated tree. fitness: mean loss (of an incomplete one, estimated from the windows it has). by_task: mean loss
+    of each task on the windows that were measured; empty where nothing told tasks apart."""
 
     index: int
     tree: Tree
@@ -77,6 +80,7 @@ class Candidate:
     stopped: int
     audited: bool
     same: int | None
+    by_task: Mapping[str, float]
 
     @property
     def order(self) -> tuple[float, int, int]:
@@ -164,7 +168,7 @@ class Search:
         losses = source.losses if source else journals.unpack(event["losses"])
         candidate = Candidate(index, Tree.parse(proposal["tree"]), Tree.parse(proposal["raw"]), tuple(proposal["parents"]),
                               proposal["operator"], event["fitness"], losses, event["complete"], event["stopped"],
-                              event["audit"], same)
+                              event["audit"], same, source.by_task if source else event.get("by_task", {}))
         self.settled += 1
         self.candidates[index] = candidate
         if source is None:
@@ -415,7 +419,8 @@ def _event(index: int, outcome: Outcome, race: Race | None, candidates: Mapping[
     losses = journals.unpack(journals.pack(outcome.losses))
     return base | {"fitness": _fitness(losses, outcome.complete, race), "complete": outcome.complete,
                    "stopped": outcome.stopped, "audit": bool(race and race.audit), "masks": outcome.masks,
-                   "losses": journals.pack(losses)}
+                   "losses": journals.pack(losses),
+                   "by_task": {name: round(loss, 6) for name, loss in outcome.by_task.items()}}
 
 
 def _fitness(losses: Sequence[float], complete: bool, race: Race | None) -> float:

@@ -23,7 +23,7 @@ from ..metric.tree import Tree, defect
 from ..models import fingerprint, load_model, prunable_layers
 from ..pruning.masks import keep_mask, zero_out
 from ..pruning.obs import Factor, ObsOptions, inverse_factor, obs_update
-from ..pruning.pattern import parse_pattern, parse_task
+from ..pruning.pattern import parse_task, task_name
 from ..pruning.stats import Gradients, collect_inputs
 from ..pruning.walk import Walk
 from .engine import Outcome, Race, behind
@@ -179,6 +179,17 @@ class Evaluator:
         return "layer" if self.update == "obs-iter" and unstructured else "row"
 
     @property
+    def parts(self) -> list[str]:
+        """What fitness is the mean over, model by model: the tasks, after the model's name where there are several."""
+        tasks = [task_name(*task) for task in self.tasks]
+        models = [bench.name or type(bench.model).__name__ for bench in self.benches]
+        if len(models) == 1:
+            return tasks
+        if len(set(models)) < len(models):
+            models = [f"{model} #{place}" for place, model in enumerate(models, 1)]
+        return [f"{model} {task}" for model in models for task in tasks]
+
+    @property
     def identity(self) -> dict[str, Any]:
         """What decides an evaluation's result; in the journal's header."""
         return {"models": [bench.identity for bench in self.benches], "tasks": [list(task) for task in self.tasks],
@@ -231,21 +242,22 @@ class Evaluator:
 
     def _raced(self, applied: list[list[Applied]], race: Race | None, masks: str) -> Outcome:
         losses: list[float] = []
+        sums = np.zeros(len(self.parts))
         stopped = 0
         for end in self.rungs:
             part = slice(len(losses), end)
-            total = np.zeros(end - len(losses))
-            for bench, tasks in zip(self.benches, applied, strict=True):
-                for apply in tasks:
-                    total += self._after(apply, bench, bench.search[part]) - bench.nll[part]
-            if not np.isfinite(total).all():
+            found = np.stack([self._after(apply, bench, bench.search[part]) - bench.nll[part]
+                              for bench, tasks in zip(self.benches, applied, strict=True) for apply in tasks])
+            if not np.isfinite(found).all():
                 return Outcome(defect="the pruned model's loss is not finite")
-            losses += (total / (len(self.benches) * len(self.tasks))).astype(np.float32).tolist()
+            sums += found.sum(1)
+            losses += found.mean(0).astype(np.float32).tolist()
             if race and not stopped and end < self.rungs[-1] and behind(losses, race):
                 stopped = end
                 if not race.audit:
-                    return Outcome(losses, False, stopped, masks)
-        return Outcome(losses, True, stopped, masks)
+                    break
+        by_task = dict(zip(self.parts, (sums / len(losses)).tolist(), strict=True))
+        return Outcome(losses, len(losses) == self.rungs[-1], stopped, masks, by_task=by_task)
 
     def _probe(self, tree: Tree) -> str:
         """Why a tree is no metric, as far as the smallest layer shows; "" if it may be one."""
@@ -355,7 +367,7 @@ class Evaluator:
                 raise
             raise UsageError(f"{path} holds no evaluator ({str(error)[:80]}): make it anew with Evaluator(…).save(path).") from error
         self = cls.__new__(cls)
-        tasks = [pattern if parse_pattern(pattern) else sparsity for sparsity, pattern in meta["tasks"]]
+        tasks = [task_name(*task) for task in meta["tasks"]]
         self._set(benches, tasks, meta["update"] or None, meta["rungs"], meta["threads"], meta["seed"], ObsOptions())
         self.home = path
         then, now = meta["models"], self.identity["models"]

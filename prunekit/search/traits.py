@@ -34,20 +34,21 @@ def traits(history: pd.DataFrame) -> pd.DataFrame:
     journal, preset, seed, i, evaluated, position (0 to 1 within its journal), fitness, complete, operator, parents, gain
     (loss of its first parent minus its own), family (the random tree it descends from), size, depth, sign (1: proven
     >= 0), homogeneous, a, b, c (where the key is a monomial W^a G^b X^c; scaled so that |a|+|b|+|c| = 1), pairs (parent and
-    child as `mul>W`), and for every symbol of the grammar how often it occurs.
+    child as `mul>W`), for every symbol of the grammar how often it occurs, and the loss of each task, as in `history`.
 
     Raises UsageError if the journals have different grammars, comparison groups or evaluators, since their losses do not
     compare, and if two journals have one name.
     """
     _comparable(history)
     names = tuple(symbols(history["grammar"].iloc[0] if len(history) else "reference"))
+    tasks = [name for name in history if name.startswith("loss[")]
     frame = history.assign(key=[_key(tree, group) for tree, group in zip(history["tree"], history["group"], strict=True)])
     frame = frame.assign(gain=_gains(frame), family=_families(frame),
                          position=frame["evaluated"] / frame.groupby("journal")["evaluated"].transform("max"))
     first = frame.sort_values("complete", ascending=False, kind="stable").drop_duplicates("key").sort_index()
     shapes = pd.DataFrame([_shape(key, names) for key in first["key"]], index=first.index,
-                          columns=[*SHAPE, "pairs", *names])
-    return first.drop(columns=["size", "depth"]).join(shapes)[[*_OWN, *names]].reset_index(drop=True)
+                          columns=[*SHAPE, "pairs", *names]).astype({"size": int, "depth": int})
+    return first.drop(columns=["size", "depth"]).join(shapes)[[*_OWN, *names, *tasks]].reset_index(drop=True)
 
 
 def _comparable(history: pd.DataFrame) -> None:
@@ -162,27 +163,23 @@ def wilson(count: int, n: int) -> tuple[float, float]:
     return float(found.low), float(found.high)
 
 
-def lineage(history: pd.DataFrame, journal: str, i: int) -> pd.DataFrame:
-    """The ancestors of candidate i of a journal and itself, oldest first.
+def lineage(history: pd.DataFrame, i: int) -> pd.DataFrame:
+    """The ancestors of candidate i and itself, oldest first; history: of one journal.
 
     Columns: i, tree, operator, parents, fitness, gain (loss of the first parent minus its own), main (on the line of
-    first parents), best (lower loss than all before it on that line).
+    first parents), best (lower loss than all before it on that line). Raises UsageError if there is no such candidate, or
+    if there are several journals.
     """
-    own = history[history["journal"] == journal]
-    own = own.assign(gain=_gains(own)).set_index("i", drop=False)
-    found, waiting = set(), [i]
-    while waiting:
-        if (one := waiting.pop()) not in found:
-            found.add(one)
-            waiting += map(int, own.at[one, "parents"].split())
-    main, at = set(), i
-    while at is not None:
-        main.add(at)
-        at = int(own.at[at, "parents"].split()[0]) if own.at[at, "parents"] else None
-    rows = own.loc[sorted(found), ["i", "tree", "operator", "parents", "fitness", "gain"]].reset_index(drop=True)
-    rows["main"] = rows["i"].isin(main)
+    if (history["i"] == i).sum() != 1 or history["journal"].nunique() > 1:
+        raise UsageError(f"there is not one candidate {i} here: give its number and the history of its journal alone, as in "
+                         "history[history['journal'] == 'modern'].")
+    family, main = {i}, {i}
+    for one in history[::-1].itertuples():  # children before their parents
+        if one.i in family:
+            parents = [int(parent) for parent in one.parents.split()]
+            family.update(parents)
+            main.update(parents[:1] if one.i in main else ())
+    rows = history.assign(gain=_gains(history), main=history["i"].isin(main))[history["i"].isin(family)]
     line = rows["fitness"].where(rows["main"])
     rows["best"] = rows["main"] & ~(line >= line.cummin().shift().ffill())
-    return rows
-
-
+    return rows[["i", "tree", "operator", "parents", "fitness", "gain", "main", "best"]].reset_index(drop=True)

@@ -19,8 +19,8 @@ GRAPH: dict[str, tuple[str, ...]] = {
     "02_gradients": ("01_data",),
     "03_baselines": ("01_data", "02_gradients"),
     "04_gp_search": ("01_data", "02_gradients"),
-    "05_tree_analysis": ("01_data", "03_baselines", "04_gp_search"),
-    "06_zero_shot": ("01_data", "02_gradients", "03_baselines", "04_gp_search"),
+    "05_tree_analysis": ("01_data", "04_gp_search"),
+    "06_zero_shot": ("01_data", "02_gradients", "04_gp_search"),
     "07_lora": ("01_data", "02_gradients", "04_gp_search"),
 }
 

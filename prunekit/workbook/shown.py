@@ -56,7 +56,10 @@ def choose_from(draw: Callable[..., Figure], **choices: list[Any]) -> Shown | No
     except ImportError:
         first = ", ".join(f"{name}={values[0]!r}" for name, values in choices.items())
         return show_text(f"For menus here, `pip install ipywidgets`; or call `{draw.__name__}({first})`.", "pk-banner")
-    widgets.interact(lambda **chosen: show_figure(figure_files(draw(**chosen))[".svg"], "", ""), **choices)
+
+    def again(**chosen: Any) -> Shown:
+        return show_figure(figure_files(draw(**chosen))[".svg"], "", ", ".join(map(str, chosen.values())))
+    widgets.interact(again, **choices)
     return None
 
 
@@ -70,6 +73,8 @@ def format_column(column: pd.Series) -> list[str]:
         return ["" if pd.api.types.is_scalar(value) and pd.isna(value) else str(value) for value in column]
     if pd.api.types.is_integer_dtype(column):
         return [f"{value:,}" if abs(value) >= 10_000 else str(value) for value in column]
+    if column.name in ("p", "p_holm"):  # a probability that is not zero is not shown as zero
+        return ["" if pd.isna(value) else "< 0.001" if value < 0.001 else f"{value:.3f}" for value in column]
     finite = [abs(value) for value in column if pd.notna(value) and math.isfinite(value)]
     largest = max(finite, default=0.0)
     if largest < 1e-3 and largest > 0:

@@ -102,6 +102,7 @@ def test_journals_of_nothing_and_of_one_candidate(tmp_path, budget):
     history = searched(tmp_path, noise, 1, seeds=[pk.Tree.parse("mul(W, G)")]).iloc[:budget]
     frame = pk.traits(history)
     assert len(frame) == budget and set(traits._OWN) <= set(frame)
+    assert [frame[name].dtype.kind for name in ("fitness", "complete", "size")] == ["f", "b", "i"]
     assert pk.findings(frame).empty and len(traits.over_time(frame)) == 3 * budget
     assert analysis.improvements(frame).empty and np.isnan(traits.wilson(0, 0)).all()
     assert list(pk.findings(frame)) == analysis._COLUMNS
@@ -117,10 +118,13 @@ def test_ten_thousand_candidates():
 
 def test_lineage_by_hand():
     history = invented(5).assign(i=[0, 1, 3, 4, 6], parents=["", "", "0 1", "3", "1"], fitness=[3.0, 1.0, 2.0, 2.5, 0.5])
-    found = pk.lineage(history, "j", 4)
+    found = pk.lineage(history, 4)
     assert found["i"].tolist() == [0, 1, 3, 4] and found["main"].tolist() == [True, False, True, True]
     assert found["best"].tolist() == [True, False, True, False]
     assert found["gain"].tolist()[2:] == [1.0, -0.5] and found["gain"].isna().tolist() == [True, True, False, False]
+    for frame, i in ((history, 5), (pd.concat([history, history.assign(journal="k", i=9)]), 4)):
+        with pytest.raises(UsageError, match=f"not one candidate {i} here"):
+            pk.lineage(frame, i)
 
 
 # Statistics against other ways to compute them ----------------------------------------------------------------------------
@@ -155,12 +159,35 @@ def test_relatives_do_not_count_as_witnesses():
     x, y = rng.normal(size=(2, 50))
 
     def error(times):
-        values = np.stack([np.tile(v, times) for v in (x * x, y * y, x * y)])
         family = pd.Series(np.tile(np.arange(50), times))
-        found = analysis._tested(values, family, analysis._correlation, lambda n: 1 / np.sqrt(n - 2), np.ones(50 * times, bool))
+        found = analysis._correlated(np.tile(x, times), np.tile(y, times), family, np.ones(50 * times, bool))
         return found["high"] - found["low"]
 
     assert error(10) == pytest.approx(error(1), rel=0.25)
+
+
+@pytest.mark.parametrize("carriers", [1, 2])
+def test_one_lucky_family_is_no_evidence(carriers):
+    """Of thirty families of ten metrics, `carriers` alone have a trait, and the best tenth: a luck of a few draws."""
+    family = pd.Series(np.repeat(np.arange(30), 10))
+    lucky = (family < carriers).to_numpy()
+    best = (family < 3).to_numpy()
+    assert analysis._correlated(lucky - lucky.mean(), best - best.mean(), family, lucky)["p"] > 0.005
+    odds = analysis._odds(lucky, best, family)
+    assert odds["p"] > 0.005 and odds["high"] - odds["low"] > 5
+
+
+def test_presets_that_improve_less_often_do_not_speak_against_their_operators():
+    """Two operators of either preset improve equally often, in one preset on nine of ten parents, in the other on one."""
+    n = 400
+    frame = pd.DataFrame({"preset": np.repeat(["modern", "paper"], n // 2), "operator": np.tile(["insert", "swap"], n // 2),
+                          "family": [f"f{i}" for i in range(n)], "gain": 1.0})
+    rare = np.arange(n) // 2 % 10 == 0
+    frame["gain"] = np.where(rare == (frame["preset"] == "paper"), 1.0, -1.0)
+    frame.loc[frame["preset"] == "paper", "operator"] = np.tile(["insert", "point"], n // 4)
+    found = pd.DataFrame(analysis._operators(frame)).set_index("name")
+    assert list(found.index) == ["insert (modern)", "swap (modern)", "insert (paper)", "point (paper)"]
+    assert (found["effect"].abs() < 1e-9).all() and (found["p"] == 1).all()
 
 
 def test_skill_is_what_folds_by_family_leave():
@@ -201,7 +228,7 @@ def test_the_better_operator_is_found(tmp_path):
     gain = [noise(f"{i}") - 1.5 + 2 * (name == "insert") for i, name in zip(frame["i"], frame["operator"], strict=True)]
     frame["gain"] = frame["gain"].where(frame["gain"].isna(), gain)
     found = significant(pk.findings(frame, model=False)).set_index("name")
-    assert found.loc["insert", ["kind", "verdict"]].tolist() == ["operator", "improves more often"]
+    assert found.loc["insert (modern)", ["kind", "verdict"]].tolist() == ["operator", "improves more often"]
     table = analysis.improvements(frame).set_index("operator")
     by_hand = frame.query("operator == 'insert'")["gain"]
     assert table["share"].idxmax() == "insert" and table.loc["insert", "improved"] == (by_hand > 0).sum()
@@ -225,4 +252,17 @@ def test_a_hundred_searches_for_nothing(tmp_path):
     for seed in range(100):
         history = searched(tmp_path, pk.Shuffled(losses, seed), 300, ("modern", "paper")[seed % 2], f"j{seed}", seed=seed)
         false += not significant(pk.findings(pk.traits(history))).empty
+    assert false <= 10
+
+
+@pytest.mark.torture
+def test_a_hundred_times_luck_that_is_inherited(tmp_path):
+    """One search, in which a hundred times every family is drawn a luck that all its members share, whatever their traits."""
+    frame = pk.traits(searched(tmp_path, noise, 300)).assign(gain=np.nan)
+    false = 0
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        luck = {family: rng.normal() for family in frame["family"].unique()}
+        frame["fitness"] = frame["family"].map(luck) + rng.normal(0, 0.5, len(frame))
+        false += not significant(pk.findings(frame, model=False)).empty
     assert false <= 10

@@ -3,6 +3,7 @@ import pytest
 import torch
 
 import prunekit as pk
+from prunekit.pruning.pattern import parse_task, task_name
 from prunekit.search import journal as journals
 from prunekit.search.engine import Race
 from prunekit.search.evaluator import fast_dtype, without_gradients
@@ -49,6 +50,8 @@ def test_fitness_is_that_of_pruning_and_measuring(parts, tree, update):
     assert outcome.complete and np.allclose(outcome.losses, np.mean(wanted, axis=0), atol=2e-3)
     assert np.allclose(evaluator.losses(tree)[0], wanted, atol=2e-3)
     assert bool(outcome.masks) == (update is None)
+    assert list(outcome.by_task) == ["0.7", "2:4"] and list(outcome.by_task.values()) == pytest.approx(
+        evaluator.losses(tree)[0].mean(1), abs=1e-6)
 
 
 def test_the_model_is_the_dense_one_after_any_number_of_evaluations(parts, evaluator):
@@ -77,6 +80,7 @@ def test_the_race_stops_the_hopeless_only(evaluator):
     race = Race(tuple(good.losses))
     bad = evaluator(pk.Tree.parse("X"), race)
     assert not bad.complete and bad.stopped == len(bad.losses) == 8
+    assert list(bad.by_task.values()) == pytest.approx(evaluator.losses(pk.Tree.parse("X"))[0, :, :8].mean(1), abs=1e-6)
     assert evaluator(TREES[2], race).complete
     audited = evaluator(pk.Tree.parse("X"), race._replace(audit=True))
     assert audited.complete and audited.stopped == 8 and np.allclose(audited.losses[:8], bad.losses)
@@ -107,6 +111,8 @@ def test_several_models_and_updates_in_one_file(parts, tmp_path):
     again = pk.Evaluator.load(joint.save(tmp_path / "joint.safetensors"))
     assert joint.losses(WANDA).shape == (2, 1, 6) and np.array_equal(joint.losses(WANDA), again.losses(WANDA))
     assert np.allclose(joint(WANDA).losses, joint.losses(WANDA).mean((0, 1)), atol=1e-6) and joint.group == "layer"
+    assert joint(WANDA).by_task == pytest.approx({f"embedded/llama #{n + 1} 0.6": loss for n, loss in
+                                                  enumerate(joint.losses(WANDA).mean((1, 2)))}, abs=1e-6)
 
 
 @pytest.mark.parametrize("change, sentence", [
@@ -119,6 +125,11 @@ def test_bad_evaluators(parts, change, sentence):
     bench = pk.Bench(parts[0], windows["calibration"], windows["search"])
     with pytest.raises(pk.UsageError, match=sentence):
         pk.Evaluator(bench, **{"tasks": [0.5], **change})
+
+
+@pytest.mark.parametrize("task", ["0.7", "2:4", "1:3", str(2 / 3)])
+def test_a_task_is_what_its_name_says(task):
+    assert task_name(*parse_task(task)) == task
 
 
 def test_files_that_are_no_evaluator(tmp_path):

@@ -6,6 +6,7 @@ import sys
 import textwrap
 import time
 
+import numpy as np
 import pytest
 
 import prunekit as pk
@@ -173,8 +174,25 @@ def test_tables_of_a_journal(tmp_path):
     assert (frame.loc[frame["same"].isna(), "fitness"] > -0.1).all()
     raw = [json.loads(line) for line in (tmp_path / "j.jsonl").read_text().splitlines()]
     assert len(frame) == sum(event["event"] == "evaluate" for event in raw)
+    assert frame["rung"].equals(frame["windows"].map({8: 1, 20: 2, 40: 3})) and frame["rung"].nunique() > 1
+    assert np.allclose(frame["loss[2:4]"] - frame["loss[0.5]"], 0.2, atol=1e-5)
+    whole = frame[frame["complete"]]
+    assert np.allclose(whole[["loss[0.5]", "loss[2:4]"]].mean(axis=1), whole["fitness"], atol=1e-5)
+    assert frame["same"].notna().any() and list(pk.traits(frame).columns[-2:]) == ["loss[0.5]", "loss[2:4]"]
     replayed = pk.replay(tmp_path / "j.jsonl")
-    family = pk.ancestry(replayed, replayed.best.index)
-    assert family[-1] is replayed.best and all(p in {one.index for one in family} for one in family for p in one.parents)
+    family = pk.lineage(frame, replayed.best.index)
+    assert family["i"].iloc[-1] == replayed.best.index and family["best"].iloc[-1]
+    assert all(int(parent) in set(family["i"]) for parents in family["parents"] for parent in parents.split())
     chosen = pk.finalists(replayed.candidates.values(), 5)
     assert chosen[0] is replayed.best and {one.index for one in replayed.front} <= {one.index for one in chosen}
+
+
+def test_a_journal_that_does_not_tell_tasks_apart_reads_as_it_did(tmp_path):
+    search(tmp_path / "new.jsonl", 30)
+    header, *events = journals.read(tmp_path / "new.jsonl")
+    with journals.Journal(tmp_path / "old.jsonl", {key: header[key] for key in header if key not in ("event", "format", "crc")}) as old:
+        for event in events:
+            old.append({key: event[key] for key in event if key not in ("by_task", "crc")})
+    one, other = (pk.history(tmp_path / f"{name}.jsonl").drop(columns="journal") for name in ("old", "new"))
+    assert one.equals(other.drop(columns=["loss[0.5]", "loss[2:4]"]))
+    assert not pk.replay(tmp_path / "old.jsonl").best.by_task

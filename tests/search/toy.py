@@ -23,10 +23,12 @@ def slow_distance(tree):
 
 
 class Racing:
-    """Forty windows of noise around `distance`; stops as a real evaluator does. Masks are the sets of symbols."""
+    """Forty windows of noise around `distance`; stops as a real evaluator does. Masks are the sets of symbols. Of its two
+    tasks one is always 0.2 harder."""
 
     group = "row"
-    identity: ClassVar = {"toy": "racing"}
+    rungs = (8, 20, 40)
+    identity: ClassVar = {"toy": "racing", "rungs": rungs}
 
     def __call__(self, tree, race, seen, raw):
         import random
@@ -38,13 +40,14 @@ class Racing:
             return Outcome(same=seen[masks], masks=masks)
         noise = random.Random(str(tree))
         losses, stopped = [], 0
-        for end in (8, 20, 40):
+        for end in self.rungs:
             losses += [distance(tree) + noise.gauss(0, 0.02) for _ in range(end - len(losses))]
             if race and not stopped and end < 40 and behind(losses, race):
                 stopped = end
                 if not race.audit:
-                    return Outcome(losses, False, stopped, masks)
-        return Outcome(losses, True, stopped, masks)
+                    break
+        mean = sum(losses) / len(losses)
+        return Outcome(losses, len(losses) == 40, stopped, masks, by_task={"0.5": mean - 0.1, "2:4": mean + 0.1})
 
 
 class Deadly(Racing):

@@ -168,7 +168,7 @@ def _prepared(cells: list[Any], entry: Mapping[str, Any]) -> Iterator[Any]:
 
 def _worth_showing(output: Any) -> bool:
     if output.output_type == "stream" and output.name == "stderr":
-        lines = [line for line in re.split(r"[\r\n]+", output.text) if line.strip() and not _PROGRESS.search(line)]
+        lines = [line for line in re.split(r"(?:[\r\n]|\x1b\[A)+", output.text) if line.strip() and not _PROGRESS.search(line)]
         output.text = "\n".join(lines)
         return bool(output.text)
     return "application/vnd.jupyter.widget-view+json" not in output.get("data", {})

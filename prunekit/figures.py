@@ -474,27 +474,30 @@ def accuracy_panels(frame: pd.DataFrame, ylabel: str = "accuracy") -> Figure:
 
 @figure
 def recovery(frame: pd.DataFrame, dense: float) -> Figure:
-    """Perplexity before (hollow) and after fine-tuning (filled, with its interval), one panel per `setting`, one row per method.
+    """Perplexity before (hollow) and after fine-tuning (filled), one panel per `setting`, one row per method; above each
+    row the recovered share with its interval. The line is the dense model.
 
-    Columns setting, method, ppl, low, high (pruned) and tuned, tuned_low, tuned_high; the line is the dense model.
+    Columns setting, method, ppl (pruned), tuned, recovered, recovered_low, recovered_high. (Intervals of the perplexities
+    are no part of it: windows differ far more from each other than the models do on the same windows.)
     """
     settings = list(dict.fromkeys(frame["setting"]))
     methods = list(dict.fromkeys(frame["method"]))
-    made, axes = _axes(len(settings), width=PAGE, height=1.1 + 0.3 * len(methods), sharey=True)
+    made, axes = _axes(len(settings), width=PAGE, height=1.1 + 0.38 * len(methods), sharey=True)
     for ax, setting in zip(axes[0], settings, strict=True):
         rows = frame[frame["setting"] == setting].set_index("method").reindex(methods)
         places = np.arange(len(methods))[::-1]
         ax.hlines(places, rows["tuned"], rows["ppl"], color="#AAAAAA", linewidth=1.5)
-        for shift, (name, face, colour) in enumerate((("ppl", "white", COLOURS[1]), ("tuned", COLOURS[0], COLOURS[0]))):
-            low, high = ("low", "high") if name == "ppl" else ("tuned_low", "tuned_high")
-            error = np.abs(rows[[low, high]].to_numpy().T - rows[name].to_numpy())
-            ax.errorbar(rows[name], places, xerr=error, fmt=MARKERS[shift], color=colour, markerfacecolor=face, capsize=2,
-                        label=("pruned", "fine-tuned")[shift])
+        ax.plot(rows["ppl"], places, MARKERS[0], color=COLOURS[1], markerfacecolor="white", label="pruned")
+        ax.plot(rows["tuned"], places, MARKERS[1], color=COLOURS[0], label="fine-tuned")
+        for place, row in zip(places, rows.itertuples(), strict=True):
+            share = f"{row.recovered:.0%} ({row.recovered_low:.0%} to {row.recovered_high:.0%})"
+            ax.annotate(share, ((row.tuned + row.ppl) / 2, place), (0, 5), textcoords="offset points", ha="center", fontsize=7)
         ax.axvline(dense, color="#444444", linewidth=0.8, linestyle="--", label="dense")
         ax.set_title(setting)
         ax.set_xlabel("perplexity")
         ax.set_yticks(places, methods)
-        ax.set_ylim(-0.6, len(methods) - 0.4)
+        ax.set_ylim(-0.6, len(methods) - 0.3)
+        ax.margins(x=0.12)
         ax.grid(axis="y", visible=False)
     made.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper right", ncols=3)
     return made

@@ -28,13 +28,14 @@ _QUERY_VALUE = (("q_proj", "v_proj"), ("qkv_proj",), ("query_key_value",), ("c_a
 
 
 def masked_delta(W: Tensor, A: Tensor, B: Tensor, scale: float, transposed: bool = False) -> Tensor:
-    """keep ∘ (B A) · scale, in W's orientation and at least float32. A: (r, in), B: (out, r), W: (out, in).
-
-    Where W is 0 it is -0.0, the one number that changes no bit of what it is added to.
-    """
+    """keep ∘ (B A) · scale, in W's orientation and at least float32. A: (r, in), B: (out, r), W: (out, in)."""
     wide = torch.promote_types(A.dtype, torch.float32)
-    delta = B.to(wide) @ A.to(wide)
-    return ((delta.T if transposed else delta) * scale).masked_fill_(W == 0, -0.0)
+    delta = (B.to(wide) @ A.to(wide)) * scale
+    return _masked(delta.T if transposed else delta, W)
+
+
+def _masked(matrix: Tensor, W: Tensor) -> Tensor:
+    return matrix.mul_((W != 0).to(matrix.dtype))  # several times as fast as masked_fill_
 
 
 class _MaskedProduct(torch.autograd.Function):
@@ -58,8 +59,9 @@ class _MaskedProduct(torch.autograd.Function):
         with torch.autocast(x.device.type, enabled=False):
             dx = g @ _matrix(x, A, B, W, *ctx.how) if ctx.needs_input_grad[0] else None
             D = (g.flatten(0, -2).T @ x.flatten(0, -2)).to(torch.promote_types(A.dtype, torch.float32))
-            D = (D * scale).masked_fill_((W.T if transposed else W) == 0, 0)
-            return dx, (B.to(D.dtype).T @ D).to(A.dtype), (D @ A.to(D.dtype).T).to(B.dtype), *[None] * 5
+            D = _masked(D, W.T if transposed else W)
+            dA, dB = B.to(D.dtype).T @ D, D @ A.to(D.dtype).T
+            return dx, (dA * scale).to(A.dtype), (dB * scale).to(B.dtype), *[None] * 5
 
 
 def _matrix(x: Tensor, A: Tensor, B: Tensor, W: Tensor, scale: float, transposed: bool, whole: bool) -> Tensor:
@@ -176,8 +178,11 @@ def merge_layer(module: lora.Linear, masked: bool) -> dict[str, Any]:
     weight, (name,) = module.get_base_layer().weight, module.active_adapters
     A, B = module.lora_A[name].weight, module.lora_B[name].weight
     zero, pattern = weight == 0, _pattern(module)
-    weight.data += (masked_delta(weight, A, B, module.scaling[name], module.fan_in_fan_out) if masked
-                    else lora.Linear.get_delta_weight(module, name))
+    if masked:  # -0.0 is the one number that changes no bit of a zero that it is added to
+        delta = masked_delta(weight, A, B, module.scaling[name], module.fan_in_fan_out).masked_fill_(zero, -0.0)
+    else:
+        delta = lora.Linear.get_delta_weight(module, name)
+    weight.data += delta
     return {"numel": weight.numel(), "zeros_before": int(zero.sum()), "zeros": int((weight == 0).sum()),
             "lost": int((zero & (weight != 0)).sum()), "pattern_before": pattern, "pattern": _pattern(module)}
 

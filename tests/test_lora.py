@@ -67,11 +67,16 @@ def test_the_product_and_its_gradients_are_those_of_the_plain_formula(whole, tra
 
 
 def test_masked_places_change_no_bit_not_even_the_sign_of_zero():
-    W = torch.tensor([[0.0, -0.0, 1.0, -2.0]], dtype=torch.bfloat16)
-    delta = lora_layers.masked_delta(W, torch.ones(1, 4), torch.ones(1, 1), 0.5)
-    merged = (W + delta).to(W.dtype)
-    assert torch.equal(merged.view(torch.int16)[0, :2], W.view(torch.int16)[0, :2])
-    assert merged[0, 2:].tolist() == [1.5, -1.5]
+    model = nn.Sequential(nn.Linear(4, 1, bias=False)).to(torch.bfloat16)
+    model[0].weight.data = torch.tensor([[0.0, -0.0, 1.0, -2.0]], dtype=torch.bfloat16)
+    config = lora_layers.with_masks(LoraConfig(r=1, lora_alpha=0.5, target_modules=["0"], init_lora_weights=False), True)
+    layer = get_peft_model(model, config).base_model.model[0]
+    for part in (layer.lora_A, layer.lora_B):
+        nn.init.ones_(part["default"].weight)
+    before = layer.weight.clone()
+    lora_layers.merge_layer(layer, True)
+    assert torch.equal(layer.weight.view(torch.int16)[0, :2], before.view(torch.int16)[0, :2])
+    assert layer.weight[0, 2:].tolist() == [1.5, -1.5]
 
 
 def test_dropout_acts_on_the_input_of_the_low_rank_path_only():

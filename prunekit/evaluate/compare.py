@@ -79,7 +79,7 @@ class Comparison:
 
     @property
     def distinguishable(self) -> bool:
-        return not self.interval[0] <= 1 <= self.interval[1]
+        return self.n > 1 and not self.interval[0] <= 1 <= self.interval[1]  # one window says nothing about its spread
 
     @property
     def verdict(self) -> str:
@@ -124,8 +124,9 @@ def compare_documents(first: pd.DataFrame, second: pd.DataFrame, metric: str = "
     first, second: documents as `zero_shot(…, return_documents=True)` gives them. Columns: task, metric, n, first, second
     (mean values), difference = first - second with its 95 % paired bootstrap interval (low, high), only_first and
     only_second (documents that one alone gets right), p, p_holm (over the tasks), detectable, verdict (by p_holm).
-    p is McNemar's exact test where values are right or wrong, a paired t-test elsewhere. The row `mean` gives every task
-    the same weight; its p is that of the normal test and its own single question, so it is not corrected.
+    p is McNemar's exact test where values are right or wrong, a paired t-test elsewhere. Fewer than six disagreements are
+    never significant in McNemar's test, so what it can detect has a floor, however alike the two are. The row `mean` gives
+    every task the same weight; its p is that of the normal test and its own single question, so it is not corrected.
 
     Raises UsageError if the two hold other documents, or none with that metric.
     """
@@ -162,9 +163,10 @@ def _task_row(task: str, metric: str, rows: pd.DataFrame) -> dict[str, Any]:
     only_first, only_second = int((difference > 0).sum()), int((difference < 0).sum())
     binary = np.isin(np.concatenate([first, second]), (0, 1)).all()
     p = _mcnemar(only_first, only_second) if binary else _t_test(difference)
+    least = _mcnemar_floor(len(rows)) if binary else 0.0
     return {"task": task, "metric": metric, "n": len(rows), "first": first.mean(), "second": second.mean(),
             "difference": difference.mean(), "low": low, "high": high, "only_first": only_first, "only_second": only_second,
-            "p": p, "detectable": detectable(_error(difference))}
+            "p": p, "detectable": max(detectable(_error(difference)), least)}
 
 
 def _mean_row(frame: pd.DataFrame, metric: str, differences: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -176,7 +178,7 @@ def _mean_row(frame: pd.DataFrame, metric: str, differences: Mapping[str, np.nda
     return {"task": "mean", "metric": metric, "n": frame["n"].sum(), "first": frame["first"].mean(),
             "second": frame["second"].mean(), "difference": difference, "low": low, "high": high,
             "only_first": frame["only_first"].sum(), "only_second": frame["only_second"].sum(), "p": p, "p_holm": p,
-            "detectable": detectable(error)}
+            "detectable": detectable(error) if error else math.nan}
 
 
 def _resampled_mean(values: np.ndarray, seed: int = 0) -> np.ndarray:
@@ -190,6 +192,12 @@ def _mcnemar(only_first: int, only_second: int) -> float:
     """Exact: among the documents on which the two disagree, each is as likely to be the one that is right."""
     disagreeing = only_first + only_second
     return float(stats.binomtest(only_first, disagreeing).pvalue) if disagreeing else 1.0
+
+
+def _mcnemar_floor(n: int, power: float = 0.8) -> float:
+    """The difference at which n documents, all disagreements one way, are significant with that probability."""
+    fewest = math.ceil(1 - math.log2(LEVEL))  # 2 / 2^6 < 0.05
+    return float(stats.beta.ppf(power, fewest, n - fewest + 1)) if n >= fewest else math.inf
 
 
 # --- seeds ---------------------------------------------------------------------------------------------------------

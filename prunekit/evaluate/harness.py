@@ -1,6 +1,7 @@
 """lm-eval's tasks by name: found, checked before anything is downloaded, and loaded, from this disk where asked."""
 from __future__ import annotations
 
+import copy
 import logging
 import random
 from collections.abc import Iterator, Mapping, Sequence
@@ -70,13 +71,16 @@ def quiet(progress: bool) -> Iterator[None]:
         np.random.set_state(states[1])
 
 
-def set_fewshot(tasks: Mapping[str, Any], count: int | None) -> None:
-    """As lm-eval's `--num_fewshot`: a task that fixes zero examples keeps them; None: each task's own number, or none."""
-    for task in tasks.values():
+def with_fewshot(tasks: Mapping[str, Any], count: int | None) -> dict[str, Any]:
+    """Copies of the tasks, as with lm-eval's `--num_fewshot`: one that fixes zero examples keeps them; None: its own, or none."""
+    copies = {name: copy.copy(task) for name, task in tasks.items()}
+    for task in copies.values():
+        task._config = copy.copy(task.config)
         own = task.get_config("num_fewshot")
         if own is None or (count is not None and own != 0):
             task.set_config(key="num_fewshot", value=count or 0)
         task.set_fewshot_seed(seed=_SEEDS["fewshot"])
+    return copies
 
 
 # --- names ---------------------------------------------------------------------------------------------------------

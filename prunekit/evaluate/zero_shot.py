@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
-from .harness import load_tasks, quiet, set_fewshot
+from .harness import load_tasks, quiet, with_fewshot
 
 if TYPE_CHECKING:
     import pandas as pd
     from torch import nn
 
 
-def zero_shot(model: nn.Module, tokenizer: Any, tasks: Sequence[str], limit: float | None = None, num_fewshot: int | None = 0,
-              *, batch_size: int | str = 32, datasets: Mapping[str, str | Path] | None = None,
+def zero_shot(model: nn.Module, tokenizer: Any, tasks: Sequence[str] | Mapping[str, Any], limit: float | None = None,
+              num_fewshot: int | None = 0, *, batch_size: int | str = 32, datasets: Mapping[str, str | Path] | None = None,
               include_path: str | Path | None = None, allow_code: bool = False, return_documents: bool = False,
               progress: bool = True) -> pd.DataFrame | tuple[pd.DataFrame, pd.DataFrame]:
     """Evaluate a model in memory on lm-eval's tasks: one row per task and metric.
@@ -32,7 +32,8 @@ def zero_shot(model: nn.Module, tokenizer: Any, tasks: Sequence[str], limit: flo
     (documents), num_fewshot, chance (of guessing among the choices; NaN where that means nothing), limit (0: none),
     task_version, harness.
 
-    tasks: names of tasks, groups or tags: `embedded` (the package's seven), `embedded_recall`, boolq, rte, hellaswag …
+    tasks: names of tasks, groups or tags: `embedded` (the package's seven), `embedded_recall`, boolq, rte, hellaswag …; or
+    what `harness.load_tasks` gave, so that many models are asked and the data are read once.
     limit: the first documents of each task only, a number or a share; for trying out, since it is another protocol.
     num_fewshot: worked examples before each question; None: the task's own number. batch_size: a number, or "auto".
     datasets, include_path, allow_code: see `harness.load_tasks`. return_documents: also a frame with a row per document:
@@ -50,10 +51,10 @@ def zero_shot(model: nn.Module, tokenizer: Any, tasks: Sequence[str], limit: flo
     training = model.training
     try:
         with quiet(progress):
-            loaded = load_tasks(tasks, datasets=datasets, include_path=include_path, allow_code=allow_code)
-            set_fewshot(loaded, num_fewshot)
+            loaded = tasks if isinstance(tasks, Mapping) else load_tasks(tasks, datasets=datasets, include_path=include_path,
+                                                                         allow_code=allow_code)
             wrapped = HFLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size)
-            found = evaluate(lm=wrapped, task_dict=loaded, limit=limit, confirm_run_unsafe_code=allow_code)
+            found = evaluate(lm=wrapped, task_dict=with_fewshot(loaded, num_fewshot), limit=limit, confirm_run_unsafe_code=allow_code)
     finally:
         model.train(training)
     documents = _documents(found["samples"])

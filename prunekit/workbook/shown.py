@@ -81,7 +81,7 @@ def format_column(column: pd.Series) -> list[str]:
         return ["" if pd.isna(value) else f"{value:.2e}" for value in column]
     most = 1 if largest >= 1000 else 2 if largest >= 100 else 3 if largest >= 1 else 4
     needed = max((len(f"{value:.{most}f}".rstrip("0").partition(".")[2]) for value in finite), default=0)
-    return ["" if pd.isna(value) else f"{value:,.{needed}f}" for value in column]
+    return ["" if pd.isna(value) else f"{value:z,.{needed}f}" for value in column]
 
 
 def _numeric(column: pd.Series) -> bool:
@@ -116,7 +116,10 @@ def readable(frame: pd.DataFrame) -> list[tuple[str, list[str], bool]]:
             columns.append(("95 % interval", [f"{low} to {top}" if low or top else "" for low, top in pairs], True))
         elif not (str(name).endswith("high") and f"{str(name)[:-4]}low" in frame and _numeric(frame[name])):
             heading = HEADINGS.get(name, str(name).replace("_", " "))
-            columns.append((heading, format_column(frame[name]), _numeric(frame[name])))
+            cells = format_column(frame[name])
+            if name in ("p", "p_holm"):  # no probability is 0
+                cells = ["under 0.001" if value < 0.001 else cell for value, cell in zip(frame[name], cells, strict=True)]
+            columns.append((heading, cells, _numeric(frame[name])))
     return columns
 
 

@@ -157,7 +157,8 @@ def _prepared(cells: list[Any], entry: Mapping[str, Any]) -> Iterator[Any]:
 
 def _worth_showing(output: Any) -> bool:
     if output.output_type == "stream" and output.name == "stderr":
-        lines = [line for line in re.split(r"[\r\n]+", strip_ansi(output.text)) if line.strip() and not _PROGRESS.search(line)]
+        parts = map(strip_ansi, re.split(r"(?:[\r\n]|\x1b\[A)+", output.text))
+        lines = [line for line in parts if line.strip() and not _PROGRESS.search(line)]
         output.text = "\n".join(lines)
         return bool(output.text)
     return "application/vnd.jupyter.widget-view+json" not in output.get("data", {})

@@ -52,6 +52,7 @@ def test_p_is_the_paired_t_tests():
     assert pk.compare(Perplexity(a), Perplexity(b)).p == pytest.approx(stats.ttest_rel(a, b).pvalue, rel=1e-9)
     same = pk.compare(Perplexity(a), Perplexity(a))
     assert (same.p, same.ratio, same.detectable, same.verdict) == (1, 1, 1, "indistinguishable")
+    assert pk.compare(Perplexity(a[:1]), Perplexity(b[:1])).verdict == "indistinguishable"
 
 
 def test_many_comparisons_are_corrected():
@@ -78,6 +79,17 @@ def test_mcnemar_by_hand():
     assert row["difference"] == pytest.approx(8 / 50)
     back = pk.compare_documents(documents(boolq=second), documents(boolq=first)).iloc[0]
     assert (back["p"], back["verdict"]) == (row["p"], "lower")
+
+
+def test_what_mcnemar_can_detect_has_a_floor():
+    """Two models that never disagree: a difference that large, all one way, is found four times in five."""
+    right = np.ones(75)
+    row = pk.compare_documents(documents(rte=right), documents(rte=right)).iloc[0]
+    lost = RNG(0).binomial(75, row["detectable"], 3000)
+    power = np.mean([stats.binomtest(int(k), int(k)).pvalue < 0.05 if k else False for k in lost])
+    assert (row["p"], row["verdict"]) == (1, "indistinguishable") and power == pytest.approx(0.8, abs=0.025)
+    few = pk.compare_documents(documents(rte=right[:5]), documents(rte=1 - right[:5])).iloc[0]
+    assert few["detectable"] == math.inf and few["verdict"] == "indistinguishable"
 
 
 def test_intervals_agree_with_scipys_bootstrap():

@@ -117,7 +117,10 @@ def test_the_group_is_the_packages_seven_tasks_whole():
 
 def test_rows_carry_their_protocol(llama):
     model, tokenizer = llama
-    frame = pk.zero_shot(model, tokenizer, ["embedded_entailment"], limit=0.01, num_fewshot=2, progress=False)
+    loaded = harness.load_tasks(["embedded_entailment"])  # read once, and not changed by being asked
+    pk.zero_shot(model, tokenizer, loaded, limit=1, progress=False)
+    frame = pk.zero_shot(model, tokenizer, loaded, limit=0.01, num_fewshot=2, progress=False)
+    assert frame.equals(pk.zero_shot(model, tokenizer, ["embedded_entailment"], limit=0.01, num_fewshot=2, progress=False))
     assert list(frame["metric"]) == ["acc", "acc_norm"]
     row = frame.iloc[0]
     assert (row["n"], row["num_fewshot"], row["chance"], row["limit"], row["task_version"]) == (5, 2, 0.5, 0.01, 1.0)

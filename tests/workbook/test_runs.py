@@ -118,15 +118,17 @@ def test_figures_are_the_same_files_every_time(tiny):
 
 def test_a_result_table_carries_its_provenance(tiny):
     run = runs.start_run("01_data", FIRST)
-    frame = pd.DataFrame({"method": ["a_1", "b"], "metric": "W", "sparsity": 0.5, "pattern": "2:4", "n": 3, "ppl": [7.25, 1e4]})
+    frame = pd.DataFrame({"method": ["a_1", "b"], "metric": "W", "sparsity": 0.5, "pattern": "2:4", "n": 3, "ppl": [7.25, 1e4],
+                          "p_holm": [1e-9, 0.25], "difference": [-1e-9, 1.5]})
     with pytest.raises(UsageError, match="The result table 'ppl' lacks the columns model, corpus"):
         run.table(frame, "ppl", "Perplexity.", result=True)
-    shown = run.table(frame.assign(model="m", corpus="c"), "ppl", "Perplexity.", result=True, columns=["method", "ppl"])
+    shown = run.table(frame.assign(model="m", corpus="c"), "ppl", "Perplexity.", result=True,
+                      columns=["method", "ppl", "p_holm", "difference"])
     saved = pd.read_csv(run.folder / "tables/ppl.csv")
     assert set(runs.PROVENANCE) <= set(saved) and list(saved["seqlen"]) == [8, 8]
     assert "sparsity" not in shown.html and '<td class="num">10,000.0</td>' in shown.html
     latex = (run.folder / "tables/ppl.tex").read_text()
-    assert "\\toprule" in latex and "a\\_1 & 7.2 \\\\" in latex
+    assert "\\toprule" in latex and "a\\_1 & 7.2 & under 0.001 & 0.0 \\\\" in latex
 
 
 def test_upstream_must_be_there_and_agree(tiny):

@@ -22,7 +22,7 @@ DATA = [
     ("", SETUP.format("01_data")),
     ("md", ("## 1 Method\n\nThe norm is $x_{t,j}^2$, and with two lines\n\n$$\\begin{aligned} a &= b \\\\ c &< d \\end{aligned}$$\n\n"
            "A price of `$5` stays. [Next](03_baselines.ipynb), [gone](09_none.ipynb), [paper](https://arxiv.org/abs/2406.02924)")),
-    ("", ("import sys\nimport pandas as pd\nsys.stderr.write('  50%|##  | 1/2 [00:00<00:00, 9.00it' '/s]\\r')\n"
+    ("", ("import sys\nimport pandas as pd\nsys.stderr.write('  50%|##  | 1/2 [00:00<00:00, 9.00it' '/s]\\n\\x1b[A')\n"
          "frame = run.save('counts', pd.DataFrame({'row': range(rows), 'share': [i / 4 for i in range(rows)]}))\nframe")),
     ("", "run.table(frame, 'counts', 'Counts by row.', headline=True)"),
     ("", ("import matplotlib.pyplot as plt\nfig, ax = plt.subplots(figsize=(2, 2))\nax.plot(frame['row'])\n"
@@ -68,6 +68,7 @@ def test_from_notebooks_to_pages(project, tmp_path, monkeypatch):
     assert {"01_data.html#1-Method", "words.html#Rank-class"} <= set(words.links) and "gone" in words.text and "math" in words.tags
     assert all("words.html" in page.links and "Some words" in page.text for page in pages.values())
     data, front = pages["01_data.html"], pages["index.html"]
+    assert "output_stderr" not in data.path.read_text()
     assert "not on the page" not in data.text and "it/s" not in data.text and "$x" not in data.text
     assert "$5" in data.text and data.tags.count("math") == 4  # two in the text, the caption's, the displayed one
     assert "mtable" in data.tags  # aligned lines

@@ -23,7 +23,7 @@ from scipy import stats
 
 import prunekit as pk
 from prunekit.search.archive import replay
-from prunekit.search.engine import AUDIT, RACE_RANK, Candidate, Race, Search, behind
+from prunekit.search.engine import AUDIT, RACE_FEWEST, RACE_RANK, Candidate, Race, Search, behind
 
 MODEL, SEQLEN, SPARSITY, DTYPE = "embedded/llama", 128, 0.6, "float32"
 CALIBRATION, FITNESS, FULL, GRADIENT = 32, 128, 512, 64  # windows
@@ -85,7 +85,7 @@ def raced(search: Search) -> dict[str, int]:
     ranked: list[Candidate] = []
     stopped = set()
     for one in whole:
-        race = Race(tuple(ranked[RACE_RANK - 1].losses)) if len(ranked) >= RACE_RANK else None
+        race = Race(tuple(ranked[:RACE_RANK][-1].losses)) if len(ranked) >= RACE_FEWEST else None
         if race and any(behind(one.losses[:end], race) for end in (RUNG, 4 * RUNG)):
             stopped.add(one.index)
         else:

@@ -7,6 +7,7 @@ hostile file or string ends in one UsageError.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -193,29 +194,33 @@ def from_json(source: Any) -> tuple[str, ...]:
     while stack:
         node = stack.pop()
         if not isinstance(node, Mapping) or not isinstance(node.get("data"), str):
-            raise UsageError(f"{where}: a node must be an object with a name under 'data', not "
-                             f"{type(node).__name__}{_sample(node)}")
+            raise UsageError(f"{where}: a node must be an object with a name under 'data', {_sample(node)}")
         symbol = node["data"]
         children = [key for key in ("left", "right") if key in node]
         extra = set(node) - {"data", "left", "right"} - ({"meta"} if node is root else set())
         if extra:
             raise UsageError(f"{where}: unknown key {min(map(str, extra))[:40]!r} (known: data, left, right)")
         if children != ["left", "right"][:arity(symbol)]:
-            raise UsageError(f"{where}: '{symbol}' takes {arity(symbol)} operands (left, then right), "
-                             f"here {len(children)} ({', '.join(children) or 'none'})")
+            needed = ("no operand", "1 operand (left)", "2 operands (left, then right)")[arity(symbol)]
+            raise UsageError(f"{where}: '{symbol}' takes {needed}, here {' and '.join(children) or 'none'}")
         found.append(symbol)
         if len(found) > MAX_NODES:
-            raise UsageError(f"{where} has more than {MAX_NODES} nodes")
+            raise UsageError(f"{where} has more than {MAX_NODES} nodes, or refers to itself")
         stack.extend(node[key] for key in reversed(children))
     return tuple(found)
 
 
 def _sample(node: Any) -> str:
-    data = node.get("data", "nothing") if isinstance(node, Mapping) else node
-    return f" ({data!r:.40})" if isinstance(data, (str, int, float, bool, type(None))) else ""
+    if isinstance(node, Mapping) and "data" not in node:
+        return "this one has nothing there"
+    data = node["data"] if isinstance(node, Mapping) else node
+    shown = f"{data!r:.40}" if isinstance(data, (str, int, float, type(None))) else f"a {type(data).__name__}"
+    return f"this one has {shown} there" if data is not node else f"not {shown}"
 
 
 def _read(source: Any) -> Any:
+    if not isinstance(source, (str, os.PathLike)):
+        raise UsageError(f"a tree is read from a path or a dict, not from a {type(source).__name__}")
     try:
         path = Path(source)
         if not path.is_file():

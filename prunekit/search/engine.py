@@ -35,6 +35,7 @@ from prunekit.search.rivals import grid
 from prunekit.search.sample import half_and_half
 
 RACE_RANK = 10  # whoever is clearly worse than the one of this rank need not be measured to the end
+RACE_FEWEST = 5  # measured to the end before anybody races; while they are fewer than RACE_RANK, against the last of them
 RACE_BOUND = 3.0  # standard errors
 AUDIT = 0.05  # share of candidates that are measured to the end whatever they look like
 _LEADERS = 5  # near whom a preset with `local` looks closer
@@ -217,9 +218,9 @@ class Search:
     def race(self, index: int) -> Race | None:
         """The race that candidate `index` runs, from what is settled now."""
         audit = random.Random(f"{self.seed}/{index}/audit").random() < AUDIT
-        if not self.preset.racing or len(self.ranked) < RACE_RANK:
+        if not self.preset.racing or len(self.ranked) < RACE_FEWEST:
             return None
-        return Race(tuple(self.ranked[RACE_RANK - 1].losses), RACE_BOUND, audit)
+        return Race(tuple(self.ranked[:RACE_RANK][-1].losses), RACE_BOUND, audit)
 
     def propose(self) -> dict[str, Any]:
         """The next candidate, as an event."""

@@ -139,8 +139,8 @@ def _scan(path: Path) -> tuple[list[dict[str, Any]], int, int]:
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             if bad:
-                raise UsageError(f"line {bad} of the journal {path} is damaged: put back a copy of the file, or keep its "
-                                 f"first {bad - 1} lines (head -n {bad - 1}) and resume from there.")
+                rest = f"keep its first {bad - 1} lines (head -n {bad - 1}) and resume from there" if bad > 1 else "begin anew"
+                raise UsageError(f"line {bad} of the journal {path} is damaged: put back a copy of the file, or {rest}.")
             found = _checked(line, crc)
             if found is None:
                 bad = number  # forgiven only if nothing follows

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 import prunekit as pk
 from prunekit.pruning.pattern import parse_task, task_name
@@ -170,6 +171,19 @@ def test_a_planted_metric_is_found_and_a_shuffled_fitness_means_nothing():
     assert list(pk.evolve(hidden, "modern", 1500, seed=2, progress=False))[-1].best.fitness == 0
     shuffled = pk.Shuffled([1.0, 2.0, 3.0], seed=1)
     assert {shuffled(tree) for tree in pk.grid().values()} == {1.0, 2.0, 3.0} and shuffled(WANDA) == shuffled(WANDA)
+
+
+def test_what_a_shuffled_fitness_chooses_is_no_better_than_what_it_left(tmp_path):
+    hidden, losses, gains = pk.Planted(pk.Tree.parse("mul(W, sqrt(G))")), tuple(range(1000)), {}
+    for name, fitness in (("shuffled", lambda seed: pk.Shuffled(losses, seed)), ("true", lambda seed: hidden)):
+        for seed in range(10):
+            journal = tmp_path / f"{name}-{seed}.jsonl"
+            list(pk.evolve(fitness(seed), "modern", 30, seed, journal, progress=False, start=0))
+            found = [loss for one in pk.replay(journal).ranked if np.isfinite(loss := hidden(one.tree))]
+            gains.setdefault(name, []).append(np.mean(found) - found[0])  # the winner comes first
+    intervals = {name: stats.ttest_1samp(gain, 0).confidence_interval() for name, gain in gains.items()}
+    assert intervals["shuffled"].low < 0 < intervals["shuffled"].high
+    assert intervals["true"].low > 0.1
 
 
 def test_the_census_tells_expressions_from_metrics(evaluator):

@@ -62,6 +62,17 @@ def test_fingerprint_follows_the_content(tmp_path):
     assert fingerprint(copy) != before
 
 
+def test_fingerprint_of_a_large_file_sees_a_changed_matrix(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with (tmp_path / "model.safetensors").open("wb") as file:
+        file.truncate(320 * 2**20)
+        file.flush()
+        before = fingerprint(tmp_path)
+        file.seek(100 * 2**20)
+        file.write(b"x" * 6 * 2**20)  # one matrix somewhere in the middle, as wide as the pieces lie apart
+    assert fingerprint(tmp_path) != before
+
+
 def broken(tmp_path, case: str):
     folder = tmp_path / "model"
     shutil.copytree(GOLDEN / "llama", folder)

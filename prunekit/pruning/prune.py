@@ -184,8 +184,7 @@ class Plan:
         if method.update is None:
             zero_out(layer.weight, keep)
             return keep, {}
-        W, factor = layer.weight.float(), inputs.factor(self.obs)
-        W = W.clone() if W.data_ptr() == layer.weight.data_ptr() else W
+        W, factor = layer.weight.to(torch.float32, copy=True), inputs.factor(self.obs)
         if method.update == "obs":
             obs_update(W, factor, sparsity, self.pattern, keep=keep, options=self.obs)
         else:

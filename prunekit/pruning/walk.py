@@ -122,7 +122,7 @@ class Walk:
 
     @torch.no_grad()
     def __iter__(self) -> Iterator[Step]:
-        training, use_cache = self.model.training, getattr(self.model.config, "use_cache", None)
+        training = self.model.training
         self.model.eval()
         try:
             with one_by_one(self.model):
@@ -137,7 +137,6 @@ class Walk:
                             self._forward(step, store=True)
         finally:
             self.model.train(training)
-            self.model.config.use_cache = use_cache
             self._hidden = []
 
     # --- one ordinary forward pass --------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from .names import DTYPES as _DTYPES
 from .names import EMBEDDED
 
 DTYPES = {name: getattr(torch, name) for name in _DTYPES}
-_SEARCHED = 256 * 2**20  # files up to this size are hashed whole, larger ones by their ends
+_HASHED_WHOLE = 256 * 2**20  # bytes; of larger files 64 pieces of 1 MiB, evenly spread
 
 
 # --- loading -----------------------------------------------------------------------------------------------------
@@ -32,7 +32,8 @@ def load_model(source: str | Path, *, dtype: str = "auto", device: str = "auto",
     source: `embedded/llama`, `embedded/opt`, a Hugging Face directory, or a hub id. Weights are read from
     safetensors only and no code is taken from the source. dtype: `float32`, `bfloat16`, `float16`, or `auto`:
     float32 on the CPU, the checkpoint's own dtype elsewhere. device: a torch device, `auto` (the GPU if there
-    is one, spread by accelerate if there are several, else the CPU) or `balanced` (accelerate's device map).
+    is one, spread by accelerate if there are several, else the CPU) or `balanced` (accelerate's device map over the GPUs
+    there are; what they cannot hold it offloads, which is enough to evaluate a model, not to prune it).
 
     Raises UsageError if there is no such model, if it is not a decoder, or if it holds pickled weights only.
     """
@@ -98,12 +99,15 @@ def fingerprint(source: str | Path) -> str:
 
 
 def _file_digest(file: Path) -> bytes:
+    size = file.stat().st_size
     with file.open("rb") as handle:
-        if file.stat().st_size <= _SEARCHED:
+        if size <= _HASHED_WHOLE:
             return hashlib.file_digest(handle, "sha256").digest()
-        ends = handle.read(2**20)
-        handle.seek(-(2**20), 2)
-        return hashlib.sha256(ends + handle.read() + str(file.stat().st_size).encode()).digest()
+        digest = hashlib.sha256(str(size).encode())
+        for start in range(0, size, size // 64):
+            handle.seek(start)
+            digest.update(handle.read(2**20))
+        return digest.digest()
 
 
 def _source(path: str) -> AbstractContextManager[None]:
@@ -112,10 +116,11 @@ def _source(path: str) -> AbstractContextManager[None]:
 
 def _placement(device: str) -> dict[str, Any]:
     """How to place the weights: {"device": torch.device} or {"device_map": …}."""
-    if device == "balanced" or (device == "auto" and torch.cuda.device_count() > 1):
+    gpus = torch.cuda.device_count()
+    if (device == "balanced" and gpus) or (device == "auto" and gpus > 1):
         return {"device_map": "auto"}
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device in ("auto", "balanced"):
+        device = "cuda" if gpus else "cpu"
     try:
         place = torch.device(device)
         torch.empty(1, device=place)
@@ -221,6 +226,13 @@ def _refuse_unseen(model: nn.Module, block: nn.Module, prefix: str, seen: set[in
         if parameter.ndim > 1 and id(parameter) not in seen and parameter.numel() > whole / 10:
             raise UsageError(f"{type(model).__name__} cannot be pruned here: {prefix}.{name} holds {parameter.numel() / whole:.0%} "
                              "of its block's weights and is neither a linear layer nor a stack of experts.")
+
+
+def refuse_offloaded(model: nn.Module) -> None:
+    """Raise UsageError if some of the weights are only brought for a forward pass (by accelerate) and dropped after."""
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise UsageError("parts of the model are offloaded to disk or the CPU, where they can be neither measured nor "
+                         "changed; load it whole, or prune it from disk to disk with prune_checkpoint.")
 
 
 _TRANSPOSED = ("Llama4TextExperts",)  # experts stored (in, out) that do not say so

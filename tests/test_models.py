@@ -20,6 +20,28 @@ def test_embedded_models_load_with_their_tokenizer():
         assert pk.load_model(name, dtype="bfloat16")[0].dtype == torch.bfloat16
 
 
+def test_without_a_gpu_balanced_is_the_processor(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    model, _ = pk.load_model(GOLDEN / "llama", device="balanced")
+    assert model.dtype == torch.float32 and model.device.type == "cpu"
+
+
+@pytest.mark.parametrize(("device", "gpus", "expected"), [("auto", 2, True), ("balanced", 2, True), ("balanced", 1, True),
+                                                          ("cpu", 2, False)])
+def test_several_gpus_share_a_model_by_accelerates_map(device, gpus, expected, monkeypatch):
+    asked = {}
+
+    def loaded(path, **options):
+        asked.update(options)
+        raise ValueError("there are no such GPUs")
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", loaded)
+    with pytest.raises(pk.UsageError, match="no such GPUs"):
+        pk.load_model(GOLDEN / "llama", device=device)
+    assert asked.get("device_map") == ("auto" if expected else None)
+
+
 def test_a_directory_without_tokenizer_gives_none():
     model, tokenizer = pk.load_model(GOLDEN / "llama")
     assert tokenizer is None
@@ -38,6 +60,17 @@ def test_fingerprint_follows_the_content(tmp_path):
     weights[-1] ^= 1
     (copy / "model.safetensors").write_bytes(weights)
     assert fingerprint(copy) != before
+
+
+def test_fingerprint_of_a_large_file_sees_a_changed_matrix(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with (tmp_path / "model.safetensors").open("wb") as file:
+        file.truncate(320 * 2**20)
+        file.flush()
+        before = fingerprint(tmp_path)
+        file.seek(100 * 2**20)
+        file.write(b"x" * 6 * 2**20)  # one matrix somewhere in the middle, as wide as the pieces lie apart
+    assert fingerprint(tmp_path) != before
 
 
 def broken(tmp_path, case: str):

@@ -125,4 +125,4 @@ def _head_is_all(model: nn.Module, body: nn.Module, head: nn.Module, device: tor
     except (TypeError, RuntimeError):
         return False
     logits = model(input_ids=ids, use_cache=False).logits
-    return plain.shape == logits.shape and torch.allclose(plain, logits, rtol=1e-3, atol=1e-3)
+    return plain.shape == logits.shape and torch.allclose(plain, logits.to(plain.device), rtol=1e-3, atol=1e-3)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..errors import UsageError
 from ..metric.catalogue import Method, resolve
 from ..metric.tree import Tree
-from ..models import Layer, prunable_layers
+from ..models import Layer, prunable_layers, refuse_offloaded
 from .masks import keep_mask, zero_out
 from .obs import Factor, ObsOptions, inverse_factor, obs_update
 from .pattern import parse_pattern, per_block
@@ -65,9 +65,10 @@ def prune(model: nn.Module, windows: Tensor | None, method: str | Tree | Method,
     whatever the model's dtype. Sources: the published lib/prune.py; SparseGPT for `update`.
 
     Raises UsageError, before anything is changed, on an unknown method, sparsity or pattern, on missing or foreign
-    gradients, on missing windows, and on an input width that the pattern does not divide; and, naming the layer, on
-    scores that are not finite.
+    gradients, on missing windows, on an input width that the pattern does not divide, and on a model parts of which are
+    offloaded; and, naming the layer, on scores that are not finite.
     """
+    refuse_offloaded(model)
     plan = Plan.make(model, windows, method, sparsity, pattern, gradients, group, update, obs)
     started = time.perf_counter()
     rows: list[dict[str, Any]] = []
@@ -183,8 +184,7 @@ class Plan:
         if method.update is None:
             zero_out(layer.weight, keep)
             return keep, {}
-        W, factor = layer.weight.float(), inputs.factor(self.obs)
-        W = W.clone() if W.data_ptr() == layer.weight.data_ptr() else W
+        W, factor = layer.weight.to(torch.float32, copy=True), inputs.factor(self.obs)
         if method.update == "obs":
             obs_update(W, factor, sparsity, self.pattern, keep=keep, options=self.obs)
         else:

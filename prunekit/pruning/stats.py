@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
 from ..errors import UsageError, did_you_mean
-from ..models import Layer, decoder_blocks, prunable_layers
+from ..models import Layer, decoder_blocks, prunable_layers, refuse_offloaded
 from .walk import InputGroup, Step, Walk
 
 GRADIENT_NORMS = ("l2", "l1", "signed")
@@ -214,10 +214,11 @@ def collect_gradients(model: nn.Module, windows: Tensor, *, norm: str = "l2", sc
     gradient_checkpointing: compute every block's activations again in the backward pass instead of keeping them.
     offload: a directory for the sums, which are then memory-mapped files (4 bytes per weight; yours to delete).
 
-    Raises UsageError on an unknown norm or a loss that is not finite.
+    Raises UsageError on an unknown norm, a model parts of which are offloaded, or a loss that is not finite.
     """
     if norm not in GRADIENT_NORMS:
         raise UsageError(f"gradient norm '{norm}' is not known{did_you_mean(norm, GRADIENT_NORMS)}.")
+    refuse_offloaded(model)
     layers = [layer for block in prunable_layers(model) for layer in block]
     parameters = {id(layer.parameter): layer.parameter for layer in layers}
     sums = {key: _zeros(p, Path(offload) / f"{place:05d}.f32" if offload else None)

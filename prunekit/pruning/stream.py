@@ -20,7 +20,7 @@ from .. import __version__
 from ..errors import UsageError
 from ..metric.catalogue import Method
 from ..metric.tree import Tree
-from ..models import Layer, fingerprint, locate
+from ..models import Layer, fingerprint, locate, prunable_layers
 from . import walk
 from .checkpoint import INDEX, Checkpoint, Entry, write_json, write_safetensors
 from .obs import ObsOptions
@@ -133,7 +133,7 @@ def _needs(skeleton: Skeleton, plan: Plan, windows: Tensor | None) -> dict[str, 
         hidden = windows.numel() * skeleton.model.config.get_text_config().hidden_size * skeleton.dtype.itemsize
         forward = _forward(skeleton, plan, windows)
         if plan.method.update:
-            statistics = max(4 * sum(width**2 for width in _inputs(layers)) for layers in _by_block(plan.layers))
+            statistics = max(4 * sum(width**2 for width in _inputs(layers)) for layers in prunable_layers(skeleton.model))
     scoring = max(_scoring(layer, plan) for layer in plan.layers)
     memory = max(block + hidden + statistics + max(forward, scoring), max(outside.values()))
     if plan.reads_inputs:
@@ -162,13 +162,6 @@ def _scoring(layer: Layer, plan: Plan) -> int:
     scores = (max(masking, 4 if method.tree.size > 4 else 2) + ("G" in method.needs)) * matrix if method.tree else 0
     solving = max(5.75 * square, square + 2 * matrix + (scores if method.update == "obs-iter" else 0)) if method.update else 0
     return int(max(scores, solving))
-
-
-def _by_block(layers: list[Layer]) -> list[list[Layer]]:
-    blocks: dict[int, list[Layer]] = defaultdict(list)
-    for layer in layers:
-        blocks[layer.block].append(layer)
-    return list(blocks.values())
 
 
 def _inputs(layers: list[Layer]) -> list[int]:

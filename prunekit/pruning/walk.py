@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..errors import UsageError
-from ..models import Layer, decoder_blocks, prunable_layers
+from ..models import Layer, decoder_blocks, prunable_layers, refuse_offloaded
 from .experts import ExpertInputs, one_by_one
 
 BATCH_TOKENS = 4096  # tokens per forward call
@@ -116,13 +116,13 @@ class Walk:
         self.batch = batch or max(1, BATCH_TOKENS // windows.shape[1])
         self.path, self.blocks = decoder_blocks(model)
         self.layers = prunable_layers(model)
-        if resident is None and any(layer.weight.is_meta for layers in self.layers for layer in layers):
-            raise UsageError("parts of the model are offloaded to disk or the CPU; load it whole or use prune_checkpoint.")
+        if resident is None:
+            refuse_offloaded(model)
         self.resident = resident or Resident()
 
     @torch.no_grad()
     def __iter__(self) -> Iterator[Step]:
-        training, use_cache = self.model.training, getattr(self.model.config, "use_cache", None)
+        training = self.model.training
         self.model.eval()
         try:
             with one_by_one(self.model):
@@ -137,7 +137,6 @@ class Walk:
                             self._forward(step, store=True)
         finally:
             self.model.train(training)
-            self.model.config.use_cache = use_cache
             self._hidden = []
 
     # --- one ordinary forward pass --------------------------------------------------------------------------------

@@ -143,11 +143,6 @@ def test_windows_of_another_shape_are_refused(model: nn.Module, ids: torch.Tenso
         Walk(model, ids)
 
 
-def test_offloaded_models_are_refused(model: nn.Module):
-    with pytest.raises(pk.UsageError, match="prune_checkpoint"):
-        Walk(model.to("meta"), windows())
-
-
 def test_model_without_blocks_is_refused(model: nn.Module):
     model.config.num_hidden_layers = 7
     with pytest.raises(pk.UsageError, match="LlamaForCausalLM has no list of 7 decoder blocks"):

@@ -1,0 +1,131 @@
+"""A second device that is not there: tensors that say they are on it, compute on the processor, and mix with no others.
+
+Run by test_devices.py in a process of its own, since a device cannot be unregistered:
+python -m tests.pruning.two_devices FOLDER
+"""
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from accelerate.hooks import attach_align_device_hook_on_blocks
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+
+import prunekit as pk
+from prunekit.evaluate.dense import divergence
+from prunekit.models import prunable_layers
+from prunekit.pruning.budgets import owl_budget
+
+from .families import FAMILIES, windows
+
+FAR = "far:0"
+_COPIES = (torch.ops.aten.copy_.default, torch.ops.aten._to_copy.default)
+
+
+class Far(Tensor):
+    """A tensor on the second device; `near` holds its numbers."""
+
+    @staticmethod
+    def __new__(cls, near: Tensor):
+        self = torch.Tensor._make_wrapper_subclass(cls, near.shape, strides=near.stride(), dtype=near.dtype, device=FAR,
+                                                   storage_offset=near.storage_offset())
+        self.near = near
+        return self
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    def data_ptr(self) -> int:
+        return self.near.data_ptr()
+
+    def untyped_storage(self) -> Any:
+        return self.near.untyped_storage()
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        tensors = [one for one in _flat((*args, *kwargs.values())) if isinstance(one, Tensor)]
+        far = any(isinstance(tensor, Far) for tensor in tensors)
+        if far and func not in _COPIES and any(tensor.ndim for tensor in tensors if not isinstance(tensor, Far)):
+            raise RuntimeError(f"{func} of tensors on two devices")
+        wanted = kwargs.get("device")
+        if wanted is not None:
+            far, kwargs = str(wanted) == FAR, kwargs | {"device": "cpu"}
+        result = func(*map(near, args), **{key: near(value) for key, value in kwargs.items()})
+        if func._schema.name.endswith("_"):
+            return args[0]
+        return _far(result) if far else result
+
+
+class Factories(TorchDispatchMode):
+    """For tensors that are made on the second device."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return Far.__torch_dispatch__(func, types, args, kwargs)
+
+
+def near(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(near, value))
+    return value.near if isinstance(value, Far) else value
+
+
+def _far(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_far, value))
+    return Far(value) if isinstance(value, Tensor) else value
+
+
+def _flat(values: Iterable[Any]) -> Iterator[Any]:
+    for value in values:
+        yield from _flat(value) if isinstance(value, (list, tuple)) else (value,)
+
+
+def spread(first: str, second: str) -> nn.Module:
+    """A LLaMA whose embeddings and first block are on one device, the rest on another, with accelerate's hooks."""
+    model = FAMILIES["LLaMA"].model()
+    places = {"model.embed_tokens": first, "model.rotary_emb": first, "model.layers.0": first, "model.layers.1": second,
+              "model.layers.2": second, "model.norm": second, "lm_head": second}
+    for name in (name for name, place in places.items() if place == FAR):
+        for module in model.get_submodule(name).modules():
+            for key, parameter in module._parameters.items():
+                module._parameters[key] = parameter if parameter is None else nn.Parameter(Far(parameter.detach()))
+            module._buffers |= {key: Far(buffer) for key, buffer in module._buffers.items()}
+    attach_align_device_hook_on_blocks(model, execution_device=places | {"": first}, offload=dict.fromkeys(places, False))
+    return model
+
+
+def assert_close(mine: Iterable[Tensor], theirs: Iterable[Tensor]) -> None:
+    for a, b in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(near(a.detach()), b.detach(), rtol=1e-4, atol=2e-5)
+
+
+def check(first: str, second: str, folder: str) -> None:
+    whole, ids = FAMILIES["LLaMA"].model(), windows()
+    model = spread(first, second)
+    assert [str(layers[0].weight.device) for layers in prunable_layers(model)] == [first, second, second]
+    gradients = pk.collect_gradients(whole, ids, progress=False)
+    assert_close(pk.collect_gradients(model, ids, progress=False).values(), gradients.values())
+    local = [pk.collect_gradients(one, ids, progress=False, local=True).values() for one in (model, whole)]
+    assert_close(*local)
+    assert_close(*([torch.tensor(pk.perplexity(one, ids, 12, progress=False).nll)] for one in (model, whole)))
+    assert divergence(model, whole, ids, 12, progress=False).kl.max() < 1e-5
+    assert_close(*(map(torch.tensor, owl_budget(one, ids, 0.6, progress=False)) for one in (model, whole)))
+    for method, options in (("magnitude", {}), ("wanda-variant", {}), ("gblm", {"pattern": "2:4"}), ("sparsegpt", {}),
+                            ("wanda", {"one_shot": True})):
+        model, whole = spread(first, second), FAMILIES["LLaMA"].model()
+        reports = [pk.prune(one, ids, method, 0.5, gradients=gradients, progress=False, **options) for one in (model, whole)]
+        assert reports[0].rows == reports[1].rows
+        assert_close(model.parameters(), whole.parameters())
+    model.save_pretrained(folder)
+    assert_close(pk.load_model(folder)[0].parameters(), whole.parameters())
+
+
+if __name__ == "__main__":
+    _setup_privateuseone_for_python_backend("far")
+    with Factories():
+        check("cpu", FAR, sys.argv[1])
+        check(FAR, "cpu", sys.argv[1])

@@ -47,7 +47,7 @@ def _artifact(made: Mapping[str, Any], topic: str, name: str) -> Any:
 
 def _measured(made: Mapping[str, Any]) -> pd.DataFrame:
     """Rows with tree, group, update, setting, ppl, low, high, n and the topic of their run, of every table that there is."""
-    frames = [pd.read_csv(path, dtype={"pattern": str}).assign(topic=topic) for topic, name in _MEASURED
+    frames = [pd.read_csv(path, dtype=dict.fromkeys(("pattern", "tree", "update"), str)).assign(topic=topic) for topic, name in _MEASURED
               if (path := _artifact(made, topic, name))]
     if not frames:
         return pd.DataFrame(columns=["tree", "group", "update"])

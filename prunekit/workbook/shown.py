@@ -116,10 +116,7 @@ def readable(frame: pd.DataFrame) -> list[tuple[str, list[str], bool]]:
             columns.append(("95 % interval", [f"{low} to {top}" if low or top else "" for low, top in pairs], True))
         elif not (str(name).endswith("high") and f"{str(name)[:-4]}low" in frame and _numeric(frame[name])):
             heading = HEADINGS.get(name, str(name).replace("_", " "))
-            cells = format_column(frame[name])
-            if name in ("p", "p_holm"):  # no probability is 0
-                cells = ["under 0.001" if value < 0.001 else cell for value, cell in zip(frame[name], cells, strict=True)]
-            columns.append((heading, cells, _numeric(frame[name])))
+            columns.append((heading, format_column(frame[name]), _numeric(frame[name])))
     return columns
 
 

@@ -59,7 +59,7 @@ def test_logarithmic_axes_have_round_numbers(values, ticks):
 
 def test_a_small_p_is_no_zero():
     frame = pd.DataFrame({"p": [1e-9, 0.04], "ratio": [1e-9, 0.04]})
-    assert [cells for _, cells, _ in shown.readable(frame)] == [["< 0.001", "0.040"], ["0.00", "0.04"]]
+    assert [cells for _, cells, _ in shown.readable(frame)] == [["under 0.001", "0.040"], ["0.00", "0.04"]]
 
 
 def test_menus_draw_again_or_say_how_to_do_without(monkeypatch):

@@ -74,7 +74,7 @@ def format_column(column: pd.Series) -> list[str]:
     if pd.api.types.is_integer_dtype(column):
         return [f"{value:,}" if abs(value) >= 10_000 else str(value) for value in column]
     if column.name in ("p", "p_holm"):  # a probability that is not zero is not shown as zero
-        return ["" if pd.isna(value) else "< 0.001" if value < 0.001 else f"{value:.3f}" for value in column]
+        return ["" if pd.isna(value) else "under 0.001" if value < 0.001 else f"{value:.3f}" for value in column]
     finite = [abs(value) for value in column if pd.notna(value) and math.isfinite(value)]
     largest = max(finite, default=0.0)
     if largest < 1e-3 and largest > 0:

@@ -159,11 +159,13 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         figure, axes = plt.subplots(2, 2, figsize=(6.9, 4.2), layout="constrained", sharex="col", sharey="row")
         for column, (x, fixed) in enumerate((("blocks", "windows"), ("windows", "blocks"))):
             at = min(row[fixed] for row in rows)
-            for marker, method in zip("osD^v", dict.fromkeys(row["method"] for row in rows)):
+            for place, method in enumerate(dict.fromkeys(row["method"] for row in rows)):
+                look = {"color": figures.COLOURS[place], "marker": figures.MARKERS[place], "linestyle": figures.DASHES[place],
+                        "markerfacecolor": "none"}  # hollow, since wanda and gblm take the same memory
                 chosen = [row for row in rows if row["method"] == method and row[fixed] == at]
                 chosen.sort(key=lambda row: row[x])
                 for axis, y in zip(axes[:, column], ("cpu_seconds", "peak_mb"), strict=True):
-                    axis.plot([row[x] for row in chosen], [row[y] for row in chosen], marker=marker, label=method)
+                    axis.plot([row[x] for row in chosen], [row[y] for row in chosen], label=method, **look)
             axes[1, column].set_xlabel(f"decoder blocks, {at} windows" if x == "blocks" else
                                        f"windows of {SEQLEN} tokens, {at} blocks")
         for axis in axes.flat:

@@ -29,12 +29,8 @@ G_TREE = "mul(mul(W, G), sqrt(X))"
 
 
 @pytest.fixture(autouse=True)
-def one_thread(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(os, "fsync", lambda handle: None)  # the disk's own time
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def without_the_disks_time(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
 
 
 @pytest.fixture

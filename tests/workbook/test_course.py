@@ -28,7 +28,7 @@ def cells(path):
 @pytest.mark.parametrize("topic", TOPICS)
 def test_every_notebook_has_goals_and_exercises_of_rising_difficulty(topic):
     found = cells(ROOT / "notebooks" / f"{topic}.ipynb")
-    assert "**After this notebook you can**" in found[0][2] and re.search(r"\| \d+ s \|", found[0][2])
+    assert "**After this notebook you can**" in found[0][2] and re.search(r"\| \d+ (s|min) \|", found[0][2])
     start = next(place for place, cell in enumerate(found) if cell[2].startswith("## Exercises"))
     assert not [cell for cell in found[:start] if {"exercise", "answer", "check", "solution"} & set(cell[1])]
     kinds, stars = [], []

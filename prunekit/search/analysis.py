@@ -4,7 +4,7 @@
 
 Two things would make chance look like knowledge here. Candidates are relatives: a lucky tree leaves many children that
 share all its traits, so every interval is from resampling whole families (all descendants of one random tree through
-first parents), and is never narrower than for independent trees. And there are a hundred questions, so a finding must
+first parents), and is never narrower than for independent trees; operators are compared on the same parent. And there are a hundred questions, so a finding must
 survive Holm's correction over all of them. What is left is an association: traits that travel together are not told apart.
 """
 from __future__ import annotations
@@ -25,6 +25,7 @@ from prunekit.search.traits import SHAPE, counted, wilson
 LEAST = 10  # distinct metrics with a trait, and without it, before it is asked about
 FEWEST = 50  # distinct metrics before anything is asked
 _RESAMPLES = 500
+_INFORMATION = 2.5  # variance of the hits among siblings, from which on they are about normal
 
 _COLUMNS = ["kind", "name", "effect", "low", "high", "n", "with", "families", "p", "p_holm", "verdict"]
 _WORDS = {"correlation": ("higher loss", "lower loss"), "best tenth": ("more among the best", "fewer among the best"),
@@ -36,11 +37,11 @@ def findings(frame: pd.DataFrame, model: bool = True) -> pd.DataFrame:
 
     kind "correlation": Spearman's between a trait (of a pair: whether it occurs) and the loss, ranks taken within each
     journal; "best tenth": log odds of a symbol or pair in the best tenth of its journal against the rest (Haldane: 1/2
-    added to every count); "operator": log odds that its children beat their first parent, against others of the preset;
+    added to every count); "operator": log odds that its children beat their first parent, against other children of the same parent;
     "model" (needs scikit-learn): `skill`. Intervals and p are from a standard error, that of whole families resampled or of
     independent metrics, whichever is larger, and Student's t with families - 1 degrees of freedom; p of odds also never
-    below Fisher's exact one. verdict: "no signal" unless p_holm, over all rows, is below 0.05. with: metrics that have the
-    trait; families: theirs (operators are drawn by chance, so their children count one by one).
+    below Fisher's exact one; an operator's are those of Peto and of Cochran, Mantel and Haenszel. verdict: "no signal" unless p_holm, over all rows, is below 0.05. with: metrics that have the
+    trait; families: theirs (of an operator: first parents that it and others made children of).
 
     Rows are sorted by p. Fewer than 50 distinct metrics answer nothing: no rows.
     """
@@ -115,15 +116,34 @@ def _best_tenth(frame: pd.DataFrame, pairs: pd.DataFrame) -> list[dict[str, Any]
 
 def _operators(frame: pd.DataFrame) -> list[dict[str, Any]]:
     rows = []
-    for preset, bred in frame[frame["gain"].notna()].groupby("preset"):  # which differ in how often anything improves
-        improved = (bred["gain"] > 0).to_numpy()
-        one_by_one = pd.Series(np.arange(len(bred)))  # operators are drawn by chance, whatever the family
-        for name in sorted(bred["operator"].unique()):
-            by = (bred["operator"] == name).to_numpy()
-            if LEAST <= by.sum() <= len(by) - LEAST:
-                rows.append({"kind": "operator", "name": f"{name} ({preset})", **_odds(by, improved, one_by_one),
-                             "families": bred["family"][by].nunique()})
+    bred = frame[frame["gain"].notna()]
+    first_parent = bred["journal"] + "/" + bred["parents"].str.split().str[0]
+    for preset, part in bred.groupby("preset"):  # which differ in how often anything improves
+        improved = part["gain"] > 0
+        for name in sorted(part["operator"].unique()):
+            by = part["operator"] == name
+            if LEAST <= by.sum() <= len(by) - LEAST and (found := _siblings(by, improved, first_parent[part.index])):
+                rows.append({"kind": "operator", "name": f"{name} ({preset})", **found})
     return rows
+
+
+def _siblings(has: pd.Series, hit: pd.Series, parent: pd.Series) -> dict[str, Any] | None:
+    """Log odds of a hit among the children of the same parent, or None if too few parents tell.
+
+    Per parent, of n children m have it and h hit: hits beyond the expected, U = hits - m h / n, and their variance
+    V = m (n-m) h (n-h) / (n² (n-1)); log odds = ΣU / ΣV with standard error 1/√ΣV (Peto), p that of Cochran, Mantel and
+    Haenszel. A parent with a high loss is improved on by any operator, and not every operator suits every parent, so
+    children of different parents do not compare.
+    """
+    cells = pd.DataFrame({"n": 1, "m": has, "h": hit, "both": has & hit}).groupby(parent).sum().astype(float)
+    n, m, h, both = (cells[name] for name in ("n", "m", "h", "both"))
+    V = m * (n - m) * h * (n - h) / (n**2 * (n - 1).clip(lower=1))
+    if V.sum() < _INFORMATION:
+        return None
+    effect, error = (both - m * h / n).sum() / V.sum(), V.sum() ** -0.5
+    reach = stats.norm.ppf(1 - LEVEL / 2) * error
+    return {"effect": effect, "low": effect - reach, "high": effect + reach, "n": int(n[V > 0].sum()), "with": int(m[V > 0].sum()),
+            "families": int((V > 0).sum()), "p": float(2 * stats.norm.sf(abs(effect) / error))}
 
 
 def improvements(frame: pd.DataFrame) -> pd.DataFrame:

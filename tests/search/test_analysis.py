@@ -181,13 +181,34 @@ def test_presets_that_improve_less_often_do_not_speak_against_their_operators():
     """Two operators of either preset improve equally often, in one preset on nine of ten parents, in the other on one."""
     n = 400
     frame = pd.DataFrame({"preset": np.repeat(["modern", "paper"], n // 2), "operator": np.tile(["insert", "swap"], n // 2),
-                          "family": [f"f{i}" for i in range(n)], "gain": 1.0})
+                          "family": [f"f{i}" for i in range(n)], "gain": 1.0, "journal": "j",
+                          "parents": [f"{i // 20} 7" for i in range(n)]})
     rare = np.arange(n) // 2 % 10 == 0
     frame["gain"] = np.where(rare == (frame["preset"] == "paper"), 1.0, -1.0)
     frame.loc[frame["preset"] == "paper", "operator"] = np.tile(["insert", "point"], n // 4)
     found = pd.DataFrame(analysis._operators(frame)).set_index("name")
     assert list(found.index) == ["insert (modern)", "swap (modern)", "insert (paper)", "point (paper)"]
     assert (found["effect"].abs() < 1e-9).all() and (found["p"] == 1).all()
+
+
+def test_children_are_compared_with_children_of_the_same_parent():
+    """Two of three parents: the bad one, which everything improves on, mostly breeds by swap. Within each, swap does no better."""
+    frame = pd.DataFrame([{"journal": "j", "preset": "modern", "parents": parent, "operator": operator, "gain": 1.0 if i < improved else -1.0}
+                          for parent, operator, n, improved in (("0", "swap", 60, 48), ("0", "insert", 20, 16), ("1", "swap", 20, 4),
+                                                                ("1", "insert", 60, 12), ("2", "insert", 1, 0)) for i in range(n)])
+    found = pd.DataFrame(analysis._operators(frame)).set_index("name")
+    assert found["effect"].abs().max() < 1e-9 and found["families"].tolist() == [2, 2] and found["n"].tolist() == [160, 160]
+
+
+def test_the_odds_among_siblings_by_hand():
+    """One parent, 20 children: 8 of 10 by swap improve, 3 of 10 by insert. U = 8 - 10 * 11 / 20; V = 10 * 10 * 11 * 9 / (400 * 19)."""
+    has, hit = pd.Series([True] * 10 + [False] * 10), pd.Series([True] * 8 + [False] * 2 + [True] * 3 + [False] * 7)
+    twice = pd.Series(["a"] * 20 + ["b"] * 20)
+    found = analysis._siblings(pd.concat([has, has], ignore_index=True), pd.concat([hit, hit], ignore_index=True), twice)
+    U, V = 2 * 2.5, 2 * 9900 / 7600
+    assert found["effect"] == pytest.approx(U / V) and found["high"] - found["effect"] == pytest.approx(1.959964 / V**0.5)
+    assert found["p"] == pytest.approx(stats.chi2.sf(U * U / V, 1))
+    assert analysis._siblings(has, hit, twice[:20]) is None
 
 
 def test_skill_is_what_folds_by_family_leave():
@@ -253,6 +274,17 @@ def test_a_hundred_searches_for_nothing(tmp_path):
         history = searched(tmp_path, pk.Shuffled(losses, seed), 300, ("modern", "paper")[seed % 2], f"j{seed}", seed=seed)
         false += not significant(pk.findings(pk.traits(history))).empty
     assert false <= 10
+
+
+@pytest.mark.torture
+def test_a_long_search_for_nothing(tmp_path):
+    """So many children that any dependence among them would look significant."""
+    history = searched(tmp_path, noise, 5000)
+    losses, false = tuple(history["fitness"]), 0
+    for seed in range(20):
+        history["fitness"] = [pk.Shuffled(losses, seed)(tree) for tree in history["tree"]]
+        false += not significant(pk.findings(pk.traits(history))).empty
+    assert false <= 3
 
 
 @pytest.mark.torture

@@ -1,6 +1,7 @@
 # make report   install if needed, run the embedded profile, render reports/embedded/index.html
 # make test     install if needed, run the tests                (PYTEST="-k masks" passes options on)
 # make torture  what takes long: 50 killed searches, 20 killed reports, 100 null repetitions; before a release
+# make study    the long search of profile `study`, recorded in the package (about an hour); 04 and 05 show it beside their own
 # make check-site  open every rendered page in Chromium on a phone's and on a desktop's screen, and compile the papers
 # make lab      JupyterLab on the notebooks
 # make dev      ruff for this checkout, and nbdime for this clone's git
@@ -18,7 +19,7 @@ PYTEST ?=
 PYTHON ?=
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
-.PHONY: report test torture check-site lab dev gallery clean
+.PHONY: report test torture study check-site lab dev gallery clean
 
 report: $(VENV)/.installed
 	@echo "· running the notebooks of the profile '$(PROFILE)'"
@@ -31,6 +32,11 @@ test: $(VENV)/.installed
 torture: $(VENV)/.installed
 	@echo "· running the tests that kill and repeat"
 	@$(BIN)/python -m pytest -m torture -v $(PYTEST)
+
+study: $(VENV)/.installed
+	@echo "· running the long search, and recording it in prunekit/workbook/study"
+	@$(BIN)/prunekit run study 04_gp_search $(ARGS)
+	@$(BIN)/prunekit record study
 
 check-site: $(VENV)/.installed
 	@echo "· opening the pages under reports/ in Chromium, and compiling a paper of each profile in runs/ with pdfLaTeX"

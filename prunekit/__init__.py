@@ -63,6 +63,8 @@ _PUBLIC = {
     "mask_weights": "lora",
     "start_run": "workbook.runs",
     "choose_from": "workbook.shown",
+    "recorded": "workbook.recorded",
+    "recorded_by": "workbook.recorded",
     "grade": "workbook.course",
 }
 __all__ = ["__version__", *_PUBLIC]

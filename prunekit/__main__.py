@@ -59,6 +59,8 @@ def _parser() -> argparse.ArgumentParser:
     workbook.add_sweep(command("sweep", workbook.run_sweep, "Run notebooks over a grid of parameters, join their tables."))
     workbook.add_diff(command("diff", workbook.run_diff, "What changed between two executed runs, as text or as a page."))
     workbook.add_verify(command("verify", workbook.run_verify, "Run a profile anew and compare every number in its tables."))
+    record = command("record", workbook.run_record, "Put a profile's search tables into the package, where 04 and 05 show them.")
+    record.add_argument("profile", nargs="?", default="study", help="a folder of params/ (default: study)")
     figures = command("figures", _figures, "Draw the figures of a profile again from their CSVs alone, and render the report.")
     figures.add_argument("profile")
     figures.add_argument("topics", nargs="*", metavar="TOPIC", help="only those of these notebooks")

@@ -1,6 +1,7 @@
 """Run the notebooks of a profile: check everything first, run what is not fresh, keep what failed, carry on."""
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import os
@@ -33,15 +34,41 @@ def run_profile(profile: str, topics: Iterable[str] | None = None, overrides: Ma
     """Bring the notebooks of a profile up to date, in the order of the graph, and yield one Record for each.
 
     `topics` limits it to these and what they read from; `force` runs the named ones (all, when none is named) even
-    when they are fresh. All parameters are checked before the first notebook starts (UsageError). A notebook that
-    fails leaves failed.ipynb, reason.txt and log.txt in its run folder; those that do not read from it still run.
+    when they are fresh. All parameters are checked before the first notebook starts (UsageError), and that no other
+    process is running the profile. A notebook that fails leaves failed.ipynb, reason.txt and log.txt in its run folder;
+    those that do not read from it still run.
     """
     wanted = list(topics or project.topics())
     for topic in wanted:
         project.notebook(topic)
     parameters = params.resolve_profile(profile, overrides)
-    _remember(profile, overrides or {})
-    return run_all(profile, project.closure(wanted), parameters, set(wanted) if force else set(), progress)
+    records = run_all(profile, project.closure(wanted), parameters, set(wanted) if force else set(), progress)
+    return _alone(profile, overrides or {}, records)
+
+
+def _alone(profile: str, overrides: Mapping[str, str], records: Iterator[Record]) -> Iterator[Record]:
+    with only_one(project.root() / "runs" / profile, f"prunekit run {profile}"):
+        _remember(profile, overrides)
+        yield from records
+
+
+@contextmanager
+def only_one(folder: Path, command: str) -> Iterator[None]:
+    """Nobody else writes to this folder meanwhile; a process that dies, however it dies, gives it back.
+
+    Raises UsageError, naming the process, if somebody does already.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise UsageError(f"`{command}` is under way already, in process {file.read() or 'unknown'}: wait for it, or stop it.") from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
 
 
 def run_all(profile: str, plan: list[str], parameters: Mapping[str, dict], forced: set[str],

@@ -1,4 +1,4 @@
-"""`prunekit status`, `sweep`, `diff`, `verify`, `student` and `check`: the commands around the batch."""
+"""`prunekit status`, `sweep`, `diff`, `verify`, `record`, `student` and `check`: the commands around the batch."""
 from __future__ import annotations
 
 import argparse
@@ -148,6 +148,13 @@ def run_verify(args: argparse.Namespace) -> int:
         say(f"the new runs are in runs/verify/{args.profile}: `prunekit diff {args.profile}/TOPIC "
             f"verify/{args.profile}/TOPIC`")
     return int(not same)
+
+
+def run_record(args: argparse.Namespace) -> int:
+    from prunekit.workbook import recorded
+
+    say(f"{recorded.record(args.profile):,} bytes in {recorded.FOLDER}")
+    return 0
 
 
 # ---------------------------------------------------------------- the course

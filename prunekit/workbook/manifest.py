@@ -33,11 +33,12 @@ from prunekit.workbook import project
 
 PACKAGE = Path(prunekit.__file__).resolve().parent
 # All else in prunekit.workbook decides how a run is started and shown, not what it computes.
-_RESULTS = ("prunekit.workbook.runs", "prunekit.workbook.published")
+_RESULTS = ("prunekit.workbook.runs", "prunekit.workbook.published", "prunekit.workbook.recorded")
 # Packages whose version can change a number.
 _PACKAGES = ("torch", "transformers", "numpy", "scipy", "pandas", "datasets", "tokenizers", "accelerate", "peft", "lm_eval")
 # What a module reads from the package beside its own source.
-_DATA = {"prunekit.evaluate.harness": "embedded/lm_eval/*", "prunekit.workbook.published": "workbook/published.csv"}
+_DATA = {"prunekit.evaluate.harness": "embedded/lm_eval/*", "prunekit.workbook.published": "workbook/published.csv",
+         "prunekit.workbook.recorded": "workbook/study/*"}
 
 
 # ---------------------------------------------------------------- files and hashes

@@ -22,6 +22,7 @@ import os
 import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import BrokenExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -193,9 +194,11 @@ def run(sweep: Sweep, *, executor: Mapping[str, Any] | None = None,
     """
     from prunekit.search.executors import open_executor
 
-    pool = open_executor(**executor or {})
     records: dict[str, batch.Record] = {}
-    try:
+    with ExitStack() as stack:
+        stack.enter_context(batch.only_one(sweep.folder, f"prunekit sweep {sweep.name}"))
+        pool = open_executor(**executor or {})
+        stack.callback(pool.shutdown, wait=False, cancel_futures=True)
         for topic, level in itertools.groupby(sweep.units, key=lambda unit: unit.topic):
             started: list[tuple[Unit, Any]] = []
             for unit in level:
@@ -205,8 +208,6 @@ def run(sweep: Sweep, *, executor: Mapping[str, Any] | None = None,
             for unit, outcome in started:
                 records[unit.profile] = outcome if isinstance(outcome, batch.Record) else _result(topic, outcome)
                 yield unit, records[unit.profile]
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _settled(unit: Unit, records: Mapping[str, batch.Record], retry: bool) -> batch.Record | None:

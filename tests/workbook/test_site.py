@@ -1,6 +1,7 @@
 """Two small notebooks from source to pages: run, fail, resume, render; the pages checked by an HTML parser."""
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from bs4 import BeautifulSoup
 from pages import check_site
 from tiny_project import profile, write_notebook
 
+from prunekit.__main__ import main
 from prunekit.metric.catalogue import METHODS
 from prunekit.workbook import batch, manifest, markup, metrics_page, site
 
@@ -53,6 +55,14 @@ def project(home):
 
 def outcomes(**options):
     return {record.topic: (record.outcome, record.reason) for record in batch.run_profile("tiny", progress=False, **options)}
+
+
+def test_two_runs_of_one_profile_do_not_meet(project, capsys):
+    with batch.only_one(project / "runs" / "tiny", "prunekit run tiny"):
+        assert main(["run", "tiny"]) == 2
+        assert f"`prunekit run tiny` is under way already, in process {os.getpid()}: wait for it, or stop it." in capsys.readouterr().err
+    assert not (project / "runs/tiny/01_data").exists()
+    assert outcomes() == {"01_data": ("done", ""), "03_baselines": ("done", "")}
 
 
 def test_from_notebooks_to_pages(project, tmp_path, monkeypatch):

@@ -136,6 +136,13 @@ def test_killed_resumed_and_retried(grid, monkeypatch):
     assert tried == [planned.units[-1].folder]  # ... until it is asked for
 
 
+def test_two_runs_of_one_sweep_do_not_meet(grid, capsys):
+    file = grid("seed: [0]")
+    with batch.only_one(sweep.read(file).folder, "prunekit sweep s"):
+        assert main(["sweep", str(file)]) == 2
+        assert "is under way already, in process" in capsys.readouterr().err
+
+
 def test_seeds_are_joined(grid):
     rows = [{"cell": cell, "scale": scale, "seed": seed, "run": f"r{cell}", "table": "t", "method": method,
              "tree": f"{cell}", "pattern": "2:4", "n": 5, "value": value, "low": value - 1}

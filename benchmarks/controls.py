@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import random
 import statistics
 from pathlib import Path
@@ -23,6 +22,7 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy import stats
+from shared import machine, material
 
 import prunekit as pk
 from prunekit.errors import UsageError
@@ -36,10 +36,8 @@ class World:
     """The model's windows by role and its G."""
 
     def __init__(self) -> None:
-        model, tokenizer = pk.load_model(MODEL, dtype="float32", device="cpu")
         counts = {"calibration": 32, "gradient": 64, "search": WINDOWS, "test": WINDOWS}
-        self.windows = {role: pk.token_windows("embedded", tokenizer, role, n, SEQLEN) for role, n in counts.items()}
-        self.G = pk.collect_gradients(model, self.windows["gradient"], progress=False)
+        _, self.windows, self.G = material(MODEL, SEQLEN, counts)
 
     def evaluator(self, G: pk.Gradients) -> pk.Evaluator:
         bench = pk.Bench(MODEL, self.windows["calibration"], self.windows["search"], gradients=G, dtype="float32", device="cpu")
@@ -98,15 +96,17 @@ def hidden(size: int, seed: int) -> pk.Planted:
                 return planted
 
 
-def planted(size: int, seeds: int, budget: int, preset: str) -> dict[str, object]:
+def planted(size: int, targets: list[pk.Planted], budget: int, preset: str) -> dict[str, object]:
     """How often the hidden masks are found, the median evaluations where they are, and the median distance where not."""
     taken, missed = [], []
-    for seed in range(seeds):
-        for generation in pk.evolve(hidden(size, seed), preset, budget, seed, progress=False):
+    for seed, target in enumerate(targets):
+        for generation in pk.evolve(target, preset, budget, seed, progress=False):
             if generation.best and generation.best.fitness == 0:
+                taken.append(generation.evaluated)
                 break
-        (missed.append(generation.best.fitness) if generation.best.fitness else taken.append(generation.evaluated))
-    return {"size": size, "preset": preset, "found": len(taken), "of": seeds,
+        else:
+            missed.append(generation.best.fitness)
+    return {"size": size, "preset": preset, "found": len(taken), "of": len(targets),
             "evaluations": statistics.median(taken) if taken else None, "distance": statistics.median(missed) if missed else 0.0}
 
 
@@ -121,15 +121,15 @@ def main() -> None:
     torch.set_num_threads(1)
     world = World()
     result = {"model": MODEL, "sparsity": SPARSITY, "windows": WINDOWS, "budget": args.budget,
-              "machine": {"processor": platform.processor() or platform.machine(), "torch": torch.__version__, "python": platform.python_version()},
-              "shuffled": shuffled(world, args.shuffled),
+              "machine": machine(1), "shuffled": shuffled(world, args.shuffled),
               "G": {"true": reads_G(world, world.G, args.candidates), "permuted": reads_G(world, world.permuted(), args.candidates)}}
     print(json.dumps({key: result[key] for key in ("shuffled", "G")}, indent=1), flush=True)
     result["planted"] = []
     print("| size | preset | found | evaluations | distance if not |\n|---|---|---|---|---|")
     for size in SIZES:
+        targets = [hidden(size, seed) for seed in range(args.seeds)]
         for preset in ("modern", "random-distinct"):
-            found = planted(size, args.seeds, args.budget, preset)
+            found = planted(size, targets, args.budget, preset)
             result["planted"].append(found)
             print(f"| {size} | {preset} | {found['found']} of {found['of']} | {found['evaluations']} | {found['distance']:.4f} |", flush=True)
             args.output.write_text(json.dumps(result, indent=1) + "\n")

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import time
 from bisect import insort
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from pathlib import Path
 
 import torch
 from scipy import stats
+from shared import machine, material
 
 import prunekit as pk
 from prunekit.search.archive import replay
@@ -35,11 +35,9 @@ class World:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.model, tokenizer = pk.load_model(MODEL, dtype=DTYPE, device="cpu")
         counts = {"calibration": CALIBRATION, "gradient": GRADIENT, "search": FITNESS + FULL}
-        windows = {role: pk.token_windows("embedded", tokenizer, role, n, SEQLEN) for role, n in counts.items()}
+        self.model, windows, self.G = material(MODEL, SEQLEN, counts, DTYPE)
         self.calibration, self.full = windows["calibration"], windows["search"][FITNESS:]
-        self.G = pk.collect_gradients(self.model, windows["gradient"], progress=False)
         saved = folder / "evaluator.safetensors"
         if saved.exists():
             self.evaluator = pk.Evaluator.load(saved)
@@ -138,10 +136,8 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     result = measure(World(args.folder), args)
-    machine = {"processor": platform.processor() or platform.machine(), "threads": 1, "torch": torch.__version__,
-               "python": platform.python_version()}
     about = {"model": MODEL, "seqlen": SEQLEN, "sparsity": SPARSITY, "dtype": DTYPE, "calibration": CALIBRATION,
-             "fitness": FITNESS, "full": FULL, "workers": args.workers, "audit share": AUDIT, "machine": machine}
+             "fitness": FITNESS, "full": FULL, "workers": args.workers, "audit share": AUDIT, "machine": machine(1)}
     args.output.write_text(json.dumps(about | result, indent=1) + "\n")
     print("| what | candidates | seconds | processor seconds | per minute of processor |\n|---|---|---|---|---|")
     for row in result["rows"]:

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from shared import machine
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -122,9 +122,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
     args = parser.parse_args()
     result = measure(Bench(getattr(torch, args.dtype)), args.repeats)
-    machine = {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads(),
-               "torch": torch.__version__, "python": platform.python_version()}
-    about = {"windows": WINDOWS, "seqlen": SEQLEN, "dtype": args.dtype, "repeats": args.repeats, "machine": machine}
+    about = {"windows": WINDOWS, "seqlen": SEQLEN, "dtype": args.dtype, "repeats": args.repeats, "machine": machine(torch.get_num_threads())}
     args.output.write_text(json.dumps(about | {"rows": result}, indent=1) + "\n")
     print("| what | unit | ratio (median) | lowest to highest | seconds |\n|---|---|---|---|---|")
     for row in result:

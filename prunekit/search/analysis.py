@@ -4,8 +4,9 @@
 
 Two things would make chance look like knowledge here. Candidates are relatives: a lucky tree leaves many children that
 share all its traits, so every interval is from resampling whole families (all descendants of one random tree through
-first parents), and is never narrower than for independent trees; operators are compared on the same parent. And there are a hundred questions, so a finding must
-survive Holm's correction over all of them. What is left is an association: traits that travel together are not told apart.
+first parents), and is never narrower than for independent trees; operators are compared on the same parent. And there are
+a hundred questions, so a finding must survive Holm's correction over all of them. What is left is an association: traits
+that travel together are not told apart.
 """
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ from scipy import stats
 
 from prunekit.errors import UsageError
 from prunekit.evaluate.compare import LEVEL, holm
-from prunekit.search.traits import SHAPE, counted, wilson
+from prunekit.search.traits import SHAPE, counted, first_parents, wilson
 
 LEAST = 10  # distinct metrics with a trait, and without it, before it is asked about
 FEWEST = 50  # distinct metrics before anything is asked
@@ -37,11 +38,12 @@ def findings(frame: pd.DataFrame, model: bool = True) -> pd.DataFrame:
 
     kind "correlation": Spearman's between a trait (of a pair: whether it occurs) and the loss, ranks taken within each
     journal; "best tenth": log odds of a symbol or pair in the best tenth of its journal against the rest (Haldane: 1/2
-    added to every count); "operator": log odds that its children beat their first parent, against other children of the same parent;
-    "model" (needs scikit-learn): `skill`. Intervals and p are from a standard error, that of whole families resampled or of
+    added to every count); "operator": log odds that its children beat their first parent, against other children of the
+    same parent; "model" (needs scikit-learn): `skill`. Intervals and p are from a standard error, that of whole families resampled or of
     independent metrics, whichever is larger, and Student's t with families - 1 degrees of freedom; p of odds also never
-    below Fisher's exact one; an operator's are those of Peto and of Cochran, Mantel and Haenszel. verdict: "no signal" unless p_holm, over all rows, is below 0.05. with: metrics that have the
-    trait; families: theirs (of an operator: first parents that it and others made children of).
+    below Fisher's exact one; an operator's are those of Peto and of Cochran, Mantel and Haenszel. verdict: "no signal"
+    unless p_holm, over all rows, is below 0.05. with: metrics that have the trait; families: theirs (of an operator: first
+    parents that it and others made children of).
 
     Rows are sorted by p. Fewer than 50 distinct metrics answer nothing: no rows.
     """
@@ -117,17 +119,17 @@ def _best_tenth(frame: pd.DataFrame, pairs: pd.DataFrame) -> list[dict[str, Any]
 def _operators(frame: pd.DataFrame) -> list[dict[str, Any]]:
     rows = []
     bred = frame[frame["gain"].notna()]
-    first_parent = bred["journal"] + "/" + bred["parents"].str.split().str[0]
+    bred = bred.assign(parent=first_parents(bred))
     for preset, part in bred.groupby("preset"):  # which differ in how often anything improves
         improved = part["gain"] > 0
         for name in sorted(part["operator"].unique()):
             by = part["operator"] == name
-            if LEAST <= by.sum() <= len(by) - LEAST and (found := _siblings(by, improved, first_parent[part.index])):
+            if LEAST <= by.sum() <= len(by) - LEAST and (found := _siblings(by, improved, [part["journal"], part["parent"]])):
                 rows.append({"kind": "operator", "name": f"{name} ({preset})", **found})
     return rows
 
 
-def _siblings(has: pd.Series, hit: pd.Series, parent: pd.Series) -> dict[str, Any] | None:
+def _siblings(has: pd.Series, hit: pd.Series, parent: pd.Series | list[pd.Series]) -> dict[str, Any] | None:
     """Log odds of a hit among the children of the same parent, or None if too few parents tell.
 
     Per parent, of n children m have it and h hit: hits beyond the expected, U = hits - m h / n, and their variance

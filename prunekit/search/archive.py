@@ -91,10 +91,12 @@ def _rows(path: Path, name: str) -> list[dict[str, Any]]:
 def finalists(candidates: Iterable[Candidate], count: int = 10) -> list[Candidate]:
     """The Pareto front of size against loss and the `count` lowest losses, of the completely measured, also of several
     searches with one evaluator (the same tree once); best first."""
-    complete = {one.tree: one for one in sorted(candidates, key=lambda one: one.order, reverse=True) if one.complete and one.same is None}
-    best_first = list(complete.values())[::-1]
-    chosen = {*best_first[:count], *pareto(best_first)}
-    return [one for one in best_first if one in chosen]
+    best: dict[Tree, Candidate] = {}
+    for one in sorted((one for one in candidates if one.complete and one.same is None), key=lambda one: one.order):
+        best.setdefault(one.tree, one)
+    complete = list(best.values())
+    chosen = {*complete[:count], *pareto(complete)}
+    return [one for one in complete if one in chosen]
 
 
 def choose(evaluator: Evaluator, finalists: Sequence[Candidate], select: Sequence[Tensor]) -> pd.DataFrame:

@@ -7,7 +7,6 @@ found wherever it is. A line that a crash left unfinished at the end is dropped.
 from __future__ import annotations
 
 import base64
-import fcntl
 import json
 import os
 from array import array
@@ -17,6 +16,7 @@ from typing import Any, Self
 from zlib import crc32
 
 from prunekit.errors import UsageError
+from prunekit.locks import lock
 
 FORMAT = 1
 _UNSTABLE = ("seconds", "host", "started", "file")  # what two runs of the same search may differ in
@@ -62,7 +62,7 @@ class Journal:
     def _open(self) -> None:
         self._close()
         self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
-        self._lock()
+        lock(self._file, f"the journal {self.path} is being written by another process: wait for it, or give another journal.")
         self.events, self._crc, self._size = _scan(self.path)
         os.ftruncate(self._file, self._size)
         os.lseek(self._file, self._size, os.SEEK_SET)
@@ -95,13 +95,6 @@ class Journal:
                              "search again, it goes on from its last event.") from error
         self._crc, self._size = crc, self._size + len(line)
         return json.loads(line)
-
-    def _lock(self) -> None:
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UsageError(f"the journal {self.path} is being written by another process: wait for it, or give "
-                             "another journal.") from error
 
     def _differing(self, header: Mapping[str, Any]) -> list[str]:
         if not self.events:

@@ -62,19 +62,20 @@ def _comparable(history: pd.DataFrame) -> None:
                          "pk.history([first, second]), or give them names with .assign(journal=…).")
 
 
-def _first_parents(frame: pd.DataFrame) -> list[int | None]:
+def first_parents(frame: pd.DataFrame) -> list[int | None]:
+    """The candidate that each row was bred from, of two the first."""
     return [int(text.split()[0]) if text else None for text in frame["parents"]]
 
 
 def _gains(frame: pd.DataFrame) -> list[float]:
     known = dict(zip(zip(frame["journal"], frame["i"], strict=True), frame["fitness"], strict=True))
     return [known.get((journal, parent), math.nan) - fitness for journal, parent, fitness in
-            zip(frame["journal"], _first_parents(frame), frame["fitness"], strict=True)]
+            zip(frame["journal"], first_parents(frame), frame["fitness"], strict=True)]
 
 
 def _families(frame: pd.DataFrame) -> list[str]:
     founders: dict[tuple[str, int | None], str] = {}
-    for journal, i, parent in zip(frame["journal"], frame["i"], _first_parents(frame), strict=True):
+    for journal, i, parent in zip(frame["journal"], frame["i"], first_parents(frame), strict=True):
         founders[journal, i] = founders.get((journal, parent), f"{journal}/{i}")
     return list(founders.values())
 

@@ -1,7 +1,6 @@
 """Run the notebooks of a profile: check everything first, run what is not fresh, keep what failed, carry on."""
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from prunekit.errors import UsageError
+from prunekit.locks import lock
 from prunekit.workbook import manifest, params, project
 
 _KERNEL = "prunekit"
@@ -60,11 +60,8 @@ def only_one(folder: Path, command: str) -> Iterator[None]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise UsageError(f"`{command}` is under way already, in process {file.read() or 'unknown'}: wait for it, or stop it.") from None
+        file.seek(0)
+        lock(file.fileno(), f"`{command}` is under way already, in process {file.read() or 'unknown'}: wait for it, or stop it.")
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()

@@ -1,7 +1,7 @@
 # make report   install if needed, run the embedded profile, render reports/embedded/index.html
 # make test     install if needed, run the tests                (PYTEST="-k masks" passes options on)
 # make torture  what takes long: 50 killed searches, 20 killed reports, 100 null repetitions; before a release
-# make study    the long search of profile `study`, recorded in the package (about an hour); 04 and 05 show it beside their own
+# make study    the long search of profile `study`, recorded in the package (more than an hour); 04 and 05 show it beside their own
 # make check-site  open every rendered page in Chromium on a phone's and on a desktop's screen, and compile the papers
 # make lab      JupyterLab on the notebooks
 # make dev      ruff for this checkout, and nbdime for this clone's git

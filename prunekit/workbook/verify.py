@@ -66,26 +66,28 @@ def verify(profile: str, topics: Iterable[str] | None = None, tolerance: float |
             raise UsageError(f"{topic} has no finished run to verify: `prunekit run {profile} {topic}` makes it.")
         made = f"{project.relative(project.run_folder(profile, topic))}/manifest.json"
         params.validate(topic, {key: params.Setting(value, made) for key, value in saved[topic]["parameters"].items()})
-    shutil.rmtree(project.root() / "runs" / scratch, ignore_errors=True)
     return _verify(profile, scratch, saved, tolerance, progress)
 
 
 def _verify(profile: str, scratch: str, saved: dict[str, dict[str, Any]], tolerance: float | None,
             progress: bool) -> Iterator[Verdict]:
-    parameters = {topic: made["parameters"] | {"profile": scratch} for topic, made in saved.items()}
-    all_same = True
-    for record in batch.run_all(scratch, list(saved), parameters, set(), progress):
-        verdict = Verdict(record.topic, record)
-        if record.outcome == "done":
-            old, new = saved[record.topic], manifest.read(scratch, record.topic)
-            alike = all(old.get(key) == new[key] for key in _SAME)
-            allowed = (0.0 if alike else TOLERANCE) if tolerance is None else tolerance
-            folders = [project.run_folder(name, record.topic) for name in (profile, scratch)]
-            verdict = Verdict(record.topic, record, allowed, *compare_tables(*folders, allowed))
-        all_same &= verdict.same
-        yield verdict
-    if all_same:
-        shutil.rmtree(project.root() / "runs" / scratch, ignore_errors=True)
+    scratch_folder = project.root() / "runs" / scratch
+    with batch.only_one(scratch_folder.parent, "prunekit verify"):
+        shutil.rmtree(scratch_folder, ignore_errors=True)
+        parameters = {topic: made["parameters"] | {"profile": scratch} for topic, made in saved.items()}
+        all_same = True
+        for record in batch.run_all(scratch, list(saved), parameters, set(), progress):
+            verdict = Verdict(record.topic, record)
+            if record.outcome == "done":
+                old, new = saved[record.topic], manifest.read(scratch, record.topic)
+                alike = all(old.get(key) == new[key] for key in _SAME)
+                allowed = (0.0 if alike else TOLERANCE) if tolerance is None else tolerance
+                folders = [project.run_folder(name, record.topic) for name in (profile, scratch)]
+                verdict = Verdict(record.topic, record, allowed, *compare_tables(*folders, allowed))
+            all_same &= verdict.same
+            yield verdict
+        if all_same:
+            shutil.rmtree(scratch_folder, ignore_errors=True)
 
 
 def compare_tables(then: Path, now: Path, tolerance: float = 0.0) -> tuple[int, list[Mismatch]]:

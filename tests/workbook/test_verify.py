@@ -81,3 +81,10 @@ def test_a_run_that_fails_is_not_the_same(saved, monkeypatch, capsys):
     monkeypatch.setattr(batch, "run_one", lambda topic, *rest: batch.Record(topic, "failed", 1.0, "too little memory"))
     assert main(["verify", "tiny"]) == 1
     assert "01_data           failed     too little memory\n" in capsys.readouterr().out
+
+
+def test_two_verifications_do_not_meet(home, saved, capsys):
+    with batch.only_one(home / "runs/verify", "prunekit verify"):
+        assert main(["verify", "tiny"]) == 2
+    assert "`prunekit verify` is under way already, in process" in capsys.readouterr().err
+    assert main(["verify", "tiny"]) == 0

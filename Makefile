@@ -8,13 +8,15 @@
 # make gallery  copy the embedded report to reports/gallery, with a picture of its front page where there is a Chromium
 # make clean    remove caches and rendered pages; runs/ and .venv/ stay
 #
-# PYTHON=... chooses the interpreter, PROFILE=... another profile, ARGS=... options of `prunekit run`.
+# PYTHON=... chooses the interpreter, PROFILE=... another profile, WORKERS=... how many notebooks run at a time (2 for small
+# models, else 1), ARGS=... further options of `prunekit run`.
 
 SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 PROFILE ?= embedded
 ARGS ?=
+WORKERS ?= $(if $(filter embedded smoke,$(PROFILE)),2,1)
 PYTEST ?=
 PYTHON ?=
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
@@ -23,7 +25,7 @@ PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraint
 
 report: $(VENV)/.installed
 	@echo "· running the notebooks of the profile '$(PROFILE)'"
-	@$(BIN)/prunekit run $(PROFILE) $(ARGS)
+	@$(BIN)/prunekit run $(PROFILE) --workers $(WORKERS) $(ARGS)
 
 test: $(VENV)/.installed
 	@echo "· running the tests"

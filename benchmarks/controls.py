@@ -50,11 +50,11 @@ class World:
 
 def shuffled(world: World, searches: int) -> dict[str, object]:
     """True test loss of another candidate minus that of the winner, over searches on shuffled losses."""
-    evaluator, gains = world.evaluator(world.G), []
+    evaluator, gains = world.evaluator(world.G).on([world.windows["test"]]), []
 
     def loss(tree: pk.Tree) -> float | None:
         try:
-            return float(evaluator.losses(tree, [world.windows["test"]]).mean())
+            return float(evaluator.losses(tree).mean())
         except UsageError:  # no metric on this model: a shuffled loss does not know
             return None
 

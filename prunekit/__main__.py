@@ -55,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("topics", nargs="*", metavar="TOPIC", help="only these notebooks and what they read from, as 03_baselines")
     run.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a parameter; may be repeated")
     run.add_argument("--force", action="store_true", help="run the notebooks even when they are up to date")
+    run.add_argument("--workers", type=int, default=1, metavar="N", help="notebooks at a time, which share cores and memory")
     workbook.add_status(command("status", workbook.run_status, "Say what is fresh, stale (and why), missing or failed."))
     workbook.add_sweep(command("sweep", workbook.run_sweep, "Run notebooks over a grid of parameters, join their tables."))
     workbook.add_diff(command("diff", workbook.run_diff, "What changed between two executed runs, as text or as a page."))
@@ -215,8 +216,12 @@ def _run(args: argparse.Namespace) -> int:
     from prunekit.workbook import batch
 
     overrides = dict(params.parse_override(text) for text in args.set)
+    if args.workers < 1:
+        raise UsageError(f"--workers {args.workers}: give 1 or more.")
+    if args.workers > 1:
+        batch.share_cores(args.workers)
     records = []
-    for record in batch.run_profile(args.profile, args.topics, overrides, force=args.force):
+    for record in batch.run_profile(args.profile, args.topics, overrides, force=args.force, workers=args.workers):
         say(f"{record.topic:<17} {record.outcome:<8} {record.seconds:7.1f} s  {record.reason}".rstrip())
         records.append(record)
     from prunekit.workbook import site

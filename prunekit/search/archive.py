@@ -106,9 +106,9 @@ def choose(evaluator: Evaluator, finalists: Sequence[Candidate], select: Sequenc
     several tasks or models each one's loss here, as `select[2:4]`. The first row is the winner; report it on test windows,
     once.
     """
-    rows = []
+    rows, unseen = [], evaluator.on(select)
     for one in finalists:
-        losses = evaluator.losses(one.tree, select).mean(-1).flatten()
+        losses = unseen.losses(one.tree).mean(-1).flatten()
         loss = float(losses.mean())
         rows.append({"i": one.index, "tree": str(one.tree), "size": one.tree.size, "search": one.fitness, "select": loss,
                      "optimism": loss - one.fitness}

@@ -1,10 +1,8 @@
 """Where metrics agree, what their disputes are worth, and whether an order of metrics travels to other settings."""
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -138,24 +136,6 @@ def distances(frame: pd.DataFrame, bench: Bench, targets: Trees, task: float | s
 # Transfer -----------------------------------------------------------------------------------------------------------------
 
 
-def with_tasks(evaluator: Evaluator, *tasks: float | str) -> Evaluator:
-    """The same models, statistics and windows, pruned to other sparsities or patterns."""
-    return _changed(evaluator, tasks=[parse_task(task) for task in tasks], home=None)
-
-
-def _changed(evaluator: Evaluator, **fields: Any) -> Evaluator:
-    other = Evaluator.__new__(Evaluator)
-    other.__dict__ |= evaluator.__dict__ | fields
-    return other
-
-
-def _focused(evaluator: Evaluator, windows: Tensor) -> Evaluator:
-    """The same on other windows, which the dense model reads once."""
-    bench = copy.copy(evaluator.benches[0])
-    bench.search, bench.nll = windows, bench.measure(windows)
-    return _changed(evaluator, benches=[bench], home=None)
-
-
 Setting = tuple[Evaluator, Tensor]
 
 
@@ -170,7 +150,7 @@ def transfer(trees: Trees, settings: Mapping[str, Setting | Callable[[], Setting
     rows = []
     for name, setting in tqdm(settings.items(), desc="settings", disable=not progress):
         evaluator, windows = setting() if callable(setting) else setting
-        focused = _focused(evaluator, windows)
+        focused = evaluator.on([windows])
         for metric, tree in trees.items():
             try:
                 losses = focused.losses(tree).mean((0, 1))

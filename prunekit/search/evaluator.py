@@ -2,6 +2,7 @@
 masked forward, and everything as it was before."""
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -181,13 +182,16 @@ class Evaluator:
     @property
     def parts(self) -> list[str]:
         """What fitness is the mean over, model by model: the tasks, after the model's name where there are several."""
-        tasks = [task_name(*task) for task in self.tasks]
+        tasks = self._named()
         models = [bench.name or type(bench.model).__name__ for bench in self.benches]
         if len(models) == 1:
             return tasks
         if len(set(models)) < len(models):
             models = [f"{model} #{place}" for place, model in enumerate(models, 1)]
         return [f"{model} {task}" for model in models for task in tasks]
+
+    def _named(self) -> list[str]:
+        return [task_name(*task) for task in self.tasks]
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -220,17 +224,27 @@ class Evaluator:
                 for bench in self.benches:
                     bench.restore()
 
-    def losses(self, tree: Tree, windows: Sequence[Tensor] | None = None) -> np.ndarray:
-        """nll(pruned) - nll(dense) of a metric: (models, tasks, windows) float64, on the search windows (in their
-        order) or on others, one tensor (n, seqlen) per model. Raises UsageError if the metric is invalid there."""
+    def on(self, windows: Sequence[Tensor] | None = None, tasks: Sequence[float | str] | None = None) -> Evaluator:
+        """The same models and statistics on other windows, one tensor (n, seqlen) per model, or pruned to other tasks.
+
+        The dense models read the new windows once, here; they keep their order.
+        """
+        benches = [copy.copy(bench) for bench in self.benches]
+        with without_gradients(self.threads):
+            for bench, given in zip(benches, windows or (), strict=bool(windows)):
+                bench.search, bench.nll = given, bench.measure(given)
+        other = Evaluator.__new__(Evaluator)
+        other._set(benches, self._named() if tasks is None else tasks, self.update, self.rungs[:-1], self.threads, self.seed, self.obs)
+        return other
+
+    def losses(self, tree: Tree) -> np.ndarray:
+        """nll(pruned) - nll(dense) of a metric: (models, tasks, windows) float64, on the search windows in their order.
+        Raises UsageError if the metric is invalid there."""
         with without_gradients(self.threads):
             applied, _ = self._pruned(tree)
             try:
-                given = [bench.search for bench in self.benches] if windows is None else list(windows)
-                dense = [bench.nll for bench in self.benches] if windows is None else \
-                    [bench.measure(w) for bench, w in zip(self.benches, given, strict=True)]
-                return np.array([[self._after(apply, bench, w) - nll for apply in one]
-                                 for one, bench, w, nll in zip(applied, self.benches, given, dense, strict=True)])
+                return np.array([[self._after(apply, bench, bench.search) - bench.nll for apply in one]
+                                 for one, bench in zip(applied, self.benches, strict=True)])
             finally:
                 for bench in self.benches:
                     bench.restore()

@@ -5,18 +5,23 @@ import json
 import logging
 import os
 import tempfile
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 from prunekit.errors import UsageError
 from prunekit.locks import lock
 from prunekit.workbook import manifest, params, project
 
 _KERNEL = "prunekit"
+_ONE_AT_A_TIME = threading.Lock()  # in a worker of several threads: a kernel is started through the environment
 
 
 @dataclass(frozen=True)
@@ -30,19 +35,20 @@ class Record:
 
 
 def run_profile(profile: str, topics: Iterable[str] | None = None, overrides: Mapping[str, str] | None = None, *,
-                force: bool = False, progress: bool = True) -> Iterator[Record]:
+                force: bool = False, progress: bool = True, workers: int = 1) -> Iterator[Record]:
     """Bring the notebooks of a profile up to date, in the order of the graph, and yield one Record for each.
 
     `topics` limits it to these and what they read from; `force` runs the named ones (all, when none is named) even
-    when they are fresh. All parameters are checked before the first notebook starts (UsageError), and that no other
-    process is running the profile. A notebook that fails leaves failed.ipynb, reason.txt and log.txt in its run folder;
-    those that do not read from it still run.
+    when they are fresh. `workers`: so many notebooks at a time, each in a process of its own (see `share_cores`). All
+    parameters are checked before the first notebook starts (UsageError), and that no other process is running the
+    profile. A notebook that fails leaves failed.ipynb, reason.txt and log.txt in its run folder; those that do not read
+    from it still run.
     """
     wanted = list(topics or project.topics())
     for topic in wanted:
         project.notebook(topic)
     parameters = params.resolve_profile(profile, overrides)
-    records = run_all(profile, project.closure(wanted), parameters, set(wanted) if force else set(), progress)
+    records = run_all(profile, project.closure(wanted), parameters, set(wanted) if force else set(), progress, workers)
     return _alone(profile, overrides or {}, records)
 
 
@@ -68,23 +74,72 @@ def only_one(folder: Path, command: str) -> Iterator[None]:
         yield
 
 
-def run_all(profile: str, plan: list[str], parameters: Mapping[str, dict], forced: set[str],
-            progress: bool) -> Iterator[Record]:
-    """Bring the runs of `plan`, in this order, up to date with their parameters; those in `forced` in any case."""
-    broken: set[str] = set()
-    for topic in plan:
-        blocked = [other for other in project.upstream(topic) if other in broken]
-        folder = project.run_folder(profile, topic)
-        if blocked:
-            record = Record(topic, "skipped", 0.0, f"it reads from {blocked[0]}, which did not finish")
-        elif (topic not in forced and (folder / "executed.ipynb").exists()
-                and manifest.state(profile, topic, parameters[topic]).fresh):
-            record = Record(topic, "fresh", manifest.read(profile, topic)["seconds"])
-        else:
-            record = run_one(topic, folder, parameters[topic], progress)
-        if record.outcome in ("failed", "skipped"):
-            broken.add(topic)
-        yield record
+def run_all(profile: str, plan: list[str], parameters: Mapping[str, dict], forced: set[str], progress: bool,
+            workers: int = 1) -> Iterator[Record]:
+    """Bring the runs of `plan` up to date with their parameters, `workers` at a time; those in `forced` in any case."""
+    from prunekit.search.executors import Serial, open_executor
+
+    waiting, broken = list(plan), set()
+    running: dict[str, Future] = {}
+    with ExitStack() as stack:
+        pool = open_executor("processes", workers=workers) if workers > 1 else Serial()
+        stack.callback(pool.shutdown, wait=False, cancel_futures=True)
+        bar = stack.enter_context(tqdm(total=len(plan), leave=False, bar_format="{n}/{total} |{bar}| {elapsed} {desc}",
+                                       disable=None if progress and workers > 1 else True))
+        while waiting or running:
+            ready = [topic for topic in waiting if not {*waiting, *running} & {*project.upstream(topic)}]
+            order = ready[::-1] if workers > 1 else ready  # side by side, the later ones first: they take longer
+            for topic in order[:workers - len(running)]:
+                waiting.remove(topic)
+                record = _settled(profile, topic, parameters[topic], broken, topic in forced)
+                running[topic] = done(record) if record else pool.submit(
+                    execute, str(project.root()), topic, project.run_folder(profile, topic), parameters[topic], progress and workers == 1)
+            bar.set_description_str(", ".join(running))
+            if workers > 1:
+                wait(running.values(), return_when=FIRST_COMPLETED)
+            topic = next((topic for topic, future in running.items() if future.done()), next(iter(running)))
+            record = result(topic, running.pop(topic))
+            if record.outcome in ("failed", "skipped"):
+                broken.add(topic)
+            bar.clear()
+            yield record
+            bar.update()
+
+
+def _settled(profile: str, topic: str, parameters: Mapping[str, Any], broken: set[str], forced: bool) -> Record | None:
+    """The record of a notebook that is not to be run, or None."""
+    if blocked := [other for other in project.upstream(topic) if other in broken]:
+        return Record(topic, "skipped", 0.0, f"it reads from {blocked[0]}, which did not finish")
+    if (not forced and (project.run_folder(profile, topic) / "executed.ipynb").exists()
+            and manifest.state(profile, topic, parameters).fresh):
+        return Record(topic, "fresh", manifest.read(profile, topic)["seconds"])
+    return None
+
+
+def share_cores(workers: int) -> None:
+    """Let processes that are started from here on use their share of the cores each, unless the environment says otherwise."""
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
+
+
+def done(record: Record) -> Future:
+    future: Future = Future()
+    future.set_result(record)
+    return future
+
+
+def execute(root: str, topic: str, folder: Path, parameters: Mapping[str, Any], progress: bool = False) -> Record:
+    """`run_one`, as a worker does it."""
+    with _ONE_AT_A_TIME:
+        os.environ["PRUNEKIT_HOME"] = root  # in a worker that was started elsewhere
+        return run_one(topic, folder, parameters, progress)
+
+
+def result(topic: str, future: Future) -> Record:
+    """What became of a notebook that `execute` ran somewhere."""
+    try:
+        return future.result()
+    except BrokenExecutor:
+        return Record(topic, "failed", 0.0, "its worker process died; start this again, it goes on from here")
 
 
 def run_one(topic: str, folder: Path, parameters: Mapping[str, Any], progress: bool) -> Record:

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -61,7 +60,7 @@ def add_sweep(parser: argparse.ArgumentParser) -> None:
 
 
 def run_sweep(args: argparse.Namespace) -> int:
-    from prunekit.workbook import sweep
+    from prunekit.workbook import batch, sweep
 
     if args.workers < 1 or (args.dask and args.workers > 1):
         raise UsageError(f"--workers {args.workers}: " + ("give 1 or more." if args.workers < 1 else
@@ -78,7 +77,7 @@ def run_sweep(args: argparse.Namespace) -> int:
             say(f"{'the others: ' if unknown else ''}about {duration(total / args.workers)} on {args.workers} "
                 f"worker{'s' * (args.workers > 1)}, by the runs of profile {planned.profile}")
         return 0
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // args.workers)))  # the runs share the cores
+    batch.share_cores(args.workers)
     executor = {"kind": "dask", "address": args.dask} if args.dask else \
         {"kind": "processes", "workers": args.workers} if args.workers != 1 else {}
     broken = 0

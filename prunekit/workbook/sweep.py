@@ -19,9 +19,7 @@ import hashlib
 import itertools
 import json
 import os
-import threading
 from collections.abc import Iterator, Mapping
-from concurrent.futures import BrokenExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,8 +32,6 @@ from prunekit.workbook import batch, manifest, params, project, runs, vocabulary
 
 if TYPE_CHECKING:
     import pandas as pd
-
-_ONE_AT_A_TIME = threading.Lock()  # in a worker of several threads: a kernel is started through the environment
 
 
 class _File(BaseModel):
@@ -204,9 +200,10 @@ def run(sweep: Sweep, *, executor: Mapping[str, Any] | None = None,
             for unit in level:
                 record = _settled(unit, records, retry)
                 _link(unit)
-                started.append((unit, record or pool.submit(_execute, str(project.root()), unit)))
-            for unit, outcome in started:
-                records[unit.profile] = outcome if isinstance(outcome, batch.Record) else _result(topic, outcome)
+                started.append((unit, batch.done(record) if record else pool.submit(
+                    batch.execute, str(project.root()), topic, unit.folder, unit.parameters)))
+            for unit, future in started:
+                records[unit.profile] = batch.result(topic, future)
                 yield unit, records[unit.profile]
 
 
@@ -229,19 +226,6 @@ def _link(unit: Unit) -> None:
         link = unit.folder.parent / above.topic
         if not link.is_symlink():
             link.symlink_to(os.path.relpath(above.folder, link.parent), target_is_directory=True)
-
-
-def _execute(root: str, unit: Unit) -> batch.Record:
-    with _ONE_AT_A_TIME:
-        os.environ["PRUNEKIT_HOME"] = root  # in a worker that was started elsewhere
-        return batch.run_one(unit.topic, unit.folder, unit.parameters, progress=False)
-
-
-def _result(topic: str, future: Any) -> batch.Record:
-    try:
-        return future.result()
-    except BrokenExecutor:
-        return batch.Record(topic, "failed", 0.0, "its worker process died; start the sweep again, it goes on from here")
 
 
 # ---------------------------------------------------------------- tables

@@ -55,10 +55,20 @@ def test_fitness_is_that_of_pruning_and_measuring(parts, tree, update):
         evaluator.losses(tree)[0].mean(1), abs=1e-6)
 
 
+def test_on_other_windows_and_tasks(parts, evaluator):
+    model, windows, gradients = parts
+    before = evaluator.losses(WANDA)
+    moved = evaluator.on([windows["select"]], tasks=[0.5])
+    anew = pk.Evaluator(pk.Bench(model, windows["calibration"], windows["select"], gradients=gradients), [0.5])
+    assert moved.parts == ["0.5"] and moved.rungs[-1] == len(windows["select"])
+    assert moved.losses(WANDA)[0, 0].mean() == pytest.approx(anew.losses(WANDA)[0, 0].mean(), abs=1e-6)  # ours in another order
+    assert np.array_equal(evaluator.losses(WANDA), before) and evaluator.parts == ["0.7", "2:4"]
+
+
 def test_the_model_is_the_dense_one_after_any_number_of_evaluations(parts, evaluator):
     model, windows, _ = parts
     for tree in TREES:
-        evaluator(tree), evaluator.losses(tree, [windows["select"]])
+        evaluator(tree), evaluator.on([windows["select"]]).losses(tree)
     theirs = dict(evaluator.benches[0].model.named_parameters())
     assert all(torch.equal(parameter, theirs[name]) for name, parameter in model.named_parameters())
 

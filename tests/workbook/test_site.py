@@ -1,6 +1,7 @@
 """Two small notebooks from source to pages: run, fail, resume, render; the pages checked by an HTML parser."""
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -63,6 +64,48 @@ def test_two_runs_of_one_profile_do_not_meet(project, capsys):
         assert f"`prunekit run tiny` is under way already, in process {os.getpid()}: wait for it, or stop it." in capsys.readouterr().err
     assert not (project / "runs/tiny/01_data").exists()
     assert outcomes() == {"01_data": ("done", ""), "03_baselines": ("done", "")}
+
+
+MEET = """import os, pathlib, time
+mine, other = run.folder.parent / "{0}", run.folder.parent / "{1}"
+mine.touch()
+ends = time.monotonic() + 60
+while not other.exists():
+    assert time.monotonic() < ends, "alone"
+    time.sleep(0.05)
+run.save("threads", {{"omp": os.environ["OMP_NUM_THREADS"]}})
+run.finish()"""
+
+
+def test_notebooks_side_by_side(project, monkeypatch, capsys):
+    """Two that both read from the first, and wait for each other; a third cannot start before its own."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    for topic, others in {"03_baselines": ("a", "b"), "04_gp_search": ("b", "a")}.items():
+        write_notebook(project / "notebooks" / f"{topic}.ipynb", [
+            ("md", f"# {topic}"), ("parameters", 'profile: str = "tiny"\nrows: int = 1\n'), ("", SETUP.format(topic)),
+            ("", MEET.format(*others))])
+    write_notebook(project / "notebooks" / "05_tree_analysis.ipynb", [
+        ("md", "# 05"), ("parameters", 'profile: str = "tiny"\n'), ("", SETUP.format("05_tree_analysis")),
+        ("", "assert run.load('04_gp_search', 'threads')\nrun.finish()")])
+    assert main(["run", "tiny", "--workers", "2"]) == 0
+    told = [line.split()[:2] for line in capsys.readouterr().out.splitlines()[:4]]
+    assert sorted(told) == [[topic, "done"] for topic in ("01_data", "03_baselines", "04_gp_search", "05_tree_analysis")]
+    assert told[0] == ["01_data", "done"] and told.index(["04_gp_search", "done"]) < told.index(["05_tree_analysis", "done"])
+    threads = json.loads((project / "runs/tiny/03_baselines/threads.json").read_text())["omp"]
+    assert threads == str(max(1, os.cpu_count() // 2))
+    again = [(record.topic, record.outcome) for record in batch.run_profile("tiny", progress=False, workers=2)]
+    assert sorted(again) == [(topic, "fresh") for topic, _ in sorted(told)]
+    assert main(["run", "tiny", "--workers", "0"]) == 2 and "--workers 0: give 1 or more" in capsys.readouterr().err
+
+
+def test_a_worker_that_dies_is_said(project):
+    write_notebook(project / "notebooks" / "02_gradients.ipynb", [
+        ("md", "# 02"), ("parameters", 'profile: str = "tiny"\n'), ("", SETUP.format("02_gradients")),
+        ("", "import os, signal\nos.kill(os.getppid(), signal.SIGKILL)")])
+    found = {record.topic: (record.outcome, record.reason) for record in batch.run_profile("tiny", progress=False, workers=2)}
+    assert found["01_data"] == ("done", "")
+    assert found["02_gradients"] == ("failed", "its worker process died; start this again, it goes on from here")
+    assert found["03_baselines"][0] == "skipped"
 
 
 def test_from_notebooks_to_pages(project, tmp_path, monkeypatch):

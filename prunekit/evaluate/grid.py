@@ -1,7 +1,10 @@
 """One model, many ways to prune it: prune, measure, put everything back."""
 from __future__ import annotations
 
+import copy
+import threading
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,12 +36,17 @@ class Measured:
 
 
 def prune_and_measure(model: nn.Module, calibration: Tensor, test: Tensor, settings: Iterable[Mapping[str, Any]], *,
-                      gradients: Gradients | None = None, progress: bool = True) -> Iterator[Measured]:
+                      gradients: Gradients | None = None, progress: bool = True, workers: int = 1) -> Iterator[Measured]:
     """For every setting (keyword arguments of `prune`): prune the model, measure its perplexity on test windows, yield.
 
     While a result is being looked at the model is pruned; before the next one, and at the end, its weights are the
-    dense ones again, bit for bit (a copy of the prunable weights is kept for that).
+    dense ones again, bit for bit (a copy of the prunable weights is kept for that). With more than one of `workers` the
+    settings are shared among as many threads, each with its own copy of the model, which itself stays dense then; a small
+    model on a processor gains most, since one matrix product does not keep all cores busy.
     """
+    if workers > 1:
+        yield from _side_by_side(model, calibration, test, list(settings), gradients, progress, workers)
+        return
     layers = [layer for block in prunable_layers(model) for layer in block]
     dense = [layer.weight.clone() for layer in layers]
 
@@ -54,6 +62,26 @@ def prune_and_measure(model: nn.Module, calibration: Tensor, test: Tensor, setti
             restore()
     finally:
         restore()
+
+
+def _side_by_side(model: nn.Module, calibration: Tensor, test: Tensor, settings: list[Mapping[str, Any]],
+                  gradients: Gradients | None, progress: bool, workers: int) -> Iterator[Measured]:
+    mine = threading.local()
+    threads = max(1, torch.get_num_threads() // workers)
+
+    def start() -> None:
+        torch.set_num_threads(threads)  # of this thread's sums
+        mine.model = copy.deepcopy(model)
+
+    def one(setting: Mapping[str, Any]) -> Measured:
+        [found] = prune_and_measure(mine.model, calibration, test, [setting], gradients=gradients, progress=False)
+        return found
+
+    pool = ThreadPoolExecutor(workers, initializer=start)
+    try:
+        yield from tqdm(pool.map(one, settings), total=len(settings), desc="settings", disable=not progress)
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def kept_weights(model: nn.Module) -> dict[str, Tensor]:

@@ -4,8 +4,8 @@
 
 Three controls. Shuffled fitness: preset `modern` breeds on losses drawn from a hat; its winner's true loss on test windows
 must not be lower than that of another candidate of the same search. Permuted G: with G's entries shuffled within every
-layer, metrics with G must not be more frequent in the best tenth of random distinct metrics; with the true G they should
-be. Planted targets: a random tree is hidden behind the share of weights on which masks differ from its own; how often,
+layer, metrics with G must not be more frequent in the best tenth of random distinct metrics; the true G is counted beside it.
+Planted targets: a random tree is hidden behind the share of weights on which masks differ from its own; how often,
 and after how many evaluations, `modern` and random distinct metrics reach the hidden masks, by the size of its canonical
 form. On the embedded LLaMA at 70 %, in float32 on one thread.
 """

@@ -32,7 +32,7 @@ from prunekit.search.executors import Serial, Task, Workers
 from prunekit.search.presets import Preset
 from prunekit.search.presets import preset as find_preset
 from prunekit.search.rivals import grid
-from prunekit.search.sample import half_and_half
+from prunekit.search.sample import half_and_half, smallest_first
 
 RACE_RANK = 10  # whoever is clearly worse than the one of this rank need not be measured to the end
 RACE_FEWEST = 5  # measured to the end before anybody races; while they are fewer than RACE_RANK, against the last of them
@@ -141,12 +141,14 @@ class Search:
         self.population: list[Candidate] = []  # oldest first
         self.ranked: list[Candidate] = []  # complete ones, best first
         self.settled = 0
+        self.improved = 0  # `settled` when the best one came
         self.evaluated = 0
         self.saved: Counter[str] = Counter(form=0, masks=0, race=0, rejected=0)
         self.masks: dict[str, int] = {}
         self._front: list[Candidate] = []  # best loss first
         self._forms: set[Tree] = set()
         self._measured: dict[Tree, int] = {}
+        self._smaller = smallest_first(preset.alphabet, preset.max_size)  # those that it has passed were tried, or are refused
 
     # What happened --------------------------------------------------------------------------------------------------
 
@@ -182,6 +184,8 @@ class Search:
             self.saved["masks"] += 1
         if candidate.complete:
             insort(self.ranked, candidate, key=lambda one: one.order)
+            if candidate is self.best:
+                self.improved = self.settled
             self._front = pareto([*self._front, candidate])
         if source is None or not self.preset.unique:
             self._insert(candidate)
@@ -243,6 +247,9 @@ class Search:
         if index < len(self.first):
             tree, why = self.first[index]
             return tree, (), why
+        stalled = preset.patience and self.settled - self.improved >= preset.patience
+        if stalled and index % 2 and not fresh and (tree := next(filter(self._untried, self._smaller), None)):
+            return tree, (), "smallest"
         coming = index - self.settled
         if fresh or preset.random or len(self.population) < 2 or len(self.population) + coming < preset.population:
             return half_and_half(rng, preset.depths, preset.alphabet), (), "random"
@@ -277,6 +284,13 @@ class Search:
         if self.preset.form in ("raw", "rank"):
             return raw if self.preset.form == "raw" else Tree(key[1])
         return simplify(raw, self.preset.form)
+
+    def _untried(self, tree: Tree) -> bool:
+        """Is this the smallest way to write a metric that has not been proposed?"""
+        if tree in self._forms:
+            return False
+        key = rank_key(tree, self.group)
+        return key[0] != "invalid" and Tree(key[1]) == tree and not self._refusal(key, tree, ())
 
     def _refusal(self, key: tuple, tree: Tree, parents: tuple[Candidate, ...]) -> str:
         """Why a drawn tree is not worth an evaluation, or ""."""

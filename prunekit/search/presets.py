@@ -24,7 +24,8 @@ class Preset:
     the budget count distinct evaluations instead of candidates. replace: who leaves, the "worst" or the "oldest" (never
     one on the Pareto front). start: the first population begins with the monomials of this degree that read W (0: all
     of it is random). local: how often the first parent is one of the best five instead of a tournament's. crowding: how
-    much a tournament dislikes frequent sizes, in units of loss. racing: stop hopeless candidates early. lag: a candidate
+    much a tournament dislikes frequent sizes, in units of loss. patience: once so many candidates in a row have brought
+    no better one, every second candidate is the smallest metric that was not tried (0: never). racing: stop hopeless candidates early. lag: a candidate
     sees the results of all but the last lag - 1 before it, so up to `lag` are evaluated at once.
     """
 
@@ -44,6 +45,7 @@ class Preset:
     max_size: int = 63
     max_depth: int = 12
     crowding: float = 0.0
+    patience: int = 0
     racing: bool = False
     share: bool = False  # fitness of equal masks
     random: bool = False  # never breed
@@ -71,13 +73,15 @@ class Preset:
 # operators take a small step from W²·G to W²·sqrt(G): a change of one symbol changes most of the mask. Hence the six
 # monomials W^a G^b X^c of degree three that read W (magnitude, Wanda's and W²·G among them, but not the published line,
 # which would hand in the answer), the operators `power` and `factor` (one exponent, one step), every third candidate
-# bred from one of the best five, and a population that is small enough to be bred from early.
+# bred from one of the best five, and a population that is small enough to be bred from early. Where thousands are
+# evaluated, breeding converges, often on a long approximation of a short metric; since about 2,200 metrics have five
+# symbols or fewer, half of the effort then goes to these, in order.
 _MODERN = Preset(
     "modern", population=30, depths=(1, 2, 3, 4), sample=0.2, top=1, form="rank", unique=True, replace="oldest",
     start=3, local=0.3,
     weights=MappingProxyType({"crossover": 3, "point": 2, "regrow": 2, "insert": 2, "hoist": 1, "swap": 2, "power": 2,
                               "factor": 3}),
-    max_size=15, max_depth=10, crowding=0.02, racing=True, share=True, lag=8, budget=500,
+    max_size=15, max_depth=10, crowding=0.02, patience=250, racing=True, share=True, lag=8, budget=500,
     alphabet=Alphabet(without=_EXACT_COPIES, binary=0.5))
 
 PRESETS: dict[str, Preset] = {preset.name: preset for preset in (
@@ -90,7 +94,7 @@ PRESETS: dict[str, Preset] = {preset.name: preset for preset in (
     _MODERN,
     # Controls: every tree drawn afresh, with and without the proofs of sameness.
     Preset("random", population=50, depths=(2, 3, 4), sample=1.0, top=1, form="raw", random=True, lag=8),
-    replace(_MODERN, name="random-distinct", random=True, start=0),
+    replace(_MODERN, name="random-distinct", random=True, start=0, patience=0),
 )}
 
 

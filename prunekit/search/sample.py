@@ -1,8 +1,8 @@
-"""Random trees: grow, full, and ramped half-and-half."""
+"""Random trees (grow, full, ramped half-and-half), and all trees, smallest first."""
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -63,3 +63,17 @@ def random_tree(rng: random.Random, depth: int, alphabet: Alphabet = Alphabet(),
 def half_and_half(rng: random.Random, depths: Sequence[int], alphabet: Alphabet = Alphabet()) -> Tree:
     """Ramped half-and-half: a depth from `depths`, and grow or full, all equally likely."""
     return random_tree(rng, rng.choice(depths), alphabet, full=rng.random() < 0.5)
+
+
+def smallest_first(alphabet: Alphabet, largest: int) -> Iterator[Tree]:
+    """Every tree of at most `largest` symbols; those of one size in the alphabet's order."""
+    leaves, unary, binary = alphabet.by_arity
+
+    def of(size: int) -> Iterator[tuple[str, ...]]:
+        if size == 1:
+            yield from ((leaf,) for leaf in leaves)
+            return
+        yield from ((symbol, *a) for symbol in unary for a in of(size - 1))
+        yield from ((symbol, *a, *b) for symbol in binary for left in range(1, size - 1) for a in of(left)
+                    for b in of(size - 1 - left))
+    return (Tree(tree) for size in range(1, largest + 1) for tree in of(size))

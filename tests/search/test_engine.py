@@ -8,10 +8,11 @@ from scipy import stats
 import prunekit as pk
 from prunekit.metric.rank import rank_key
 from prunekit.metric.tree import Tree
+from prunekit.search import journal as journals
 from prunekit.search.breed import factor, power
 from prunekit.search.engine import Race, Search, behind, pareto
 from prunekit.search.presets import PRESETS, Preset, preset
-from prunekit.search.sample import Alphabet, half_and_half, random_tree
+from prunekit.search.sample import Alphabet, half_and_half, random_tree, smallest_first
 
 from .toy import Racing, distance
 
@@ -44,6 +45,16 @@ def test_an_alphabet_leaves_out_what_it_is_told_to_and_mixes_arities_as_told():
     binary = sum(symbol in ("add", "sub", "mul", "div") for symbol in symbols)
     unary = sum(symbol not in ("add", "sub", "mul", "div", "W", "G") for symbol in symbols)
     assert abs(binary / (binary + unary) - 0.8) < 0.05
+
+
+def test_all_trees_come_smallest_first():
+    few = Alphabet(without=("sqr", "neg", "abs", "log", "exp", "tanh", "pow", "skp", "mms", "zsn", "sub", "div", "X"))
+    trees = list(smallest_first(few, 4))  # of W, G, sqrt, add and mul: 2 leaves, 1 unary, 2 binary
+    of = {1: 2, 2: 2}
+    of[3] = of[2] + 2 * of[1] ** 2
+    of[4] = of[3] + 2 * 2 * of[1] * of[2]
+    assert [tree.size for tree in trees] == [size for size, count in of.items() for _ in range(count)]
+    assert len(set(trees)) == len(trees) and all(Tree.parse(str(tree)) == tree for tree in trees)
 
 
 # -- presets -------------------------------------------------------------------------------------------------------------
@@ -139,6 +150,30 @@ def test_an_exhausted_space_is_said():
     tiny = Alphabet(without=("sqr", "neg", "abs", "log", "exp", "sqrt", "tanh", "pow", "skp", "mms", "zsn", "sub", "div", "X"))
     with pytest.raises(pk.UsageError, match="no new tree was found .* the space is used up"):
         run(distance, "modern", 400, alphabet=tiny, max_size=3)
+
+
+def test_a_search_that_stalls_also_walks_through_the_smallest_metrics():
+    """A loss that only one metric of five symbols lowers, which nothing leads to."""
+    wanted = Tree(rank_key(Tree.parse("add(tanh(W), exp(G))"))[1])
+    hidden = lambda tree: 0.0 if tree == wanted else 1.0
+    assert wanted.size == 5
+    *_, last = run(hidden, "modern", 3000, patience=20)
+    assert last.best.fitness == 0 and last.best.operator == "smallest" and last.best.parents == ()
+    found = Search(preset("modern", patience=20), seed=0)
+    for index in range(120):
+        found.apply(found.propose())
+        found.apply({"event": "evaluate", "i": index, "fitness": 1.0, "complete": True, "stopped": 0, "audit": False, "masks": "",
+                     "losses": journals.pack([1.0])})
+    walked = [one for one in found.candidates.values() if one.operator == "smallest"]
+    assert [one.index for one in walked] == list(range(walked[0].index, 120, 2)) and 20 < walked[0].index < 30
+    sizes = [one.tree.size for one in walked]
+    assert sizes == sorted(sizes) and all(Tree(rank_key(one.tree)[1]) == one.tree for one in walked)
+    assert len({one.tree for one in found.candidates.values()}) == 120
+
+
+def test_patience_changes_nothing_before_it_ends():
+    ends = [[one.tree for one in run(distance, "modern", 150, patience=patience)[-1].population] for patience in (0, 250)]
+    assert ends[0] == ends[1]
 
 
 def test_given_trees_come_first():

@@ -42,14 +42,16 @@ def test_losses_survive_as_float32():
     assert list(journals.unpack(journals.pack(values))) == pytest.approx(values, rel=1e-7)
 
 
-def test_a_search_resumed_after_each_line_is_the_undisturbed_one(tmp_path):
-    search(tmp_path / "whole.jsonl", 40)
+@pytest.mark.parametrize("patience", [250, 4])
+def test_a_search_resumed_after_each_line_is_the_undisturbed_one(tmp_path, patience):
+    search(tmp_path / "whole.jsonl", 40, patience=patience)
+    assert ("smallest" in set(pk.history(tmp_path / "whole.jsonl")["operator"])) == (patience == 4)
     whole = (tmp_path / "whole.jsonl").read_bytes().splitlines(keepends=True)
     assert len(whole) > 80
     for cut in random.Random(0).sample(range(1, len(whole)), 12):
         part = tmp_path / f"cut-{cut}.jsonl"
         part.write_bytes(b"".join(whole[:cut]) + whole[cut][:cut % 40])  # and a torn line
-        search(part, 40)
+        search(part, 40, patience=patience)
         assert lines(part) == lines(tmp_path / "whole.jsonl")
 
 

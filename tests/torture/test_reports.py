@@ -27,7 +27,7 @@ def home(folder):
 
 def start(folder, log):
     environment = {**os.environ, "PRUNEKIT_HOME": str(folder), "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen([sys.executable, "-m", "prunekit", "run", "smoke"], env=environment, stdout=log, stderr=log)
+    return subprocess.Popen([sys.executable, "-m", "prunekit", "run", "smoke", "--workers", "2"], env=environment, stdout=log, stderr=log)
 
 
 @pytest.mark.torture

@@ -463,6 +463,8 @@ def accuracy_panels(frame: pd.DataFrame, ylabel: str = "accuracy") -> Figure:
             ax.axhline(part["chance"].iloc[0], color="#444444", linewidth=0.8, linestyle=(0, (2, 2)))
         ax.set_title(task)
         ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        if part["sparsity"].nunique() <= 4:  # room for all
+            ax.set_xticks(sorted(part["sparsity"].unique()))
     for ax in axes.flat[len(tasks):]:
         ax.set_visible(False)
     for ax in axes[:, 0]:

@@ -129,8 +129,7 @@ def done(record: Record) -> Future:
 
 def execute(root: str, topic: str, folder: Path, parameters: Mapping[str, Any], progress: bool = False) -> Record:
     """`run_one`, as a worker does it."""
-    with _ONE_AT_A_TIME:
-        os.environ["PRUNEKIT_HOME"] = root  # in a worker that was started elsewhere
+    with _ONE_AT_A_TIME, project.environment(PRUNEKIT_HOME=root):  # the worker may have been started elsewhere
         return run_one(topic, folder, parameters, progress)
 
 

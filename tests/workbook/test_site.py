@@ -161,8 +161,9 @@ def test_a_notebook_that_does_not_finish_is_a_failure_and_skips_its_readers(proj
                           "03_baselines": ("skipped", "it reads from 01_data, which did not finish")}
 
 
-def test_a_killed_batch_leaves_nothing_that_looks_finished_and_resumes(project):
-    code = "from prunekit.__main__ import main; main(['run', 'tiny', '--set', 'wait=60'])"
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_killed_batch_leaves_nothing_that_looks_finished_and_resumes(project, workers):
+    code = f"from prunekit.__main__ import main; main(['run', 'tiny', '--set', 'wait=60', '--workers', '{workers}'])"
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     folder = project / "runs" / "tiny" / "03_baselines"
     while not (folder / "running.json").exists():  # the second notebook has started, and waits
@@ -173,7 +174,7 @@ def test_a_killed_batch_leaves_nothing_that_looks_finished_and_resumes(project):
     assert batch.status("tiny")["01_data"].fresh
     assert batch.status("tiny")["03_baselines"].word in ("running", "interrupted")
     assert not {"manifest.json", "executed.ipynb"} & {path.name for path in folder.iterdir()}
-    assert outcomes() == {"01_data": ("fresh", ""), "03_baselines": ("done", "")}
+    assert outcomes(workers=workers) == {"01_data": ("fresh", ""), "03_baselines": ("done", "")}
 
 
 def test_a_parameter_of_one_notebook_marks_its_readers_as_well(project):

@@ -25,8 +25,9 @@ class Preset:
     one on the Pareto front). start: the first population begins with the monomials of this degree that read W (0: all
     of it is random). local: how often the first parent is one of the best five instead of a tournament's. crowding: how
     much a tournament dislikes frequent sizes, in units of loss. patience: once so many candidates in a row have brought
-    no better one, every second candidate is the smallest metric that was not tried (0: never). racing: stop hopeless candidates early. lag: a candidate
-    sees the results of all but the last lag - 1 before it, so up to `lag` are evaluated at once.
+    no better one, every second candidate is the smallest metric that was not tried (0: never). racing: stop hopeless
+    candidates early. lag: a candidate sees the results of all but the last lag - 1 before it, so up to `lag` are evaluated
+    at once.
     """
 
     name: str

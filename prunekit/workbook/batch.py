@@ -77,12 +77,12 @@ def only_one(folder: Path, command: str) -> Iterator[None]:
 def run_all(profile: str, plan: list[str], parameters: Mapping[str, dict], forced: set[str], progress: bool,
             workers: int = 1) -> Iterator[Record]:
     """Bring the runs of `plan` up to date with their parameters, `workers` at a time; those in `forced` in any case."""
-    from prunekit.search.executors import Serial, open_executor
+    from prunekit.search.executors import open_executor
 
     waiting, broken = list(plan), set()
     running: dict[str, Future] = {}
     with ExitStack() as stack:
-        pool = open_executor("processes", workers=workers) if workers > 1 else Serial()
+        pool = open_executor("processes" if workers > 1 else "serial", workers=workers)
         stack.callback(pool.shutdown, wait=False, cancel_futures=True)
         bar = stack.enter_context(tqdm(total=len(plan), leave=False, bar_format="{n}/{total} |{bar}| {elapsed} {desc}",
                                        disable=None if progress and workers > 1 else True))

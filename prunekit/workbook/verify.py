@@ -46,7 +46,8 @@ class Verdict:
 
 def verify(profile: str, topics: Iterable[str] | None = None, tolerance: float | None = None, *,
            progress: bool = True) -> Iterator[Verdict]:
-    """Run the finished notebooks of a profile again, with the parameters in their manifests, and compare their tables.
+    """Run the finished notebooks of a profile again, with the parameters in their manifests and on as many threads (where all
+    had the same), one after the other, and compare their tables.
 
     The new runs lie in runs/verify/<profile> (a plain `diff verify/<profile>/TOPIC <profile>/TOPIC` works); where
     all is the same they are removed at the end. `tolerance` (relative) None: 0 where machine, device, threads and
@@ -72,7 +73,9 @@ def verify(profile: str, topics: Iterable[str] | None = None, tolerance: float |
 def _verify(profile: str, scratch: str, saved: dict[str, dict[str, Any]], tolerance: float | None,
             progress: bool) -> Iterator[Verdict]:
     scratch_folder = project.root() / "runs" / scratch
-    with batch.only_one(scratch_folder.parent, "prunekit verify"):
+    threads = {str(made["threads"]) for made in saved.values() if "threads" in made}  # sums depend on their number
+    with (batch.only_one(scratch_folder.parent, "prunekit verify"),
+          project.environment(**{"OMP_NUM_THREADS": threads.pop()} if len(threads) == 1 else {})):
         shutil.rmtree(scratch_folder, ignore_errors=True)
         parameters = {topic: made["parameters"] | {"profile": scratch} for topic, made in saved.items()}
         all_same = True

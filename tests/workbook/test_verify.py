@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 from tiny_project import write_notebook
@@ -81,6 +82,17 @@ def test_a_run_that_fails_is_not_the_same(saved, monkeypatch, capsys):
     monkeypatch.setattr(batch, "run_one", lambda topic, *rest: batch.Record(topic, "failed", 1.0, "too little memory"))
     assert main(["verify", "tiny"]) == 1
     assert "01_data           failed     too little memory\n" in capsys.readouterr().out
+
+
+def test_it_runs_on_as_many_threads_as_the_saved_run(saved, monkeypatch):
+    """A report of several notebooks at a time gave each a share of the cores."""
+    made = saved / "manifest.json"
+    made.write_text(json.dumps(json.loads(made.read_text()) | {"threads": 3}))
+    found = []
+    monkeypatch.setattr(batch, "run_one", lambda topic, *rest: found.append(os.environ["OMP_NUM_THREADS"]) or batch.Record(topic, "failed", 1.0))
+    before = os.environ.get("OMP_NUM_THREADS")
+    list(verify.verify("tiny", progress=False))
+    assert found == ["3"] and os.environ.get("OMP_NUM_THREADS") == before
 
 
 def test_two_verifications_do_not_meet(home, saved, capsys):

@@ -4,6 +4,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from prunekit import names
 from prunekit.errors import UsageError, did_you_mean
+from prunekit.files import check_file, check_folder, writing_to
 from prunekit.workbook import commands as workbook
-from prunekit.workbook import manifest, params, vocabulary
+from prunekit.workbook import manifest, params, project, vocabulary
 from prunekit.workbook.commands import say
 
 if TYPE_CHECKING:
@@ -27,7 +29,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     try:
         args = parser.parse_args(_with_config(parser, list(sys.argv[1:] if argv is None else argv)))
-        return args.command(args)
+        with writing_to():
+            return args.command(args)
+    except BrokenPipeError:  # whoever was reading, as `head`, has read enough; nor is what is left flushed at the end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except UsageError as error:
         sys.stderr.write(f"prunekit: {error}\n")
         return 2
@@ -208,6 +214,12 @@ def _check(args: argparse.Namespace) -> None:
                 raise UsageError(f"--{key.replace('_', '-')} {item} {wrong}.")
     if wrong := vocabulary.combination_problem(values):
         raise UsageError(f"{wrong[1]}.")
+    if args.command is _gradients:
+        check_file(args.output)
+    elif "output" in values:
+        check_folder(args.output)
+    for name in ("results.csv", "zero_shot.csv") if values.get("results") else ():
+        _rows(check_file(Path(args.results, name)))
 
 
 # ---------------------------------------------------------------- notebooks
@@ -220,8 +232,10 @@ def _run(args: argparse.Namespace) -> int:
         raise UsageError(f"--workers {args.workers}: give 1 or more.")
     if args.workers > 1:
         batch.share_cores(args.workers)
+    run = batch.run_profile(args.profile, args.topics, overrides, force=args.force, workers=args.workers)
+    check_folder(project.report_folder(args.profile))
     records = []
-    for record in batch.run_profile(args.profile, args.topics, overrides, force=args.force, workers=args.workers):
+    for record in run:
         say(f"{record.topic:<17} {record.outcome:<8} {record.seconds:7.1f} s  {record.reason}".rstrip())
         records.append(record)
     from prunekit.workbook import site
@@ -234,6 +248,7 @@ def _figures(args: argparse.Namespace) -> int:
     from prunekit.workbook import redraw, site
 
     params.resolve_profile(args.profile)
+    check_folder(project.report_folder(args.profile))
     counts: dict[str, int] = {}
     for figure in redraw.rebuild(args.profile, args.topics):
         say(f"{figure.topic:<17} {figure.name:<20} {figure.outcome}")
@@ -474,7 +489,7 @@ def _empty_directory(name: str) -> Path:
     path = Path(name)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UsageError(f"--save-model {path} exists and is not an empty directory: give a new one.")
-    return path
+    return check_folder(path)
 
 
 def _asked(args: argparse.Namespace) -> dict[str, Any]:
@@ -487,18 +502,29 @@ def _asked(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _save(model: Any, tokenizer: Any, target: Path, row: dict[str, Any]) -> None:
-    model.save_pretrained(target)
-    if tokenizer is not None:
-        tokenizer.save_pretrained(target)
+    with writing_to(target):
+        model.save_pretrained(target)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(target)
     manifest.write_atomic(target / "prunekit.json", json.dumps(row, indent=1, ensure_ascii=False) + "\n")
     say(f"model written to {target}")
+
+
+def _rows(file: Path) -> list[pd.DataFrame]:
+    """What a table of results holds already, if there is one."""
+    import pandas as pd
+
+    try:
+        return [pd.read_csv(file)] if file.exists() else []
+    except ValueError as error:  # pandas' own, and text in another encoding
+        raise UsageError(f"{file} is no table that rows can be added to: move it away, or give another --results.") from error
 
 
 def _add_rows(file: Path, rows: pd.DataFrame | list[dict[str, Any]]) -> None:
     import pandas as pd
 
     frame = pd.DataFrame(rows)
-    manifest.write_atomic(file, (pd.concat([pd.read_csv(file), frame]) if file.exists() else frame).to_csv(index=False))
+    manifest.write_atomic(file, pd.concat([*_rows(file), frame]).to_csv(index=False))
     say(f"{len(frame)} row{'s' * (len(frame) > 1)} added to {file}")
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from prunekit.errors import UsageError
+from prunekit.files import replacing_file
 from prunekit.metric.ops import PRIMITIVES, arity
 
 MAX_CHARACTERS = 20_000
@@ -177,7 +178,8 @@ def to_json(tree: tuple[str, ...], path: Any = None, meta: Mapping[str, Any] | N
     if meta:
         root["meta"] = dict(meta)
     if path is not None:
-        Path(path).write_text(json.dumps(root, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        with replacing_file(path) as file:
+            file.write_text(json.dumps(root, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     return root
 
 

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
+from prunekit.files import replacing_file
+
 from ..errors import UsageError, did_you_mean
 from ..models import Layer, decoder_blocks, prunable_layers, refuse_offloaded
 from .walk import InputGroup, Step, Walk
@@ -120,9 +122,9 @@ class LayerTensors(Mapping[str, Tensor]):
     def save(self, path: str | Path, *, dtype: torch.dtype | None = None) -> Path:
         """Write a .safetensors file that says how it was made; `dtype=torch.float16` halves it, as published."""
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
         tensors = {name: tensor.to(dtype or tensor.dtype).contiguous() for name, tensor in self.items()}
-        save_file(tensors, path, metadata={"kind": self.kind, "prunekit": json.dumps(self.meta, sort_keys=True)})
+        with replacing_file(path) as file:
+            save_file(tensors, file, metadata={"kind": self.kind, "prunekit": json.dumps(self.meta, sort_keys=True)})
         return path
 
     @classmethod

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from prunekit.errors import UsageError, did_you_mean
+from prunekit.files import check_file, replacing_file
 
 Say = Callable[[str], None]
 
@@ -55,13 +56,13 @@ def _start(args: argparse.Namespace, say: Say) -> int:
     for task in args.tasks:
         parse_task(task)
     folder = Path(args.output)
+    saved, journal, winner = (check_file(folder / name) for name in ("evaluator.safetensors", "journal.jsonl", "winner.json"))
     _, tokenizer = pk.load_model(args.model, dtype=args.dtype, device=args.device, cache_dir=args.cache_dir)
 
     def windows(role: str, n: int) -> Any:
         return pk.token_windows(args.corpus, tokenizer, role, n, args.seqlen, args.seed, roles=args.roles,
                                 windows=args.windows or None, cache_dir=args.cache_dir)
 
-    saved = folder / "evaluator.safetensors"
     if saved.exists():
         say(f"going on with {saved}")
         evaluator = pk.Evaluator.load(saved)
@@ -73,13 +74,13 @@ def _start(args: argparse.Namespace, say: Say) -> int:
                          gradients=gradients, dtype=args.dtype, device=args.device)
         evaluator = pk.Evaluator(bench, args.tasks, update=args.update, threads=args.threads, seed=args.seed)
         evaluator.save(saved)
-    _evolve(evaluator, folder / "journal.jsonl", args, say, args.preset, args.seed)
-    found = pk.choose(evaluator, pk.finalists(pk.replay(folder / "journal.jsonl").candidates.values()),
+    _evolve(evaluator, journal, args, say, args.preset, args.seed)
+    found = pk.choose(evaluator, pk.finalists(pk.replay(journal).candidates.values()),
                       [windows("select", args.search_windows)])
     best = found.iloc[0]
-    pk.Tree.parse(best["tree"]).to_json(folder / "winner.json", meta={"journal": "journal.jsonl", "select": best["select"]})
+    pk.Tree.parse(best["tree"]).to_json(winner, meta={"journal": journal.name, "select": best["select"]})
     say(f"winner on the select windows: {best['tree']} (ln ppl ratio {best['select']:.4f}, on search {best['search']:.4f}); "
-        f"written to {folder / 'winner.json'}")
+        f"written to {winner}")
     return 0
 
 
@@ -128,6 +129,7 @@ def _export(args: argparse.Namespace, say: Say) -> int:
     output = Path(args.output)
     if output.suffix not in (".csv", ".parquet", ".json"):
         raise UsageError(f"{output} must end in .csv, .parquet or .json{did_you_mean(output.suffix, ['.csv', '.parquet', '.json'])}.")
+    check_file(output)
     if output.suffix == ".json":
         best = replay(args.journal).best
         if best is None:
@@ -135,6 +137,7 @@ def _export(args: argparse.Namespace, say: Say) -> int:
         best.tree.to_json(output, meta={"loss": best.fitness, "candidate": best.index})
     else:
         frame = history(args.journal)
-        frame.to_csv(output, index=False) if output.suffix == ".csv" else frame.to_parquet(output, index=False)
+        with replacing_file(output) as file:
+            frame.to_csv(file, index=False) if output.suffix == ".csv" else frame.to_parquet(file, index=False)
     say(f"{output} written")
     return 0

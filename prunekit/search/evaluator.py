@@ -17,6 +17,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from prunekit.files import replacing_file
+
 from ..errors import UsageError
 from ..evaluate.perplexity import window_losses
 from ..metric.catalogue import UPDATES
@@ -349,10 +351,10 @@ class Evaluator:
                 if bench.factors[i]:
                     tensors |= {f"{number}/U/{layer.name}": bench.factors[i].U, f"{number}/dead/{layer.name}": bench.factors[i].dead}
         self.home = Path(path).resolve()
-        self.home.parent.mkdir(parents=True, exist_ok=True)
         meta = self.identity | {"benches": [[b.name, b.dtype, b.device] for b in self.benches]}
         whole = {key: tensor.cpu().contiguous().clone() for key, tensor in tensors.items()}  # layers share X: one copy each
-        save_file(whole, self.home, metadata={"prunekit": json.dumps(meta)})
+        with replacing_file(self.home) as file:
+            save_file(whole, file, metadata={"prunekit": json.dumps(meta)})
         return self.home
 
     @classmethod

@@ -16,6 +16,7 @@ from typing import Any, Self
 from zlib import crc32
 
 from prunekit.errors import UsageError
+from prunekit.files import writing_to
 from prunekit.locks import lock
 
 FORMAT = 1
@@ -42,7 +43,6 @@ class Journal:
 
     def __init__(self, path: str | Path, header: Mapping[str, Any], *, restart: bool = False):
         self.path = Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = -1
         try:
             self._open()
@@ -61,7 +61,9 @@ class Journal:
 
     def _open(self) -> None:
         self._close()
-        self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+        with writing_to(self.path):
+            self.path.resolve().parent.mkdir(parents=True, exist_ok=True)
+            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
         lock(self._file, f"the journal {self.path} is being written by another process: wait for it, or give another journal.")
         self.events, self._crc, self._size = _scan(self.path)
         os.ftruncate(self._file, self._size)

@@ -17,6 +17,7 @@ from typing import Any
 from tqdm import tqdm
 
 from prunekit.errors import UsageError
+from prunekit.files import writing_to
 from prunekit.locks import lock
 from prunekit.workbook import manifest, params, project
 
@@ -64,8 +65,10 @@ def only_one(folder: Path, command: str) -> Iterator[None]:
 
     Raises UsageError, naming the process, if somebody does already.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "a+", encoding="utf-8") as file:
+    with writing_to(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / ".lock", "a+", encoding="utf-8")  # noqa: SIM115 (closed below)
+    with file:
         file.seek(0)
         lock(file.fileno(), f"`{command}` is under way already, in process {file.read() or 'unknown'}: wait for it, or stop it.")
         file.truncate(0)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from prunekit.errors import UsageError
+from prunekit.files import check_file
 from prunekit.workbook import manifest, params, project
 
 
@@ -111,6 +112,8 @@ def add_diff(parser: argparse.ArgumentParser) -> None:
 def run_diff(args: argparse.Namespace) -> int:
     from prunekit.workbook.difference import Difference
 
+    if args.html:
+        check_file(args.html)
     found = Difference(args.first, args.second)
     if args.html:
         manifest.write_atomic(Path(args.html), found.html())

@@ -20,7 +20,6 @@ import platform
 import re
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -29,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import prunekit
+from prunekit.files import replacing_file
 from prunekit.workbook import project
 
 PACKAGE = Path(prunekit.__file__).resolve().parent
@@ -45,14 +45,8 @@ _DATA = {"prunekit.evaluate.harness": "embedded/lm_eval/*", "prunekit.workbook.p
 
 def write_atomic(path: Path, text: str) -> None:
     """Write a text file so that it is there whole or not at all, even through a power cut."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.chmod(temporary, 0o644)
-    os.replace(temporary, path)
+    with replacing_file(path) as file:
+        file.write_text(text, encoding="utf-8")
 
 
 def file_hash(path: Path) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from prunekit.errors import UsageError
+from prunekit.files import check_folder
 from prunekit.workbook import manifest, params, project, shown
 
 _MARK = "prunekit.json"  # what made the folder, and the hashes of all its files
@@ -62,6 +63,7 @@ def write(profile: str, target: Path) -> list[Section]:
     """
     params.resolve_profile(profile)
     _check(target)
+    check_folder(target)
     sections = [_section(profile, topic, made) for topic in project.topics() if (made := manifest.read(profile, topic))]
     if not sections:
         raise UsageError(f"The profile {profile} has no finished run: `prunekit run {profile}` first.")

@@ -12,6 +12,7 @@ from typing import Any
 
 import prunekit
 from prunekit.errors import UsageError, did_you_mean
+from prunekit.files import writing_to
 
 # Which notebooks a notebook reads from. The only statement of the order of things.
 GRAPH: dict[str, tuple[str, ...]] = {
@@ -59,12 +60,13 @@ def replacing(folder: Path) -> Iterator[Path]:
     new, old = (folder.with_name(f".{folder.name}.{word}") for word in ("building", "old"))
     for left in (new, old):
         shutil.rmtree(left, ignore_errors=True)
-    new.mkdir(parents=True)
     try:
-        yield new
-        if folder.exists():
-            folder.rename(old)
-        new.rename(folder)
+        with writing_to(folder):
+            new.mkdir(parents=True)
+            yield new
+            if folder.exists():
+                folder.rename(old)
+            new.rename(folder)
     finally:
         for left in (new, old):
             shutil.rmtree(left, ignore_errors=True)

@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,15 +60,14 @@ def record(profile: str = "study") -> int:
     made, source = manifests[_TOPIC], folders[_TOPIC]
     if missing := [name for name in _TABLES if name not in made["artifacts"] and f"tables/{name}" not in made["artifacts"]]:
         raise UsageError(f"{_TOPIC} of profile {profile} has no table {missing[0]}: profile study asks for all of them.")
-    shutil.rmtree(FOLDER, ignore_errors=True)
-    FOLDER.mkdir()
-    for name in _TABLES:
-        table = source / "tables" / f"{name}.csv"
-        frame = pd.read_csv(table if table.is_file() else source / f"{name}.csv")
-        frame.to_csv(FOLDER / f"{name}.csv", index=False, float_format="%.6g")
     journals = [source / f"{name}.jsonl" for name in made["artifacts"] if name.startswith("journal-") and name != "journal-update"]
-    history(journals).drop(columns=_DROPPED).to_csv(FOLDER / "history.csv.gz", index=False, float_format="%.6g",
-                                                    compression={"method": "gzip", "mtime": 0})
     kept = {topic: {key: found[key] for key in _KEPT} for topic, found in manifests.items()}
-    (FOLDER / "manifests.json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+    with project.replacing(FOLDER) as folder:
+        for name in _TABLES:
+            table = source / "tables" / f"{name}.csv"
+            frame = pd.read_csv(table if table.is_file() else source / f"{name}.csv")
+            frame.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g")
+        history(journals).drop(columns=_DROPPED).to_csv(folder / "history.csv.gz", index=False, float_format="%.6g",
+                                                        compression={"method": "gzip", "mtime": 0})
+        (folder / "manifests.json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
     return sum(file.stat().st_size for file in FOLDER.iterdir())

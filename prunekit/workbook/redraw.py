@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prunekit.files import replacing_file
 from prunekit.workbook import manifest, project, shown
 
 if TYPE_CHECKING:
@@ -83,7 +84,8 @@ def _again(folder: Path, artifact: dict[str, Any]) -> str:
     for suffix, content in contents.items():
         if not files[suffix].is_file() or files[suffix].read_bytes() != content:
             outcome = "changed"
-            files[suffix].write_bytes(content)
+            with replacing_file(files[suffix]) as file:
+                file.write_bytes(content)
     artifact["files"] = {file: (folder / file).stat().st_size for file in artifact["files"]}
     artifact["sha256"] = manifest.file_hash(files[".svg"])
     return outcome

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunekit.errors import UsageError, did_you_mean
+from prunekit.files import replacing_file
 from prunekit.workbook import manifest, params, project, redraw, shown
 
 if TYPE_CHECKING:
@@ -182,15 +183,11 @@ class Run:
                              "its set-up cell again.")
 
     def _write(self, file: Path, write: Any) -> None:
-        """Write through a temporary name, so that a file is there whole or not at all."""
         if not re.fullmatch(r"(?:(?:figures|tables)/)?\w[\w.-]*", file.as_posix()):
             raise UsageError(f"'{file.stem}' is no name for an artifact: letters, digits, '-', '_' and '.' only.")
         self._still_mine()
-        path = self.folder / file
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.stem}.writing{path.suffix}")
-        write(temporary)
-        os.replace(temporary, path)
+        with replacing_file(self.folder / file) as temporary:
+            write(temporary)
 
     def _record(self, name: str, kind: str, files: list[Path], value: Any, **more: Any) -> Any:
         paths = {file.as_posix(): self.folder / file for file in files}

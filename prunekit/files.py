@@ -1,0 +1,86 @@
+"""Files that are there whole or not at all, what a disk says against them in one sentence, and JSON from anywhere."""
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from prunekit.errors import UsageError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ELOOP,
+            errno.ENAMETOOLONG, errno.EIO, errno.EBUSY)
+
+
+@contextmanager
+def writing_to(path: str | Path | None = None) -> Iterator[None]:
+    """Whatever is written inside belongs to `path` (None: to what the error names); a disk that is full, read-only or
+    not ours, or a folder where a file should be, is a UsageError."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        of_safetensors = re.search(r"os error (\d+)", str(error))  # which has no errno
+        number = int(of_safetensors[1]) if of_safetensors else getattr(error, "errno", None)
+        if number not in (*_FULL, *_REFUSED):
+            raise
+        advice = "make room" if number in _FULL else "give another place"
+        what = f"{path} cannot be written" if path else f"{getattr(error, 'filename', None) or 'a file'} cannot be used"
+        raise UsageError(f"{what} ({os.strerror(number)}): {advice}, then start this again.") from error
+
+
+def check_folder(folder: str | Path) -> Path:
+    """The folder, in which files can be written: tried now, there or where it would be made. Raises UsageError if not."""
+    above = Path(folder).resolve()
+    with writing_to(folder):
+        while not above.exists():
+            above = above.parent
+        with tempfile.TemporaryFile(dir=above) as file:
+            file.write(b"0")
+    return Path(folder)
+
+
+def check_file(path: str | Path) -> Path:
+    """The path, at which a file can be written: tried now, so that nothing is computed in vain. Raises UsageError if not."""
+    path = Path(path)
+    with writing_to(path):
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "")
+        check_folder(path.resolve().parent)
+    return path
+
+
+@contextmanager
+def replacing_file(path: str | Path) -> Iterator[Path]:
+    """A file beside this one (or what a link leads to) that takes its place when the block ends: there is all of the new
+    one or, after an error, a kill or a power cut, the old one. Raises UsageError as `writing_to`."""
+    path = Path(path)
+    with writing_to(path):
+        there = path.resolve()
+        there.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=there.parent, prefix=".", suffix=there.suffix)
+        os.close(handle)
+        try:
+            yield Path(temporary)
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, there)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+
+def from_json(text: str | bytes, **how: Any) -> Any:
+    """`json.loads`, but what is nested too deeply is a ValueError like every other defect."""
+    try:
+        return json.loads(text, **how)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None

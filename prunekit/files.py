@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, what a disk says against them in one sentence, and JSON from anywhere."""
+"""Files that are there whole or not at all; what a disk says against them, in one sentence; deep JSON."""
 from __future__ import annotations
 
 import errno
@@ -22,8 +22,8 @@ _REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR,
 
 @contextmanager
 def writing_to(path: str | Path | None = None) -> Iterator[None]:
-    """Whatever is written inside belongs to `path` (None: to what the error names); a disk that is full, read-only or
-    not ours, or a folder where a file should be, is a UsageError."""
+    """What is written inside is for `path` (None: for what the error names). A disk that is full, read-only
+    or not ours, or a folder where a file should be, is a UsageError."""
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -32,12 +32,15 @@ def writing_to(path: str | Path | None = None) -> Iterator[None]:
         if number not in (*_FULL, *_REFUSED):
             raise
         advice = "make room" if number in _FULL else "give another place"
-        what = f"{path} cannot be written" if path else f"{getattr(error, 'filename', None) or 'a file'} cannot be used"
+        named = getattr(error, "filename", None) or "a file"
+        what = f"{path} cannot be written" if path else f"{named} cannot be used"
         raise UsageError(f"{what} ({os.strerror(number)}): {advice}, then start this again.") from error
 
 
 def check_folder(folder: str | Path) -> Path:
-    """The folder, in which files can be written: tried now, there or where it would be made. Raises UsageError if not."""
+    """The folder, if files can be written in it: tried now, there or where it would be made.
+
+    Raises UsageError if they cannot."""
     above = Path(folder).resolve()
     with writing_to(folder):
         while not above.exists():
@@ -48,7 +51,9 @@ def check_folder(folder: str | Path) -> Path:
 
 
 def check_file(path: str | Path) -> Path:
-    """The path, at which a file can be written: tried now, so that nothing is computed in vain. Raises UsageError if not."""
+    """The path, if a file can be written there: tried now, so that nothing is computed in vain.
+
+    Raises UsageError if it cannot."""
     path = Path(path)
     with writing_to(path):
         if path.is_dir():
@@ -59,8 +64,8 @@ def check_file(path: str | Path) -> Path:
 
 @contextmanager
 def replacing_file(path: str | Path) -> Iterator[Path]:
-    """A file beside this one (or what a link leads to) that takes its place when the block ends: there is all of the new
-    one or, after an error, a kill or a power cut, the old one. Raises UsageError as `writing_to`."""
+    """A file beside this one (or what a link leads to) that takes its place when the block ends: there is the
+    new one whole or, after an error, a kill or a power cut, the old one. UsageError as of `writing_to`."""
     path = Path(path)
     with writing_to(path):
         there = path.resolve()
@@ -78,7 +83,7 @@ def replacing_file(path: str | Path) -> Iterator[Path]:
             raise
 
 
-def from_json(text: str | bytes, **how: Any) -> Any:
+def read_json(text: str | bytes, **how: Any) -> Any:
     """`json.loads`, but what is nested too deeply is a ValueError like every other defect."""
     try:
         return json.loads(text, **how)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from prunekit.errors import UsageError
-from prunekit.files import replacing_file
+from prunekit.files import read_json, replacing_file
 from prunekit.metric.ops import PRIMITIVES, arity
 
 MAX_CHARACTERS = 20_000
@@ -230,11 +230,9 @@ def _read(source: Any) -> Any:
         if path.stat().st_size > MAX_BYTES:
             raise UsageError(f"tree file '{source}' has {path.stat().st_size} bytes, more than {MAX_BYTES}: "
                              "this is no metric")
-        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique, parse_constant=_refuse)
+        return read_json(path.read_text(encoding="utf-8"), object_pairs_hook=_unique, parse_constant=_refuse)
     except UsageError as error:
         raise UsageError(str(error)) from None
-    except RecursionError:
-        raise UsageError(f"tree file '{source}' is nested too deeply") from None
     except (OSError, TypeError, ValueError) as error:
         raise UsageError(f"tree file '{source!s:.200}' is not readable JSON: {error!s:.200}") from None
 

@@ -124,7 +124,8 @@ class LayerTensors(Mapping[str, Tensor]):
         path = Path(path)
         tensors = {name: tensor.to(dtype or tensor.dtype).contiguous() for name, tensor in self.items()}
         with replacing_file(path) as file:
-            save_file(tensors, file, metadata={"kind": self.kind, "prunekit": json.dumps(self.meta, sort_keys=True)})
+            meta = json.dumps(self.meta, sort_keys=True)
+            save_file(tensors, file, metadata={"kind": self.kind, "prunekit": meta})
         return path
 
     @classmethod

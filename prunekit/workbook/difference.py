@@ -18,6 +18,7 @@ from typing import Any
 import nbformat
 
 from prunekit.errors import UsageError, did_you_mean
+from prunekit.files import read_json
 from prunekit.workbook import markup, project, verify
 
 _MADE = ("machine", "device", "threads", "commit", "dirty", "notebook")
@@ -88,7 +89,7 @@ def _executed(name: str) -> Path:
 
 def _manifest(folder: Path) -> dict[str, Any]:
     try:
-        return json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        return read_json((folder / "manifest.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
 

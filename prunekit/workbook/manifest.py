@@ -226,6 +226,6 @@ def _changed_files(profile: str, topic: str, manifest: Mapping[str, Any]) -> str
     for key, digest in manifest["loaded"].items():
         other, name = key.split("/", 1)
         made = read(profile, other)
-        if made is None or made["artifacts"].get(name, {}).get("sha256") != digest:
+        if made and made["artifacts"].get(name, {}).get("sha256") != digest:  # if not made, `state` says why
             return f"{other} has made '{name}' anew"
     return ""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from prunekit.errors import UsageError
-from prunekit.files import check_folder
+from prunekit.files import check_folder, read_json
 from prunekit.workbook import manifest, params, project, shown
 
 _MARK = "prunekit.json"  # what made the folder, and the hashes of all its files
@@ -89,7 +89,7 @@ def _check(target: Path) -> None:
         raise UsageError(f"{target} is a file: give a new folder.")
     found = sorted(path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file())
     try:
-        files = json.loads((target / _MARK).read_text(encoding="utf-8"))["files"]
+        files = read_json((target / _MARK).read_text(encoding="utf-8"))["files"]
     except (OSError, ValueError, KeyError, TypeError):
         files = {}
     strange = [name for name in found if name != _MARK and (

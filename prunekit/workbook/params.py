@@ -105,6 +105,8 @@ def load_yaml(path: Path) -> dict[str, Any]:
         raise UsageError(f"{where}:{line} not readable as YAML: {error.problem}.") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UsageError(f"{where}: cannot be read: {getattr(error, 'strerror', None) or 'it is not a text file'}.") from None
+    except RecursionError:
+        raise UsageError(f"{where}: cannot be read: it is nested too deeply.") from None
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise UsageError(f"{where}: must be lines of the form 'key: value'.")
     return content
@@ -124,7 +126,7 @@ def _from_text(text: str, kind: Any) -> Any:
             text = f"[{json.dumps(text)}]" if "(" in text else f"[{text}]"
         try:
             items = yaml.load(text, Loader=yaml.BaseLoader)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, RecursionError):
             return text
         return [_from_text(item, kind.__args__[0]) if isinstance(item, str) else item for item in items]
     try:
@@ -195,6 +197,8 @@ def _hint(value: Any, kind: Any) -> str:
     """What YAML has probably done to the value, and how to write it so that it arrives."""
     if kind is str and isinstance(value, bool):
         return " (YAML reads an unquoted yes, no, on or off as true or false: quote it)"
+    if kind is str and isinstance(value, float):
+        return f' (quote it: "{value}")'
     if kind is str and isinstance(value, int):
         n, m = divmod(value, 60)
         return f' (YAML reads an unquoted {n}:{m} as {value}: quote it: "{n}:{m}")' if n else ""
@@ -207,7 +211,9 @@ def _hint(value: Any, kind: Any) -> str:
         if kind is float and scientific:
             whole, fraction, sign, power = scientific.groups()
             return f" (YAML reads {value} as text: write {whole}{fraction or '.0'}e{sign or '+'}{power})"
-        return f" (remove the quotes: {value})" if kind is float or number.is_integer() else ""
+        if isinstance(yaml.load(value, _Loader), (int, float)):
+            return f" (remove the quotes: {value})" if kind is float or number.is_integer() else ""
+        return f" (write {int(number)})" if number.is_integer() else ""
     if value is None:
         return " (the line has a key but no value)"
     if getattr(kind, "__origin__", None) is list and not isinstance(value, (list, dict)):

@@ -1,7 +1,6 @@
 """Where things are: the project's root, its notebooks, the graph between them, and the folders of a run."""
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -12,7 +11,7 @@ from typing import Any
 
 import prunekit
 from prunekit.errors import UsageError, did_you_mean
-from prunekit.files import writing_to
+from prunekit.files import read_json, writing_to
 
 # Which notebooks a notebook reads from. The only statement of the order of things.
 GRAPH: dict[str, tuple[str, ...]] = {
@@ -121,7 +120,7 @@ def profiles() -> list[str]:
 def cells(path: Path) -> list[dict[str, Any]]:
     """The cells of a notebook, each source as one text; UsageError if it cannot be read as one."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path.read_text(encoding="utf-8"))
         return [{**cell, "source": "".join(cell["source"])} for cell in content["cells"]]
     except (OSError, ValueError, KeyError, TypeError):
         raise UsageError(f"{relative(path)} cannot be read as a notebook.") from None

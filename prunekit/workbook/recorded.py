@@ -67,7 +67,8 @@ def record(profile: str = "study") -> int:
             table = source / "tables" / f"{name}.csv"
             frame = pd.read_csv(table if table.is_file() else source / f"{name}.csv")
             frame.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g")
-        history(journals).drop(columns=_DROPPED).to_csv(folder / "history.csv.gz", index=False, float_format="%.6g",
-                                                        compression={"method": "gzip", "mtime": 0})
+        history(journals).drop(columns=_DROPPED).to_csv(
+            folder / "history.csv.gz", index=False, float_format="%.6g",
+            compression={"method": "gzip", "mtime": 0})
         (folder / "manifests.json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
     return sum(file.stat().st_size for file in FOLDER.iterdir())

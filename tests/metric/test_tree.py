@@ -330,6 +330,7 @@ def _deep(levels: int) -> str:
     ("content", "message"),
     [
         (_deep(10_000), "nested|more than"),
+        (_deep(100_000)[:990_000], "is not readable JSON: it is nested too deeply"),
         (_deep(70), "levels"),
         ("", "JSON"),
         ("[1, 2]", "object"),

@@ -37,6 +37,11 @@ BAD = [
     ("method: no", OWN + "method = False must be text (YAML reads an unquoted yes, no, on or off as true or false: quote it)."),
     ("methods: []", OWN + "methods = [] is an empty list; it needs at least one entry."),
     ("nsamples: 2.5", OWN + "nsamples = 2.5 must be a whole number."),
+    ("seed: 1e3", OWN + "seed = '1e3' must be a whole number (write 1000)."),
+    ('seed: "3"', OWN + "seed = '3' must be a whole number (remove the quotes: 3)."),
+    ("scale: inf", OWN + "scale = 'inf' must be a number."),
+    ("method: 0.5", OWN + 'method = 0.5 must be text (quote it: "0.5").'),
+    ("a: " + "{a: " * 10**5, OWN + "cannot be read: it is nested too deeply."),
     ("nsamples: 0", OWN + "nsamples = 0 must be at least 1 (windows)."),
     ("nsample: 3", OWN + "03_baselines has no parameter 'nsample' (did you mean 'nsamples'?)."),
     ("fast: 1", OWN + "fast = 1 must be true or false."),
@@ -62,7 +67,7 @@ def refusal(root, **files: str) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize(("text", "sentence"), BAD, ids=[text for text, _ in BAD])
+@pytest.mark.parametrize(("text", "sentence"), BAD, ids=[text[:40] for text, _ in BAD])
 def test_a_bad_parameter_gets_one_sentence(home, text, sentence):
     assert refusal(home, **{"03_baselines": text + "\n"}) == sentence
 
@@ -90,6 +95,7 @@ def test_profiles_hold_only_what_a_notebook_knows(home, files, sentence):
 @pytest.mark.parametrize(("overrides", "sentence"), [
     ({"seqln": "3"}, "--set seqln=3: no notebook has a parameter 'seqln' (did you mean 'seqlen'?)."),
     ({"seqlen": "many"}, "--set seqlen=many: seqlen = 'many' must be a whole number."),
+    ({"seed": "1e3"}, "--set seed=1e3: seed = '1e3' must be a whole number (write 1000)."),
     ({"pattern": "2:3:4"}, ("--set pattern=2:3:4: pattern = '2:3:4' must be 'unstructured' or 'n:m' with 0 < n < m (n zeros in "
                            "every m consecutive inputs, as in '2:4').")),
 ])

@@ -230,6 +230,9 @@ def test_new_content_upstream_makes_its_readers_stale(tiny):
     assert state("03_baselines", SECOND).fresh  # it read only `plain`, which is the same
     finished(plain={"a": 2}, other={"b": 2})
     assert state("03_baselines", SECOND).reason == "01_data has made 'plain' anew"
+    (tiny / "runs/tiny/01_data/manifest.json").unlink()
+    (tiny / "runs/tiny/01_data/reason.txt").write_text("no memory\n")
+    assert state("03_baselines", SECOND).reason == "01_data is failed (no memory)"
 
 
 def test_a_killed_run_does_not_look_finished(tiny):

@@ -42,7 +42,6 @@ class Primitive:
     sign:     signs of the operands (1: proven >= 0, -1: proven <= 0, 0: unknown) -> sign of the result
     monotone: "increasing" | "decreasing" | "even" (increasing in the magnitude) | "affine" (positive scale
               and a shift, both matrix-wide, of the first operand) | "none", strictly and in exact arithmetic
-              opposite: the operation that undoes this one, where signs allow
     partial:  undefined somewhere on zeros and negatives (such an operation must be declared)
     """
 
@@ -55,7 +54,6 @@ class Primitive:
     sign: Callable[..., int]
     monotone: str = "none"
     freeze: Callable[..., tuple[Tensor, ...]] | None = None
-    opposite: str | None = None
     grammar: str = "reference"
     binding: int = 9
     partial: bool = False
@@ -96,21 +94,20 @@ def _nonzero(x: Tensor) -> Tensor:
 
 
 PRIMITIVES: dict[str, Primitive] = {p.name: p for p in (
-    Primitive("sqr", 1, lambda x: x * x, "x²", "sqr({0})", "{q0}^2", lambda a: 1, "even", opposite="sqrt"),
-    Primitive("neg", 1, lambda x: -x, "−x", "-{p0}", "-{p0}", lambda a: -a, "decreasing",
-              opposite="neg", binding=3),
+    Primitive("sqr", 1, lambda x: x * x, "x²", "sqr({0})", "{q0}^2", lambda a: 1, "even"),
+    Primitive("neg", 1, lambda x: -x, "−x", "-{p0}", "-{p0}", lambda a: -a, "decreasing", binding=3),
     Primitive("abs", 1, lambda x: x.abs(), "|x|", "|{0}|", r"\left|{0}\right|", lambda a: 1, "even"),
     Primitive("log", 1, lambda x: x.abs().add_(LOG_SHIFT).log_(), "ln(|x| + 0.001)", "log({0})",
-              r"\ln\left(\left|{0}\right| + 0.001\right)", lambda a: 0, "even", opposite="exp"),
+              r"\ln\left(\left|{0}\right| + 0.001\right)", lambda a: 0, "even"),
     Primitive("exp", 1, lambda x: x.clamp(max=EXP_CLAMP).exp_(), "exp(min(x, 88))", "exp({0})",
-              r"\exp\left({0}\right)", lambda a: 1, "increasing", opposite="log"),
+              r"\exp\left({0}\right)", lambda a: 1, "increasing"),
     Primitive("sqrt", 1, lambda x: x.abs().sqrt_(), "√|x|", "sqrt({0})", r"\sqrt{{\left|{0}\right|}}",
-              lambda a: 1, "even", opposite="sqr"),
+              lambda a: 1, "even"),
     Primitive("tanh", 1, lambda x: x.tanh(), "tanh x", "tanh({0})", r"\tanh\left({0}\right)", lambda a: a,
               "increasing"),
     Primitive("pow", 1, lambda x: x.pow(2), "x² (a duplicate of sqr)", "pow({0})", "{q0}^2", lambda a: 1,
-              "even", opposite="sqrt"),
-    Primitive("skp", 1, lambda x: x, "x", "skp({0})", "{0}", lambda a: a, "affine", opposite="skp"),
+              "even"),
+    Primitive("skp", 1, lambda x: x, "x", "skp({0})", "{0}", lambda a: a, "affine"),
     Primitive("mms", 1, lambda x, low, span: (x - low).div_(span), 
               "(x − min x)/(max x − min x) over the matrix", "mms({0})",
               r"\operatorname{{mms}}\left({0}\right)", lambda a: 1, "affine", _range, partial=True),
@@ -118,9 +115,9 @@ PRIMITIVES: dict[str, Primitive] = {p.name: p for p in (
               "(x − mean x)/std x over the matrix (n − 1)", "zsn({0})",
               r"\operatorname{{zsn}}\left({0}\right)", lambda a: 0, "affine", _moments, partial=True),
     Primitive("add", 2, lambda x, y: x + y, "x + y", "{p0} + {p1}", "{p0} + {p1}",
-              lambda a, b: a if a == b else 0, "increasing", opposite="sub", binding=1),
+              lambda a, b: a if a == b else 0, "increasing", binding=1),
     Primitive("sub", 2, lambda x, y: x - y, "x − y", "{p0} - {p1}", "{p0} - {p1}",
-              lambda a, b: a if a == -b else 0, opposite="add", binding=1),
+              lambda a, b: a if a == -b else 0, binding=1),
     Primitive("mul", 2, lambda x, y: x * y, "x·y", "{p0} * {p1}", r"{p0} \cdot {p1}",
               lambda a, b: a * b, binding=2),
     Primitive("div", 2, _divide, "x/‖y‖₂, one scalar norm over y broadcast against x", "{p0} / {p1}",

@@ -120,8 +120,10 @@ def _compare(then: Path, now: Path, tolerance: float) -> tuple[int, list[Mismatc
     for column in a:
         x, y = (pd.to_numeric(frame[column], errors="coerce") for frame in (a, b))
         count += int(x.notna().sum())
-        near = (x - y).abs() <= tolerance * pd.concat([x.abs(), y.abs()], axis=1).max(axis=1)
-        texts = (x.isna() & y.isna()) if tolerance else False
+        differing = a[column] != b[column]
+        if tolerance:  # of numbers alone
+            near = (x - y).abs() <= tolerance * pd.concat([x.abs(), y.abs()], axis=1).max(axis=1)
+            differing &= ~near & ~(x.isna() & y.isna())
         found += [Mismatch(then.stem, row + 1, column, a[column][row], b[column][row])
-                  for row in a.index[(a[column] != b[column]) & ~(near if tolerance else False) & ~texts]]
+                  for row in a.index[differing]]
     return count, found

@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = parser.parse_args(_with_config(parser, list(sys.argv[1:] if argv is None else argv)))
         with writing_to():
             return args.command(args)
-    except BrokenPipeError:  # whoever was reading, as `head`, has read enough; nor is what is left flushed at the end
+    except BrokenPipeError:  # `head`, say, has read enough: what is left is not flushed at the end either
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except UsageError as error:
@@ -180,21 +180,31 @@ def _with_config(parser: argparse.ArgumentParser, argv: list[str]) -> list[str]:
     if at is None or not argv[1:]:
         return argv
     file = argv[at].partition("=")[2] or next(iter(argv[at + 1:]), "")
-    commands = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
-    sub = commands.choices.get(argv[0])
-    known = {action.dest: action for action in sub._actions if action.option_strings} if sub else {}
-    options = []
+    depth = 0
+    while commands := next((a for a in parser._actions if isinstance(a, argparse._SubParsersAction)), None):
+        if argv[depth] not in commands.choices:
+            return argv  # argparse says what there is
+        parser, depth = commands.choices[argv[depth]], depth + 1
+    known = {name.lstrip("-"): action for action in parser._actions if action.dest not in ("help", "config")
+             for name in action.option_strings}
+    options: list[str] = []
     for key, value in params.load_yaml(Path(file)).items():
-        action = known.get(key.replace("-", "_"))
-        if action is None or key in ("help", "config"):
-            raise UsageError(f"{file}: `prunekit {argv[0]}` has no option '{key}'{did_you_mean(key, known)}.")
-        flag = action.nargs == 0
+        action = known.get(key.replace("_", "-"))
+        if action is None:
+            raise UsageError(f"{file}: `{parser.prog}` has no option '{key}'{did_you_mean(key, known)}.")
+        option, kind = action.option_strings[0], action.type or str
+        several = action.nargs == "+" or isinstance(action, argparse._AppendAction)
         try:
-            value = params.typed(key, value, bool if flag else action.type or str)
+            value = params.typed(key, value, bool if action.nargs == 0 else list[kind] if several else kind)
         except UsageError as error:
             raise UsageError(f"{file}: {error}.") from None
-        options += ([action.option_strings[0]] if value else []) if flag else [f"{action.option_strings[0]}={value}"]
-    return [argv[0], *options, *argv[1:]]
+        if action.nargs == "+":
+            options += [option, *map(str, value)]
+        elif action.nargs == 0:
+            options += [option] * value
+        else:
+            options += [f"{option}={one}" for one in (value if several else [value])]
+    return [*argv[:depth], *options, *argv[depth:]]
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -207,6 +217,17 @@ def _check(args: argparse.Namespace) -> None:
         args.block = args.block if args.block is not None else 128 if embedded else 1024
     args.nsamples = args.nsamples if args.nsamples is not None else 32 if embedded else 128
     args.seqlen = args.seqlen if args.seqlen is not None else 128 if embedded else 2048
+    _check_values(args)
+    if args.command is _gradients:
+        check_file(args.output)
+    elif getattr(args, "output", None):
+        check_folder(args.output)
+    for name in ("results.csv", "zero_shot.csv") if getattr(args, "results", None) else ():
+        _rows(check_file(Path(args.results, name)))
+
+
+def _check_values(args: argparse.Namespace) -> None:
+    """Refuse what the vocabulary does not allow."""
     values = {key: value for key, value in vars(args).items() if value is not None}
     for key, value in values.items():
         for item in value if isinstance(value, list) else [value]:
@@ -214,12 +235,6 @@ def _check(args: argparse.Namespace) -> None:
                 raise UsageError(f"--{key.replace('_', '-')} {item} {wrong}.")
     if wrong := vocabulary.combination_problem(values):
         raise UsageError(f"{wrong[1]}.")
-    if args.command is _gradients:
-        check_file(args.output)
-    elif "output" in values:
-        check_folder(args.output)
-    for name in ("results.csv", "zero_shot.csv") if values.get("results") else ():
-        _rows(check_file(Path(args.results, name)))
 
 
 # ---------------------------------------------------------------- notebooks
@@ -282,8 +297,7 @@ def _explain(args: argparse.Namespace) -> int:
 def _search(args: argparse.Namespace) -> int:
     from prunekit.search.commands import run_search
 
-    if hasattr(args, "model"):
-        _check(args)
+    (_check if hasattr(args, "model") else _check_values)(args)
     return run_search(args, say)
 
 
@@ -517,7 +531,8 @@ def _rows(file: Path) -> list[pd.DataFrame]:
     try:
         return [pd.read_csv(file)] if file.exists() else []
     except ValueError as error:  # pandas' own, and text in another encoding
-        raise UsageError(f"{file} is no table that rows can be added to: move it away, or give another --results.") from error
+        raise UsageError(f"{file} is no table that rows can be added to: move it away, or give another "
+                         "--results.") from error
 
 
 def _add_rows(file: Path, rows: pd.DataFrame | list[dict[str, Any]]) -> None:

@@ -1,8 +1,11 @@
-"""Outputs that cannot be written are noticed before the work, and a disk that fills costs nothing that was there."""
+"""Outputs that cannot be written are noticed before the work; a disk that fills costs nothing there was."""
+
 from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -35,9 +38,16 @@ def test_what_a_disk_says_is_one_sentence(tmp_path, monkeypatch, number):
     monkeypatch.setattr(files.tempfile, "mkstemp", refuse)
     monkeypatch.setattr(files.tempfile, "TemporaryFile", refuse)
     tree = pk.Tree.parse("W")
-    for write in (files.check_file, files.check_folder, tree.to_json, lambda path: manifest.write_atomic(path, "text"),
-                  pk.Gradients({"model.layers.0.q": torch.ones(1, 1)}).save):
-        with pytest.raises(pk.UsageError, match=rf"(a\.json|{tmp_path}) cannot be written \({os.strerror(number)}\): "):
+    for write in (
+        files.check_file,
+        files.check_folder,
+        tree.to_json,
+        lambda path: manifest.write_atomic(path, "text"),
+        pk.Gradients({"model.layers.0.q": torch.ones(1, 1)}).save,
+    ):
+        with pytest.raises(
+            pk.UsageError, match=rf"(a\.json|{tmp_path}) cannot be written \({os.strerror(number)}\): "
+        ):
             write(tmp_path / "a.json")
     assert not list(tmp_path.iterdir())
 
@@ -47,7 +57,10 @@ def test_the_old_file_stays_when_the_new_one_cannot_be_finished(tmp_path, error)
     link, path = tmp_path / "link", tmp_path / "inside" / "a.csv"
     link.symlink_to(path)
     manifest.write_atomic(link, "old")  # what the link leads to, though that was not there
-    with pytest.raises(type(error) if isinstance(error, KeyboardInterrupt) else pk.UsageError), files.replacing_file(link) as new:
+    with (
+        pytest.raises(type(error) if isinstance(error, KeyboardInterrupt) else pk.UsageError),
+        files.replacing_file(link) as new,
+    ):
         new.write_text("half")
         raise error
     assert link.is_symlink() and path.read_text() == "old" and os.listdir(path.parent) == ["a.csv"]
@@ -57,7 +70,10 @@ def test_other_errors_stay_what_they_are(tmp_path):
     for error in (FileNotFoundError(errno.ENOENT, "no"), ValueError("no")):
         with pytest.raises(type(error)), files.replacing_file(tmp_path / "a"):
             raise error
-    with pytest.raises(pk.UsageError, match="the file cannot be used .Permission denied.: give another place"), files.writing_to():
+    with (
+        pytest.raises(pk.UsageError, match="the file cannot be used .Permission denied.: give another place"),
+        files.writing_to(),
+    ):
         raise PermissionError(errno.EACCES, "no", "the file")
 
 
@@ -66,18 +82,45 @@ def tiny(tmp_path_factory):
     from transformers import LlamaConfig, LlamaForCausalLM
 
     folder = tmp_path_factory.mktemp("tiny")
-    LlamaForCausalLM(LlamaConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2,
-                                 num_key_value_heads=1, vocab_size=8, max_position_embeddings=8)).save_pretrained(folder / "model")
-    save_file({role: torch.randint(8, (4, 8)) for role in ("calibration", "gradient", "test")}, folder / "w.safetensors")
-    return [f"--model={folder}/model", f"--windows={folder}/w.safetensors", "--corpus=wikitext2", "--seqlen=8", "--nsamples=4"]
+    LlamaForCausalLM(
+        LlamaConfig(
+            hidden_size=8,
+            intermediate_size=8,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            vocab_size=8,
+            max_position_embeddings=8,
+        )
+    ).save_pretrained(folder / "model")
+    save_file(
+        {role: torch.randint(8, (4, 8)) for role in ("calibration", "gradient", "test")},
+        folder / "w.safetensors",
+    )
+    return [
+        f"--model={folder}/model",
+        f"--windows={folder}/w.safetensors",
+        "--corpus=wikitext2",
+        "--seqlen=8",
+        "--nsamples=4",
+    ]
 
 
-@pytest.mark.parametrize("command", [
-    "prune --method=magnitude --results={below}", "prune --method=magnitude --save-model={below}", "evaluate --results={below}",
-    "finetune --output={below}", "finetune --output={new} --save-model={below}", "finetune --output={new} --results={below}",
-    "gradients --output={below}.safetensors", "gradients --output={taken}", "search start --output={below}",
-    "search start --output={searched}",
-])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "prune --method=magnitude --results={below}",
+        "prune --method=magnitude --save-model={below}",
+        "evaluate --results={below}",
+        "finetune --output={below}",
+        "finetune --output={new} --save-model={below}",
+        "finetune --output={new} --results={below}",
+        "gradients --output={below}.safetensors",
+        "gradients --output={taken}",
+        "search start --output={below}",
+        "search start --output={searched}",
+    ],
+)
 def test_outputs_are_tried_before_a_model_is_loaded(tiny, tmp_path, monkeypatch, capsys, command):
     def never(*args, **kwargs):
         raise AssertionError("a model was loaded")
@@ -85,7 +128,12 @@ def test_outputs_are_tried_before_a_model_is_loaded(tiny, tmp_path, monkeypatch,
     monkeypatch.setattr(pk, "load_model", never)
     (tmp_path / "x.safetensors").mkdir()
     (tmp_path / "searched" / "journal.jsonl").mkdir(parents=True)
-    names = {"below": below_a_file(tmp_path), "taken": tmp_path / "x.safetensors", "new": tmp_path / "new", "searched": tmp_path / "searched"}
+    names = {
+        "below": below_a_file(tmp_path),
+        "taken": tmp_path / "x.safetensors",
+        "new": tmp_path / "new",
+        "searched": tmp_path / "searched",
+    }
     assert main([*(word.format(**names) for word in command.split()), *tiny]) == 2
     assert "cannot be written (" in capsys.readouterr().err and not (tmp_path / "new").exists()
 
@@ -104,15 +152,32 @@ def test_a_disk_that_fills_while_a_model_is_saved(tiny, tmp_path, monkeypatch, c
 
     monkeypatch.setattr(LlamaForCausalLM, "save_pretrained", full)
     assert main(["prune", "--method=magnitude", f"--save-model={tmp_path}/pruned", *tiny]) == 2
-    assert capsys.readouterr().err == f"prunekit: {tmp_path}/pruned cannot be written (No space left on device): make room, then " \
-                                      "start this again.\n"
+    assert (
+        capsys.readouterr().err
+        == f"prunekit: {tmp_path}/pruned cannot be written (No space left on device): make room, then "
+        "start this again.\n"
+    )
+
+
+def test_whoever_reads_may_stop_reading():
+    """As `prunekit … | head` does."""
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-m", "prunekit", "explain", "W"], stdout=write, stderr=subprocess.PIPE, check=False
+    )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, b"")
 
 
 def test_journals_where_none_can_be(tmp_path):
     def search(path):
         return list(pk.evolve(lambda tree: 1.0 / tree.size, budget=2, journal=path, progress=False))
 
-    for place, why in ((no_file(tmp_path), "Is a directory"), (below_a_file(tmp_path), "File exists|Not a directory")):
+    for place, why in (
+        (no_file(tmp_path), "Is a directory"),
+        (below_a_file(tmp_path), "File exists|Not a directory"),
+    ):
         with pytest.raises(pk.UsageError, match=f"{place} cannot be written .({why})."):
             search(place)
     (tmp_path / "link").symlink_to(tmp_path / "elsewhere" / "j.jsonl")
@@ -127,7 +192,9 @@ def test_runs_and_reports_are_tried_before_a_notebook_runs(tmp_path, monkeypatch
     (tmp_path / "params" / "tiny" / "common.yaml").touch()
     (tmp_path / part).write_text("a file")
     monkeypatch.setenv("PRUNEKIT_HOME", str(tmp_path))
-    monkeypatch.setattr(batch, "run_all", lambda *args, **kwargs: (pytest.fail("a notebook was run") for _ in "1"))
+    monkeypatch.setattr(
+        batch, "run_all", lambda *args, **kwargs: (pytest.fail("a notebook was run") for _ in "1")
+    )
     assert main(["run", "tiny"]) == 2
     assert f"{part}/tiny cannot be written (" in capsys.readouterr().err
     with pytest.raises(pk.UsageError, match="cannot be written"), project.replacing(tmp_path / part / "tiny"):

@@ -3,11 +3,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from prunekit.errors import UsageError, did_you_mean
 from prunekit.files import check_file, replacing_file
+from prunekit.search.executors import open_executor
 
 Say = Callable[[str], None]
 
@@ -44,19 +46,19 @@ def add_search(parser: argparse.ArgumentParser, data_arguments: Callable[[argpar
 
 
 def run_search(args: argparse.Namespace, say: Say) -> int:
-    return args.action(args, say)
+    with ExitStack() as stack:
+        if hasattr(args, "executor"):  # opened first: what cannot be is refused before a model is loaded
+            args.executor = open_executor(args.executor, workers=args.workers, address=args.address)
+            stack.callback(args.executor.shutdown, wait=False, cancel_futures=True)
+        return args.action(args, say)
 
 
 def _start(args: argparse.Namespace, say: Say) -> int:
     import prunekit as pk
-    from prunekit.pruning.pattern import parse_task
-    from prunekit.search.presets import preset
 
-    preset(args.preset)
-    for task in args.tasks:
-        parse_task(task)
     folder = Path(args.output)
-    saved, journal, winner = (check_file(folder / name) for name in ("evaluator.safetensors", "journal.jsonl", "winner.json"))
+    names = ("evaluator.safetensors", "journal.jsonl", "winner.json")
+    saved, journal, winner = (check_file(folder / name) for name in names)
     _, tokenizer = pk.load_model(args.model, dtype=args.dtype, device=args.device, cache_dir=args.cache_dir)
 
     def windows(role: str, n: int) -> Any:
@@ -92,7 +94,10 @@ def _resume(args: argparse.Namespace, say: Say) -> int:
     if not header["file"]:
         raise UsageError(f"{args.journal} was written with an evaluator that was not saved: resume it from the program that "
                          "began it.")
-    _evolve(pk.Evaluator.load(header["file"]), Path(args.journal), args, say, header["preset"]["name"], header["seed"], header)
+    there = Path(header["file"])
+    beside = Path(args.journal).with_name(there.name)  # the folder may have been moved, or copied
+    evaluator = pk.Evaluator.load(there if there.is_file() and not beside.is_file() else beside)
+    _evolve(evaluator, Path(args.journal), args, say, header["preset"]["name"], header["seed"], header)
     return 0
 
 
@@ -102,9 +107,8 @@ def _evolve(evaluator: Any, journal: Path, args: argparse.Namespace, say: Say, p
     from prunekit.search.presets import Preset
 
     chosen = Preset.from_dict(header["preset"]) if header else preset
-    executor = {"kind": args.executor, "workers": args.workers, "address": args.address}
     seeds = [pk.Tree.parse(text) for text in header["seeds"]] if header else []
-    for _ in pk.evolve(evaluator, chosen, args.budget, seed, journal, executor, seeds=seeds):
+    for _ in pk.evolve(evaluator, chosen, args.budget, seed, journal, args.executor, seeds=seeds):
         pass
     _status(argparse.Namespace(journal=str(journal)), say)
 
@@ -138,6 +142,6 @@ def _export(args: argparse.Namespace, say: Say) -> int:
     else:
         frame = history(args.journal)
         with replacing_file(output) as file:
-            frame.to_csv(file, index=False) if output.suffix == ".csv" else frame.to_parquet(file, index=False)
+            (frame.to_csv if output.suffix == ".csv" else frame.to_parquet)(file, index=False)
     say(f"{output} written")
     return 0

@@ -317,8 +317,8 @@ def evolve(evaluator: Callable[..., Any], preset: str | Preset = "modern", budge
     fields of the preset. Same arguments, same generations, however many workers there are.
     Source: Algorithm 1 of arXiv 2406.02924, whose code was not published; see `presets.py` for what is assumed.
 
-    Raises UsageError for an unknown preset or field, a journal of another search, in use, or damaged, and a disk that
-    is full.
+    Raises UsageError for an unknown preset or field, values that cannot be, a loss that is no number, a
+    journal of another search, in use, or damaged, and a disk that is full.
     """
     chosen = find_preset(preset, **changes)
     budget = chosen.budget if budget is None else budget
@@ -407,6 +407,8 @@ class _Loop:
             found = self.pending.pop(index)
             started = time.perf_counter()
             outcome = Outcome(same=found) if isinstance(found, int) else self.workers.result(found)
+            if not isinstance(outcome, Outcome):
+                raise UsageError(f"the evaluator returned {outcome!r:.60} where an Outcome was asked for.")
             event = self._write(_event(index, outcome, self.races[index], self.search.candidates)
                                 | {"seconds": round(time.perf_counter() - started, 3), "host": self.workers.host})
         self.races.pop(index, None)
@@ -424,14 +426,15 @@ class _Loop:
 
 
 def _event(index: int, outcome: Outcome, race: Race | None, candidates: Mapping[int, Candidate]) -> dict[str, Any]:
-    if outcome.defect:
-        return {"event": "reject", "i": index, "why": outcome.defect}
+    losses = journals.unpack(journals.pack(outcome.losses))
+    finite = losses and math.isfinite(sum(losses))  # as float32, which is what is kept
+    if outcome.defect or outcome.same is None and not finite:
+        return {"event": "reject", "i": index, "why": outcome.defect or "not finite"}
     base = {"event": "evaluate", "i": index}
     if outcome.same is not None:
         source = candidates[outcome.same]
         return base | {"same": source.index, "fitness": source.fitness, "complete": source.complete,
                        "stopped": source.stopped, "audit": False, "masks": outcome.masks}
-    losses = journals.unpack(journals.pack(outcome.losses))
     return base | {"fitness": _fitness(losses, outcome.complete, race), "complete": outcome.complete,
                    "stopped": outcome.stopped, "audit": bool(race and race.audit), "masks": outcome.masks,
                    "losses": journals.pack(losses),
@@ -495,8 +498,12 @@ class _Adapter:
         return cls(evaluator, identity={"function": getattr(evaluator, "__qualname__", type(evaluator).__qualname__)})
 
     def __call__(self, tree: Tree, race: Race | None, seen: Mapping[str, int], raw: Tree) -> Outcome:
-        loss = self.function(tree)
-        return Outcome((loss,)) if math.isfinite(loss) else Outcome(defect="not finite")
+        found = self.function(tree)
+        try:
+            return Outcome((float(found),))
+        except (TypeError, ValueError, OverflowError):
+            raise UsageError(f"the evaluator returned {found!r:.60} for {tree}: a loss is a number, lower is "
+                             "better.") from None
 
 
 def _status_line(search: Search) -> str:

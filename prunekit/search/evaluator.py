@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from prunekit.files import replacing_file
+from prunekit.files import read_json, replacing_file
 
 from ..errors import UsageError
 from ..evaluate.perplexity import window_losses
@@ -211,7 +211,8 @@ class Evaluator:
         raw: the tree as bred; a form that is valid only because simplifying removed the invalid part is refused.
         """
         with without_gradients(self.threads):
-            why = next((found for one in {raw or tree, tree} if (found := self._probe(one))), "")
+            trees = dict.fromkeys((raw or tree, tree))  # in order, since the first reason is written down
+            why = next((found for one in trees if (found := self._probe(one))), "")
             if why:
                 return Outcome(defect=why)
             try:
@@ -375,7 +376,7 @@ class Evaluator:
     def _read(cls, path: Path) -> Evaluator:
         try:
             with safe_open(path, "pt") as file:
-                meta = json.loads((file.metadata() or {})["prunekit"])
+                meta = read_json((file.metadata() or {})["prunekit"])
                 tensors = {key: file.get_tensor(key) for key in file.keys()}
             benches = [_read_bench(tensors, number, *named) for number, named in enumerate(meta["benches"])]
         except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:

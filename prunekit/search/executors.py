@@ -4,6 +4,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import signal
 import socket
 import threading
 from collections.abc import Iterable, Mapping
@@ -18,13 +19,17 @@ KINDS = ("serial", "processes", "dask")
 KILLED = "killed two workers"
 
 
-def open_executor(kind: str = "serial", *, workers: int | None = None, address: str | None = None) -> Executor:
+def open_executor(kind: str = "serial", *, workers: int | None = None, address: str | None = None,
+                  **unknown: Any) -> Executor:
     """An executor by kind, to be used as a context manager.
 
     "serial": in this process. "processes": `workers` processes on this machine (default: one per core). "dask": the
     scheduler at `address`, or without one a cluster of `workers` processes on this machine (needs the extra `cluster`).
     Raises UsageError for an unknown kind, arguments that do not fit, and a scheduler that does not answer.
     """
+    for key in unknown:
+        known = ("kind", "workers", "address")
+        raise UsageError(f"an executor has no setting '{key}'{did_you_mean(key, known)}.")
     if kind not in KINDS:
         raise UsageError(f"executor kind {kind!r} is not known{did_you_mean(kind, KINDS)}.")
     if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 1):
@@ -32,6 +37,8 @@ def open_executor(kind: str = "serial", *, workers: int | None = None, address: 
     if address and kind != "dask":
         raise UsageError(f"executor kind '{kind}' has no address; give kind 'dask' to use the scheduler at {address}.")
     if kind == "serial":
+        if workers not in (None, 1):
+            raise UsageError(f"executor kind 'serial' has no {workers} workers; give kind 'processes'.")
         return Serial()
     return Processes(workers or os.cpu_count() or 1) if kind == "processes" else Dask(address, workers)
 
@@ -80,7 +87,8 @@ class Processes(Executor):
 
 
 def _end_with(held: Connection) -> None:
-    """In a worker: end when the other end of the pipe closes, that is, with the pool or with the process that had it.
+    """In a worker: end when the other end of the pipe closes, that is, with the pool or with the process that
+    had it, and at nothing else: a Ctrl-C is for that process to answer.
 
     A pool that breaks while it starts another worker forgets that worker, which would then keep Python from ending.
     """
@@ -88,6 +96,7 @@ def _end_with(held: Connection) -> None:
         with contextlib.suppress(EOFError, OSError):
             held.recv_bytes()
         os._exit(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=watch, daemon=True).start()
 
 

@@ -16,7 +16,7 @@ from typing import Any, Self
 from zlib import crc32
 
 from prunekit.errors import UsageError
-from prunekit.files import writing_to
+from prunekit.files import read_json, writing_to
 from prunekit.locks import lock
 
 FORMAT = 1
@@ -157,8 +157,8 @@ def _checked(line: bytes, before: int) -> tuple[dict[str, Any], int] | None:
         crc = crc32(text, before)
         if line[-1:] != b"\n" or int(stated, 16) != crc:
             return None
-        event = json.loads(text)
-    except (ValueError, RecursionError):
+        event = read_json(text)
+    except ValueError:
         return None
     return (event, crc) if isinstance(event, dict) else None
 

@@ -1,73 +1,96 @@
 """The ways to search, as data."""
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import field, fields, replace
 from types import MappingProxyType
-from typing import Any
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic.dataclasses import dataclass
 
 from prunekit.errors import UsageError, did_you_mean
+from prunekit.metric.tree import MAX_DEPTH, MAX_SIZE
+from prunekit.search.breed import OPERATORS
 from prunekit.search.sample import Alphabet
 
 _EXACT_COPIES = ("pow", "skp")  # of sqr, and of nothing at all
+_DEEPEST = (MAX_SIZE + 1).bit_length() - 2  # of trees that are full, and binary throughout
+_GRID_STEPS = 15  # see `rivals.grid`
+
+_Count = Annotated[int, Field(ge=1)]
+_Share = Annotated[float, Field(ge=0, le=1)]
+_Depth = Annotated[int, Field(ge=1, le=_DEEPEST, strict=True)]
+_Depths = Annotated[tuple[_Depth, ...], Field(min_length=1, strict=False)]
+_Weights = Annotated[dict[Literal[OPERATORS], Annotated[int | float, Field(ge=0)]], Field(strict=False),
+                     AfterValidator(MappingProxyType)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=ConfigDict(strict=True, allow_inf_nan=False))
 class Preset:
-    """Everything that decides which tree is tried next.
-
-    population: trees kept. depths: ramped half-and-half's, for the first `population` trees. sample: share of the
-    population that a tournament draws without replacement; `top`: how many of its best may become parents.
-    crossover, mutation: probabilities, applied one after the other (if neither happens, mutation does); `weights`, if
-    given, instead draws one operator by weight. form: what is kept of an offspring: "raw", "naive", "oos" or "rank".
-    unique: refuse a form that was proposed before (with form "rank": a metric proven to give the same masks), and let
-    the budget count distinct evaluations instead of candidates. replace: who leaves, the "worst" or the "oldest" (never
-    one on the Pareto front). start: the first population begins with the monomials of this degree that read W (0: all
-    of it is random). local: how often the first parent is one of the best five instead of a tournament's. crowding: how
-    much a tournament dislikes frequent sizes, in units of loss. patience: once so many candidates in a row have brought
-    no better one, every second candidate is the smallest metric that was not tried (0: never). racing: stop hopeless
-    candidates early. lag: a candidate sees the results of all but the last lag - 1 before it, so up to `lag` are evaluated
-    at once.
-    """
+    """Everything that decides which tree is tried next. The fields' types are their bounds."""
 
     name: str
-    population: int
-    depths: tuple[int, ...]
-    sample: float
-    top: int
-    crossover: float = 0.5
-    mutation: float = 0.5
-    weights: Mapping[str, float] = field(default_factory=dict)
-    form: str = "oos"
+
+    # who is kept, and how the first of them are made
+    population: Annotated[int, Field(ge=2)]  # trees kept
+    depths: _Depths  # of ramped half-and-half, for the first `population` trees
+
+    # who becomes a parent, and what is done to it
+    sample: Annotated[float, Field(gt=0, le=1)]  # share of the population in a tournament, each once
+    top: _Count  # how many of its best may become parents
+    crossover: _Share = 0.5  # probability; then
+    mutation: _Share = 0.5  # its own: if neither happens, mutation does
+    weights: _Weights = field(default_factory=dict)  # if given, one operator is drawn by these instead
+
+    # what is kept of an offspring
+    form: Literal["raw", "naive", "oos", "rank"] = "oos"  # level of simplification
+    # refuse a form that was proposed before (with rank: a metric proven to give the same masks), and let the
+    # budget count distinct evaluations instead of candidates
     unique: bool = False
-    replace: str = "worst"
-    start: int = 0
-    local: float = 0.0
-    max_size: int = 63
-    max_depth: int = 12
-    crowding: float = 0.0
-    patience: int = 0
-    racing: bool = False
+    replace: Literal["worst", "oldest"] = "worst"  # who leaves; the oldest never from the Pareto front
+
+    # where to look
+    start: Annotated[int, Field(ge=0, le=_GRID_STEPS)] = 0  # first come the monomials of this degree; 0: none
+    local: _Share = 0.0  # how often the first parent is one of the best five instead of a tournament's
+    max_size: Annotated[int, Field(ge=1, le=MAX_SIZE // 2)] = 63  # nodes; two such, crossed, are still a tree
+    max_depth: Annotated[int, Field(ge=0, le=MAX_DEPTH // 2)] = 12  # edges from the root to the deepest leaf
+    crowding: Annotated[float, Field(ge=0)] = 0.0  # a tournament's dislike of frequent sizes, as a loss
+    # once so many candidates in a row have brought no better one, every second one is the smallest metric not
+    # tried yet; 0: never
+    patience: Annotated[int, Field(ge=0)] = 0
+
+    # what is spared
+    racing: bool = False  # stop hopeless candidates early
     share: bool = False  # fitness of equal masks
     random: bool = False  # never breed
-    lag: int = 1
-    budget: int = 350
-    alphabet: Alphabet = Alphabet()  # noqa: RUF009 - frozen
+
+    # how long, how many at once, of what
+    lag: _Count = 1  # a candidate sees all but the last lag - 1 before it: so many are evaluated at once
+    budget: _Count = 350  # evaluations
+    alphabet: Alphabet = Alphabet()
+
+    @model_validator(mode="after")
+    def _together(self) -> Self:
+        if self.weights and not sum(self.weights.values()):
+            raise ValueError("weights must hold one above 0")
+        if not (self.weights or self.random) and self.top < 2:
+            raise ValueError("top must be 2 or more where no weights are given, since two parents are drawn")
+        return self
 
     def as_dict(self) -> dict[str, Any]:
         """For the journal's header, as JSON gives it back; the budget is no part of it, so that it may grow."""
-        plain = asdict(replace(self, alphabet=Alphabet(), weights={})) | {"weights": dict(self.weights)}
-        alphabet = {"grammar": self.alphabet.grammar, "without": list(self.alphabet.without), "binary": self.alphabet.binary}
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in plain.items()
-                if key not in ("budget", "alphabet")} | {"alphabet": alphabet}
+        alphabet = {"grammar": self.alphabet.grammar, "without": list(self.alphabet.without),
+                    "binary": self.alphabet.binary}
+        return {one.name: getattr(self, one.name) for one in fields(self) if one.name != "budget"} | {
+            "depths": list(self.depths), "weights": dict(self.weights), "alphabet": alphabet}
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Preset:
         """As a journal's header has it."""
-        alphabet = plain["alphabet"]
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in plain.items()
-                      if key != "alphabet"},
-                   alphabet=Alphabet(alphabet["grammar"], tuple(alphabet["without"]), alphabet["binary"]))
+        alphabet = plain["alphabet"] | {"without": tuple(plain["alphabet"]["without"])}
+        return preset("paper", **{**plain, "alphabet": Alphabet(**alphabet)})
 
 
 # Ours. A search of a few hundred evaluations has no time to find out again what a coarse grid knows, nor can subtree
@@ -80,8 +103,8 @@ class Preset:
 _MODERN = Preset(
     "modern", population=30, depths=(1, 2, 3, 4), sample=0.2, top=1, form="rank", unique=True, replace="oldest",
     start=3, local=0.3,
-    weights=MappingProxyType({"crossover": 3, "point": 2, "regrow": 2, "insert": 2, "hoist": 1, "swap": 2, "power": 2,
-                              "factor": 3}),
+    weights={"crossover": 3, "point": 2, "regrow": 2, "insert": 2, "hoist": 1, "swap": 2, "power": 2,
+             "factor": 3},
     max_size=15, max_depth=10, crowding=0.02, patience=250, racing=True, share=True, lag=8, budget=500,
     alphabet=Alphabet(without=_EXACT_COPIES, binary=0.5))
 
@@ -99,8 +122,8 @@ PRESETS: dict[str, Preset] = {preset.name: preset for preset in (
 )}
 
 
-def preset(name: str | Preset, **changes: Any) -> Preset:
-    """A preset by name, with fields changed. Raises UsageError for an unknown name or field."""
+def preset(name: str | Preset, /, **changes: Any) -> Preset:
+    """A preset by name, with fields changed. Raises UsageError for an unknown name or field, or bad value."""
     if not isinstance(name, Preset):
         if name not in PRESETS:
             raise UsageError(f"unknown preset {name!r:.60}{did_you_mean(name, PRESETS)}")
@@ -108,4 +131,12 @@ def preset(name: str | Preset, **changes: Any) -> Preset:
     for key in changes:
         if key not in Preset.__dataclass_fields__:
             raise UsageError(f"a preset has no field '{key}'{did_you_mean(key, Preset.__dataclass_fields__)}")
-    return replace(name, **changes)
+    try:
+        return replace(name, **changes)
+    except ValidationError as error:
+        first = error.errors()[0]
+        what = re.sub(r"^\w+ should ", "must ", first["msg"].removeprefix("Value error, "))
+        parts = [part for part in first["loc"] if part != "[key]"]
+        place = "".join(f"[{part!r}]" if at else part for at, part in enumerate(parts))
+        value = f"{place} = {first['input']!r:.60} " if place else ""
+        raise UsageError(f"preset '{name.name}': {value}{what}.") from None

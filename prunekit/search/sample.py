@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
+from prunekit.errors import UsageError, did_you_mean
 from prunekit.metric.ops import arity, symbols
 from prunekit.metric.tree import Tree
 
@@ -21,7 +22,20 @@ class Alphabet:
     by_arity: tuple[tuple[str, ...], ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        known = symbols(self.grammar)
+        for symbol in self.without:
+            if symbol not in known:
+                raise UsageError(f"an alphabet has no symbol {symbol!r:.40} to leave out"
+                                 f"{did_you_mean(symbol, known)}.")
         object.__setattr__(self, "by_arity", _by_arity(self.grammar, self.without))
+        leaves, unary, binary = self.by_arity
+        if self.binary is not None and not 0 <= self.binary <= 1:
+            raise UsageError(f"alphabet: binary = {self.binary!r:.40} must be None, or a share from 0 to 1.")
+        often = self.binary
+        drawn = [unary + binary] if often is None else [unary] * (often < 1) + [binary] * (often > 0)
+        if not all([leaves, *drawn]):
+            raise UsageError("an alphabet needs a terminal, and operations of each kind that it is to draw: "
+                             "leave out less.")
 
     def leaf(self, rng: random.Random) -> str:
         return rng.choice(self.by_arity[0])

@@ -163,6 +163,7 @@ CHECKS: dict[str, Callable[[Any], str | None]] = {
     "budget": _at_least(1, "evaluations"),
     "population": _at_least(2, "trees"),
     "census_trees": _at_least(1, "random trees"),
+    "threads": _at_least(1, "threads of one evaluation"),
     "workers": _at_least(0, "processes; 0: none but this one"),
     "other_model": _optional(model),
     "other_corpus": _optional(corpus),

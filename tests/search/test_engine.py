@@ -10,7 +10,7 @@ from prunekit.metric.rank import rank_key
 from prunekit.metric.tree import Tree
 from prunekit.search import journal as journals
 from prunekit.search.breed import factor, power
-from prunekit.search.engine import Race, Search, behind, pareto
+from prunekit.search.engine import Outcome, Race, Search, behind, pareto
 from prunekit.search.presets import PRESETS, Preset, preset
 from prunekit.search.sample import Alphabet, half_and_half, random_tree, smallest_first
 
@@ -74,6 +74,24 @@ def test_presets_survive_the_journal(name):
     (lambda: pk.evolve(distance, budget=True), "budget True is no number"),
     (lambda: pk.evolve(lambda a, b: 0), "a function of one tree"),
     (lambda: pk.evolve("W"), "a function of one tree"),
+    (lambda: pk.evolve(distance, population=-3),
+     r"preset 'modern': population = -3 must be greater than or equal to 2\.$"),
+    (lambda: preset("modern", population=True), "population = True must be a valid integer"),
+    (lambda: preset("modern", lag=0), "lag = 0 must be greater than or equal to 1"),
+    (lambda: preset("modern", depths=()), r"depths = \(\) must have at least 1 item"),
+    (lambda: preset("modern", depths=(2, 100)), r"depths\[1\] = 100 must be less than or equal to 7"),
+    (lambda: preset("modern", sample=5), "sample = 5 must be less than or equal to 1"),
+    (lambda: preset("modern", sample=math.nan), "sample = nan must be a finite number"),
+    (lambda: preset("modern", crossover=7), "crossover = 7 must be"),
+    (lambda: preset("modern", weights={}), "preset 'modern': top must be 2 or more where no weights"),
+    (lambda: preset("modern", weights={"point": 0}), "weights must hold one above 0"),
+    (lambda: preset("modern", weights={"pint": 1}), r"weights\['pint'\] = 'pint' must be 'crossover', "),
+    (lambda: preset("modern", form="ranks"), "form = 'ranks' must be 'raw', 'naive', 'oos' or 'rank'"),
+    (lambda: preset("modern", max_size=200), "max_size = 200 must be"),
+    (lambda: Alphabet(without=("pwo",)), "no symbol 'pwo' to leave out .did you mean 'pow'"),
+    (lambda: Alphabet(without=("W", "G", "X")), "an alphabet needs a terminal"),
+    (lambda: Alphabet(without=("add", "sub", "mul", "div"), binary=0.5), "operations of each kind"),
+    (lambda: Alphabet(binary=7), "binary = 7 must be None, or a share"),
 ])
 def test_bad_requests_are_refused_at_once(asked, sentence):
     with pytest.raises(pk.UsageError, match=sentence):
@@ -144,6 +162,33 @@ def test_parents_are_older_by_at_least_the_lag():
 def test_a_loss_that_is_not_finite_is_a_rejection():
     last = run(lambda tree: math.nan if "G" in tree else distance(tree), "modern", 60)[-1]
     assert last.saved["rejected"] > 0 and all("G" not in one.tree for one in last.population)
+
+
+@pytest.mark.parametrize("loss", [None, "low", {}])
+def test_a_loss_that_is_no_number_is_named(loss):
+    with pytest.raises(pk.UsageError, match=f"the evaluator returned {loss!r} for .*: a loss is a number"):
+        run(lambda tree: loss, "modern", 5)
+
+
+@pytest.mark.parametrize("losses", [(), (1e300,), (0.5, math.nan), (math.inf, -math.inf)])
+def test_evaluators_of_ones_own(losses):
+    class Own:
+        group, identity = "row", {}
+
+        def __call__(self, tree, race, seen, raw):
+            return None if "exp" in tree else Outcome((0.5,)) if "G" in tree else Outcome(losses)
+
+    with pytest.raises(pk.UsageError, match="the evaluator returned None where an Outcome was asked for"):
+        run(Own(), "modern", 200)
+    found = run(Own(), "modern", 20, alphabet=Alphabet(without=("exp",)))[-1]
+    assert found.saved["rejected"] and all("G" in one.tree for one in found.population)
+
+
+@pytest.mark.parametrize("field, value", [("depths", (7,)), ("max_size", 127), ("max_depth", 32)])
+def test_a_preset_at_its_bounds_never_breeds_what_is_no_tree(field, value):
+    wide = {"max_size": 127, "max_depth": 32, "form": "raw", "population": 8}
+    loss = (lambda tree: -tree.depth) if field == "max_depth" else lambda tree: -len(tree)
+    assert run(loss, "modern", 150, **wide | {field: value})
 
 
 def test_an_exhausted_space_is_said():

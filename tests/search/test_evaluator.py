@@ -86,6 +86,13 @@ def test_a_form_is_refused_when_the_tree_it_came_from_is_invalid(evaluator):
     assert evaluator(pk.Tree.parse("W"), raw=raw).defect == "not finite"
 
 
+def test_of_two_reasons_the_bred_trees_is_the_one_that_is_written(evaluator, monkeypatch):
+    """Whatever the hash seed: the journal must not depend on it."""
+    monkeypatch.setattr(evaluator, "_probe", str)
+    for tree, raw in (("W", "X"), ("X", "W")):
+        assert evaluator(pk.Tree.parse(tree), raw=pk.Tree.parse(raw)).defect == raw
+
+
 def test_the_race_stops_the_hopeless_only(evaluator):
     good = evaluator(TREES[2])
     race = Race(tuple(good.losses))

@@ -81,6 +81,8 @@ class _Slow(Racing):
 @pytest.mark.parametrize("arguments, sentence", [
     ({"kind": "threads"}, "executor kind 'threads' is not known"), ({"kind": "processes", "workers": 0}, "give a number of"),
     ({"kind": "serial", "address": "tcp://x"}, "has no address"),
+    ({"kind": "serial", "workers": 4}, "has no 4 workers; give kind"),
+    ({"kind": "processes", "worker": 2}, "an executor has no setting 'worker' .did you mean 'workers'"),
     ({"kind": "dask", "address": "nonsense://127.0.0.1:1"}, "no Dask scheduler answers at nonsense"),
 ])
 def test_bad_executors(arguments, sentence):
@@ -91,6 +93,11 @@ def test_bad_executors(arguments, sentence):
 def test_something_that_is_no_executor():
     with pytest.raises(pk.UsageError, match="has no submit"):
         list(pk.evolve(Racing(), budget=10, executor=3, progress=False))
+
+
+def test_a_worker_leaves_ctrl_c_to_its_owner():
+    with pk.open_executor("processes", workers=1) as pool:
+        assert pool.submit(signal.getsignal, signal.SIGINT).result() == signal.SIG_IGN
 
 
 def test_no_worker_outlives_its_pool(tmp_path):

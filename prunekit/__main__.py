@@ -277,7 +277,8 @@ def _paper(args: argparse.Namespace) -> int:
     from prunekit.workbook import paper
 
     for section in paper.write(args.profile, Path(args.folder)):
-        say(f"{section.topic:<17} {len(section.files):3} figures and tables")
+        found = f"{len(section.files):3} figures and tables" if section.run else "no finished run"
+        say(f"{section.topic:<17} {found}")
     say(f"paper: {Path(args.folder) / 'main.tex'}")
     return 0
 

@@ -1,12 +1,15 @@
 """Windows of tokens by role. Roles never share text: calibration, gradient, search, train (fine-tuning), select, test."""
 from __future__ import annotations
 
+import gzip
 import hashlib
 import itertools
 import json
 import random
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+import re
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -25,20 +28,32 @@ SHARES = {"calibration": 0.4, "gradient": 0.2, "search": 0.2, "train": 0.2, "sel
 _OWN_SPLIT = {"select": "validation", "test": "test"}
 EMBEDDED_TEST_WINDOWS = 256
 _C4_TEST_DOCUMENTS, _C4_TEST_WINDOWS = 1100, 256
+_COLUMNS = ("text", "sentence")  # documents, or the sentences of a running text, as PTB has them
+_SPLIT_FILE = re.compile(r"(?:.*[-_.])?(train|validation|test)(?:[-_.].*)?\.(txt|jsonl?|parquet)(?:\.gz)?")
 
 
 @dataclass(frozen=True, eq=False)
 class Corpus:
-    """Texts by split ("all" if there are none). `running`: one text that may be cut anywhere; otherwise documents."""
+    """Texts by split ("all" if there are none).
+
+    running: one text that may be cut anywhere; otherwise documents. skipped: by split, the number of rows
+    left out because they are null or no text. most: of test windows, if there is a limit.
+    """
 
     name: str
     splits: dict[str, list[str]]
     running: bool
     joiner: str = "\n\n"
+    skipped: Mapping[str, int] = field(default_factory=dict)
+    most: int | None = None
 
     def split_of(self, role: str) -> str:
-        own = _OWN_SPLIT.get(role)
-        return own if own in self.splits else "train" if "train" in self.splits else "all"
+        """The split that a role's text comes from. Raises UsageError if the corpus has none for it."""
+        for split in (_OWN_SPLIT.get(role), "train", "all"):
+            if split in self.splits:
+                return split
+        raise UsageError(f"corpus '{self.name}' has no split train, from which the windows of role {role} "
+                         f"would come (it has {', '.join(self.splits)}).")
 
     def share(self, role: str) -> tuple[float, float]:
         """The part of its split that a role owns, as bounds in [0, 1]."""
@@ -55,7 +70,9 @@ def token_windows(corpus: str | Path, tokenizer: Any, role: str, n: int | None =
     """Token ids of n windows of a corpus, LongTensor (n, seqlen).
 
     corpus: `embedded` (or `embedded:almanac+stories`, some of its registers), `wikitext2`, `c4`, `ptb`, or a path: a
-    text file, .jsonl or .parquet (column `text`), a folder of {train,validation,test}.txt, a `save_to_disk` folder.
+    text file or JSON lines (.jsonl, .json), both also as .gz, .parquet, a folder of such files with train,
+    validation or test in their names, a `save_to_disk` folder. Rows have a column `text`, or `sentence` where
+    they make up a running text; those that are null or no text are skipped (`skipped_rows`).
     roles: `disjoint` (every role its own text, windows drawn without overlap or repeat), or `published`: calibration
     and gradient windows start anywhere in the train split, by `random.Random(seed)`, as in the published lib/data.py,
     so that they are the same windows when corpus and seed are. The test role is always the consecutive windows of the
@@ -91,6 +108,14 @@ def leaks(corpus: str, gradient_corpus: str, test_corpus: str, roles: str = "dis
     return test_corpus in (corpus, gradient_corpus) or (roles == "published" and corpus == gradient_corpus)
 
 
+def skipped_rows(corpus: str | Path, role: str, cache_dir: str | None = None) -> int:
+    """How many rows of the split that a role reads were left out, as they are null or no text."""
+    if str(corpus).partition(":")[0] == "embedded":
+        return 0
+    loaded = load_corpus(str(corpus), cache_dir)
+    return loaded.skipped.get(loaded.split_of(role), 0)
+
+
 def fingerprint(corpus: str | Path) -> str:
     """A short hash that changes when a corpus on disk changes; for a named corpus, its name."""
     name = str(corpus).partition(":")[0]
@@ -123,7 +148,9 @@ def load_corpus(corpus: str, cache_dir: str | None = None) -> Corpus:
     found = _from_hub(corpus, cache_dir) if corpus in CORPORA else _from_disk(path)
     empty = [split for split, texts in found.splits.items() if not any(text.strip() for text in texts)]
     if empty:
-        raise UsageError(f"corpus '{corpus}' holds no text in its split {empty[0]}.")
+        nothing = found.skipped.get(empty[0], 0)
+        raise UsageError(f"corpus '{corpus}' holds no text in its split {empty[0]}"
+                         + (f": {nothing} of its rows are null or no text." if nothing else "."))
     return found
 
 
@@ -146,52 +173,116 @@ def _from_hub(name: str, cache_dir: str | None) -> Corpus:
     splits = {split: list(data[split][column]) for split in data}
     if name == "c4":
         splits["test"] = splits.pop("validation")[:_C4_TEST_DOCUMENTS]
-    return Corpus(name, splits, running=name != "c4", joiner="\n\n" if name == "wikitext2" else " ")
+    return Corpus(name, splits, running=name != "c4", joiner="\n\n" if name == "wikitext2" else " ",
+                  most=_C4_TEST_WINDOWS if name == "c4" else None)
 
 
 def _from_disk(path: Path) -> Corpus:
     if not path.exists():
         raise UsageError(f"corpus '{path}' is neither a known corpus{did_you_mean(str(path), CORPORA)} nor a file or folder.")
     if path.is_file():
-        texts = _read_file(path)
-        return Corpus(path.stem, {"all": texts}, running=path.suffix not in {".jsonl", ".json", ".parquet"})
-    files = {file.stem: file for file in path.glob("*.txt")}
-    if {"train", "test"} <= files.keys():
-        return Corpus(path.name, {split: _read_file(file) for split, file in files.items()
-                                  if split in ("train", "validation", "test")}, running=True)
-    if (path / "dataset_dict.json").is_file() or (path / "dataset_info.json").is_file():
+        files = {"all": [path]}
+    elif any((path / f"dataset_{what}.json").is_file() for what in ("dict", "info")):
         return _from_saved(path)
-    raise UsageError(f"corpus folder '{path}' holds neither train.txt and test.txt nor a data set saved with save_to_disk.")
+    else:
+        files = _split_files(path)
+    columns, rows = set(), {}
+    for split, parts in files.items():
+        read = [_read_file(file) for file in parts]
+        columns |= {column for column, _ in read}
+        rows[split] = [value for _, values in read for value in values]
+    return _corpus(path, columns, rows)
+
+
+def _split_files(folder: Path) -> dict[str, list[Path]]:
+    """The files of a folder by the split in their names: train.txt, c4-train.00000-of-01024.json.gz."""
+    found = {file: match for file in sorted(folder.iterdir()) if (match := _SPLIT_FILE.fullmatch(file.name))}
+    if not found:
+        raise UsageError(f"corpus folder '{folder}' holds neither {{train,validation,test}}.{{txt,jsonl,json,"
+                         "parquet}} nor a data set saved with save_to_disk.")
+    forms, names = {match[2] for match in found.values()}, [file.name for file in found]
+    if len(forms) > 1 or len({name.removesuffix(".gz") for name in names}) < len(names):
+        raise UsageError(f"corpus folder '{folder}' holds its splits in more than one form "
+                         f"({', '.join(names[:6])}): keep one.")
+    return {split: [file for file, match in found.items() if match[1] == split]
+            for split in dict.fromkeys(match[1] for match in found.values())}
 
 
 def _from_saved(path: Path) -> Corpus:
     from datasets import DatasetDict, load_from_disk
 
-    data = load_from_disk(str(path))
-    parts = data if isinstance(data, DatasetDict) else {"all": data}
-    for split, part in parts.items():
-        if "text" not in part.column_names:
-            raise UsageError(f"corpus '{path}' has no column 'text' in {split} (it has {', '.join(part.column_names)}).")
-    return Corpus(path.name, {split: list(part["text"]) for split, part in parts.items()}, running=False)
-
-
-def _read_file(path: Path) -> list[str]:
-    """The documents of a file: a text file is one, JSONL and parquet one per row (column `text`)."""
     try:
-        if path.suffix == ".parquet":
-            import pandas as pd
+        data = load_from_disk(str(path))
+    except Exception as error:  # of many kinds, for one fact
+        raise UsageError(f"corpus folder '{path}' cannot be read as a data set saved with save_to_disk "
+                         f"({_first(error)}).") from error
+    columns, rows = set(), {}
+    for split, part in (data if isinstance(data, DatasetDict) else {"all": data}).items():
+        column = _column(part.column_names, f"folder '{path}', split {split},")
+        columns.add(column)
+        rows[split] = list(part[column])
+    return _corpus(path, columns, rows)
 
-            return pd.read_parquet(path, columns=["text"])["text"].tolist()
-        content = path.read_text(encoding="utf-8")
-        if path.suffix in {".jsonl", ".json"}:
-            return [json.loads(line)["text"] for line in content.splitlines() if line.strip()]
-        return [content]
+
+def _corpus(path: Path, columns: set[str], rows: Mapping[str, list[Any]]) -> Corpus:
+    """What was read from disk, without the rows that are no text; `columns` as of `_read_file`."""
+    texts = {split: [value for value in values if _is_text(value)] for split, values in rows.items()}
+    skipped = {split: len(values) - len(texts[split]) for split, values in rows.items()}
+    joiner = " " if "sentence" in columns else "\n\n"
+    return Corpus(path.name, texts, running="text" not in columns, joiner=joiner, skipped=skipped)
+
+
+def _is_text(value: Any) -> bool:
+    """Text of whole characters; JSON may also hold halves of them, which no tokenizer takes."""
+    return isinstance(value, str) and not re.search("[\ud800-\udfff]", value)
+
+
+def _column(names: Sequence[str], where: str) -> str:
+    found = next((column for column in _COLUMNS if column in names), None)
+    if found is None:
+        raise UsageError(f"corpus {where} has no column {' or '.join(_COLUMNS)} "
+                         f"(it has {', '.join(names[:8]) or 'none'}).")
+    return found
+
+
+def _read_file(path: Path) -> tuple[str, list[Any]]:
+    """(column, its values) of a file: one a row of JSON lines and parquet; a text file is one, column ""."""
+    kind = Path(path.name.removesuffix(".gz")).suffix
+    try:
+        if kind == ".parquet":
+            import pandas as pd
+            from pyarrow.parquet import read_schema
+
+            column = _column(read_schema(path).names, f"file {path}")
+            return column, pd.read_parquet(path, columns=[column])[column].tolist()
+        lines = kind in {".jsonl", ".json"}
+        unpacked = gzip.open if path.suffix == ".gz" else open
+        # Only a line feed ends a line of JSON.
+        with unpacked(path, "rt", encoding="utf-8-sig", newline="\n" if lines else None) as file:
+            return _json_lines(file, path) if lines else ("", [file.read()])
+    except UsageError:
+        raise
     except UnicodeDecodeError as error:
         raise UsageError(f"corpus file {path} is not UTF-8 text; convert it first.") from error
-    except (KeyError, TypeError) as error:
-        raise UsageError(f"corpus file {path} has a row without a field 'text'.") from error
-    except (ValueError, OSError) as error:
-        raise UsageError(f"corpus file {path} cannot be read ({str(error).splitlines()[0][:120]}).") from error
+    except (ValueError, OSError, EOFError, zlib.error) as error:
+        raise UsageError(f"corpus file {path} cannot be read ({_first(error)}).") from error
+
+
+def _json_lines(file: Iterable[str], path: Path) -> tuple[str, list[Any]]:
+    rows = []
+    for number, line in enumerate(file, 1):
+        try:
+            rows += [json.loads(line)] if line.strip() else []
+        except (ValueError, RecursionError) as error:
+            raise UsageError(f"corpus file {path}, line {number}, cannot be read as JSON; "
+                             "one object a line is expected.") from error
+    objects = [row if isinstance(row, dict) else {} for row in rows]
+    column = _column(list(dict.fromkeys(key for row in objects for key in row)), f"file {path}")
+    return column, [row.get(column) for row in objects]
+
+
+def _first(error: Exception) -> str:
+    return str(error).partition("\n")[0][:120]
 
 
 # --- windows -------------------------------------------------------------------------------------------------------
@@ -256,7 +347,7 @@ def _test_windows(corpus: Corpus, tokenizer: Any, n: int | None, seqlen: int) ->
     else:
         text = corpus.joiner.join(_role_documents(corpus, "test"))
         ids = torch.tensor(_encode(tokenizer, [text], special=True)[0])
-    count = len(ids) // seqlen if corpus.name != "c4" else min(len(ids) // seqlen, _C4_TEST_WINDOWS)
+    count = min(len(ids) // seqlen, corpus.most or len(ids))
     if count < max(n or 0, 1):
         raise _too_little(corpus, "test", n or 1, seqlen, count)
     return ids[:(n or count) * seqlen].view(-1, seqlen)
@@ -289,10 +380,17 @@ def _published_windows(corpus: Corpus, tokenizer: Any, n: int, seqlen: int, seed
             raise _too_little(corpus, "calibration", n, seqlen, 0)
         starts = [generator.randint(0, len(ids) - seqlen - 1) for _ in range(n)]
         return torch.stack([ids[start:start + seqlen] for start in starts])
-    drawn = (texts[generator.randint(0, len(texts) - 1)] for _ in range(1000 * n))  # an end, if none is long enough
-    found = list(itertools.islice(_inside(drawn, tokenizer, seqlen, generator, special=True), n))
-    if len(found) < n:
-        raise _too_little(corpus, "calibration", n, seqlen, len(found))
+    found: list[Tensor] = []
+    short: set[int] = set()  # documents, drawn before, in which no window fits
+    while len(found) < n:
+        place = generator.randint(0, len(texts) - 1)
+        if place not in short:
+            inside = list(_inside([texts[place]], tokenizer, seqlen, generator, special=True))
+            found += inside
+            if not inside:
+                short.add(place)
+        if len(short) == len(texts):
+            raise _too_little(corpus, "calibration", n, seqlen, 0)
     return torch.stack(found)
 
 

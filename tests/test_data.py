@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import gzip
 import itertools
 import json
 import random
 
+import pandas as pd
 import pytest
 import torch
+from datasets import Dataset
 from safetensors.torch import save_file
 
 import prunekit as pk
@@ -58,6 +61,29 @@ def test_published_sampling_by_its_own_recipe(folder):
         assert windows[:, 0].tolist() == starts
 
 
+def test_published_sampling_of_documents_gives_up_when_all_are_too_short(tmp_path):
+    """Long ones among short ones: drawn as published, each document tokenized once if it is too short."""
+    texts = [numbers(i * 100, i * 100 + (30 if i % 10 == 0 else 5)) for i in range(100)]
+    generator, expected, asked = random.Random(3), [], []
+    while len(expected) < 5:
+        text = texts[generator.randint(0, 99)].split()
+        if len(text) > 10:
+            expected.append(int(text[generator.randint(0, len(text) - 11)]))
+
+    class Counted(Words):
+        def __call__(self, texts, **options):
+            asked.extend(texts)
+            return super().__call__(texts, **options)
+
+    path = write_rows(tmp_path / "mixed.jsonl", texts)
+    draw = lambda seqlen: pk.token_windows(path, Counted(), "calibration", 5, seqlen, 3, roles="published")
+    assert draw(10)[:, 0].tolist() == expected
+    asked.clear()
+    with pytest.raises(pk.UsageError, match="has text for 0 calibration windows of 50 tokens where 5"):
+        draw(50)
+    assert sorted(asked) == sorted(texts)
+
+
 def test_training_windows_pack_whole_documents(tmp_path):
     path = write_documents(tmp_path, ".jsonl")
     published = pk.token_windows(path, Words(), "train", 6, 50, roles="published").flatten().tolist()
@@ -82,19 +108,79 @@ def test_seeds_and_roles_give_other_windows(folder):
 
 def write_documents(tmp_path, suffix: str):
     """300 documents of 30 tokens, document i holding i*100, i*100+1, …"""
-    texts = [numbers(i * 100, i * 100 + 30) for i in range(300)]
-    path = tmp_path / f"documents{suffix}"
-    if suffix == ".jsonl":
-        path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    elif suffix == ".parquet":
-        import pandas as pd
+    return write_rows(tmp_path / f"documents{suffix}", [numbers(i * 100, i * 100 + 30) for i in range(300)])
 
-        pd.DataFrame({"text": texts}).to_parquet(path)
+
+def write_rows(path, rows):
+    """Rows of a column `text` in the form that the path's name says."""
+    if path.suffix == ".parquet":
+        pd.DataFrame({"text": rows}).to_parquet(path)
+    elif path.suffix == "":
+        Dataset.from_dict({"text": rows}).save_to_disk(path)
     else:
-        from datasets import Dataset
-
-        Dataset.from_dict({"text": texts}).save_to_disk(path)
+        content = "".join(json.dumps({"text": row}, ensure_ascii=False) + "\n" for row in rows).encode()
+        path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
     return path
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.json.gz", "a.jsonl.gz", "a.parquet", "a"])
+def test_rows_without_text_are_skipped_and_counted(name, tmp_path):
+    """Null in every form; in JSON also numbers, lists, halves of characters, and rows without the column."""
+    rows = ["1 2 3", None, "4 5\u2028 6\x0b 7\x85 8"]
+    path = write_rows(tmp_path / name, rows)
+    if "json" in name:
+        extra = b'\n[1]\n"9"\n{"text": 9}\n{"text": ["9"]}\n{"text": "\\ud800"}\n{"body": "9"}\n'
+        path.write_bytes(path.read_bytes() + (gzip.compress(extra) if name.endswith(".gz") else extra))
+    found = data.load_corpus(str(path))
+    assert found.splits == {"all": [rows[0], rows[2]]} and not found.running
+    assert data.skipped_rows(path, "test") == (7 if "json" in name else 1)
+    assert data.skipped_rows("embedded", "test") == 0
+
+
+@pytest.mark.parametrize("name", ["{}.txt", "{}.txt.gz", "{}.jsonl", "{}.json.gz", "{}.parquet",
+                                  "c4-{}.00000-of-00002.json.gz"])
+def test_a_folder_of_splits_in_every_form(name, tmp_path):
+    for number, split in enumerate(("train", "validation", "test")):
+        path, text = tmp_path / name.format(split), numbers(1000 * number, 1000 * number + 500)
+        content = b"\xef\xbb\xbf" + text.encode()
+        if ".txt" in name:
+            path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+        else:
+            write_rows(path, [text, None])
+    if "c4" in name:
+        write_rows(tmp_path / "c4-train.00001-of-00002.json.gz", [numbers(500, 900)])
+    found = data.load_corpus(str(tmp_path))
+    assert found.running == (".txt" in name) and found.splits.keys() == {"train", "validation", "test"}
+    for role, number in (("test", 2), ("select", 1)):
+        drawn = pk.token_windows(tmp_path, Words(), role, 1, 50)
+        assert set((drawn // 1000).flatten().tolist()) == {number}
+    assert found.splits["train"][1:] == ([numbers(500, 900)] if "c4" in name else [])
+    assert data.skipped_rows(tmp_path, "calibration") == (0 if found.running else 1)
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "1 2 3"}\r\n{"text": "4 5 6"}\r\n')
+    assert data.load_corpus(str(tmp_path / "a.jsonl")).splits == {"all": ["1 2 3", "4 5 6"]}
+
+
+def test_a_column_of_sentences_is_a_running_text(tmp_path):
+    """Of Penn Treebank, whose rows are too short for a window."""
+    rows = [numbers(i, i + 5) for i in range(0, 1000, 5)]
+    Dataset.from_dict({"sentence": rows}).save_to_disk(tmp_path / "ptb")
+    windows = pk.token_windows(tmp_path / "ptb", Words(), "calibration", 4, 20)
+    assert torch.equal(windows, windows[:, :1] + torch.arange(20))
+
+
+def test_a_folder_without_a_train_split_serves_the_roles_that_need_none(tmp_path):
+    (tmp_path / "test.txt").write_text(numbers(0, 100))
+    (tmp_path / "validation.txt").write_text(numbers(100, 200))
+    assert pk.token_windows(tmp_path, Words(), "test", seqlen=10).flatten().tolist() == list(range(100))
+    assert pk.token_windows(tmp_path, Words(), "select", 10, 10).flatten().tolist() == list(range(100, 200))
+
+
+def test_a_file_called_c4_is_read_to_its_end(tmp_path):
+    write_rows(tmp_path / "c4.jsonl", [numbers(i, i + 400) for i in range(100)])
+    assert len(pk.token_windows(tmp_path / "c4.jsonl", Words(), "test", seqlen=10)) > 256
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet", ""])
@@ -152,6 +238,23 @@ def bad_corpus(tmp_path, case: str):
     elif case == "no text field":
         path = path.with_suffix(".jsonl")
         path.write_text('{"body": "1 2"}\n')
+    elif case == "no rows of text":
+        path = path.with_suffix(".jsonl")
+        path.write_text('{"text": null}\n{"text": 5}\n')
+    elif case in ("two forms", "no train split"):
+        path.mkdir()
+        (path / "test.txt").write_text("1 2")
+        if case == "two forms":
+            (path / "train.jsonl").write_text('{"text": "1 2"}')
+    elif case == "torn gzip":
+        path = path.with_suffix(".json.gz")
+        path.write_bytes(gzip.compress(b'{"text": "1 2"}\n')[:-9])
+    elif case == "torn data set":
+        path.mkdir()
+        (path / "dataset_info.json").write_text("{")
+    elif case == "nested":
+        path = path.with_suffix(".jsonl")
+        path.write_text('{"text": "1 2"}\n' + "[" * 100_000)
     elif case == "torn json":
         path = path.with_suffix(".jsonl")
         path.write_text('{"text": "1 2"')
@@ -163,10 +266,16 @@ def bad_corpus(tmp_path, case: str):
 
 @pytest.mark.parametrize(("case", "message"), [
     ("missing", "is neither a known corpus"),
-    ("empty folder", "holds neither train.txt and test.txt"),
+    ("empty folder", "holds neither {train,validation,test}."),
+    ("no rows of text", "holds no text in its split all: 2 of its rows are null or no text."),
+    ("two forms", "holds its splits in more than one form (test.txt, train.jsonl): keep one."),
+    ("no train split", "no split train, from which the windows of role calibration would come (it has test)"),
+    ("torn gzip", "cannot be read (Compressed file ended"),
+    ("torn data set", "cannot be read as a data set saved with save_to_disk"),
+    ("nested", "line 2, cannot be read as JSON"),
     ("not text", "is not UTF-8 text"),
     ("empty file", "holds no text"),
-    ("no text field", "has a row without a field 'text'"),
+    ("no text field", "has no column text or sentence (it has body)"),
     ("torn json", "cannot be read"),
     ("torn parquet", "cannot be read"),
 ])

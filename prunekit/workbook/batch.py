@@ -42,8 +42,8 @@ def run_profile(profile: str, topics: Iterable[str] | None = None, overrides: Ma
     `topics` limits it to these and what they read from; `force` runs the named ones (all, when none is named) even
     when they are fresh. `workers`: so many notebooks at a time, each in a process of its own (see `share_cores`). All
     parameters are checked before the first notebook starts (UsageError), and that no other process is running the
-    profile. A notebook that fails leaves failed.ipynb, reason.txt and log.txt in its run folder; those that do not read
-    from it still run.
+    profile. A notebook that fails leaves failed.ipynb, reason.txt and log.txt in TOPIC.attempt, beside its
+    last finished run; those that do not read from it still run.
     """
     wanted = list(topics or project.topics())
     for topic in wanted:
@@ -145,20 +145,19 @@ def result(topic: str, future: Future) -> Record:
 
 
 def run_one(topic: str, folder: Path, parameters: Mapping[str, Any], progress: bool) -> Record:
-    """Execute one notebook with papermill; its executed copy appears under its name only when it has finished."""
+    """Execute one notebook with papermill, beside the finished run in `folder`, whose place it then takes."""
     import papermill
     from nbconvert.filters import strip_ansi
     from traitlets.config import Config
 
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in ("manifest.json", "executed.ipynb", "failed.ipynb", "reason.txt"):
-        (folder / name).unlink(missing_ok=True)
+    project.begin(folder)
+    attempt = project.attempt_folder(folder)
     declared = params.read_parameters(project.notebook(topic))
     changed = {key: value for key, value in parameters.items() if value != declared[key].default}
-    partial, started, reason = folder / ".executing.ipynb", time.monotonic(), ""
+    partial, started, reason = attempt / ".executing.ipynb", time.monotonic(), ""
     with ExitStack() as stack:
         stack.enter_context(_own_kernel(folder / "log.txt"))
-        stack.enter_context(_log(folder / "log.txt"))
+        stack.enter_context(_log(attempt / "log.txt"))
         try:
             papermill.execute_notebook(
                 str(project.notebook(topic)), str(partial), parameters=changed, kernel_name=_KERNEL, log_output=True,
@@ -169,13 +168,15 @@ def run_one(topic: str, folder: Path, parameters: Mapping[str, Any], progress: b
             reason = _sentence(error.ename, error.evalue)
         except RuntimeError as error:
             reason = f"the kernel died ({error}); often too little memory"
-    if not reason and not (folder / "manifest.json").exists():
+    if not reason and not (attempt / "manifest.json").exists():
         reason = "it ended without run.finish()"
     if partial.exists():
-        partial.rename(folder / ("failed.ipynb" if reason else "executed.ipynb"))
+        partial.rename(attempt / ("failed.ipynb" if reason else "executed.ipynb"))
     if reason:  # an error after run.finish() counts too
-        (folder / "manifest.json").unlink(missing_ok=True)
-        manifest.write_atomic(folder / "reason.txt", reason + "\n")
+        (attempt / "manifest.json").unlink(missing_ok=True)
+        manifest.write_atomic(attempt / "reason.txt", reason + "\n")
+    else:
+        project.take_place(folder)
     return Record(topic, "failed" if reason else "done", round(time.monotonic() - started, 1), reason)
 
 
@@ -206,6 +207,7 @@ def _log(path: Path) -> Iterator[None]:
     """Send papermill's log, with all the notebook's output, to a file instead of the terminal."""
     logger = logging.getLogger("papermill")
     handler = logging.FileHandler(path, mode="w", encoding="utf-8")
+    lock(handler.stream.fileno(), f"{path} is being written by another process.")  # see project.begin
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     propagate, level = logger.propagate, logger.level
     logger.addHandler(handler)

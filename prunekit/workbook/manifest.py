@@ -1,8 +1,8 @@
 """What a finished run says about itself, and whether that still holds.
 
-A manifest is written last and in one step, so a run that was killed has none. A run is fresh when the parameters, the
-notebook's code, the prunekit modules it imported, its model and corpora, and what it read from other runs are all as
-its manifest says.
+A manifest is written last and in one step, so a run that was killed has none, and the run before it stays. A
+run is fresh when the parameters, the notebook's code, the prunekit modules it imported, its model and
+corpora, and what it read from other runs are all as its manifest says.
 
 Its fields, all that a page about a run needs: `id`, `topic`, `profile`, `notebook` (hash of its code); `parameters`;
 `versions` of Python and packages; `commit` and `dirty` of the clone; `machine`, `device`, `threads`, `seed`; `started`,
@@ -21,6 +21,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -152,21 +153,34 @@ class State:
 
 
 def read(profile: str, topic: str) -> dict[str, Any] | None:
-    path = project.run_folder(profile, topic) / "manifest.json"
+    folder = project.run_folder(profile, topic)
+    project.mend(folder)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
 
 
 def state(profile: str, topic: str, parameters: Mapping[str, Any], shared_only: bool = False) -> State:
-    """Whether the run of `topic` under `profile` is still what `parameters` and today's files would give.
+    """Whether the last finished run of a notebook is still what `parameters` and today's files would give.
 
+    Where it is not, the word is that of the attempt to make another one, if there is one beside it.
     `shared_only` compares just the parameters that are given: what a notebook can say about another one.
     """
     manifest = read(profile, topic)
+    attempt = _attempt(project.attempt_folder(project.run_folder(profile, topic)))
     if manifest is None:
-        return _unfinished(project.run_folder(profile, topic))
+        return attempt or State("missing", "never run")
+    own = _finished(profile, topic, manifest, parameters, shared_only)
+    if attempt is None:
+        return own
+    if own.fresh:
+        return State("fresh", f"last attempt {attempt.word}: {attempt.reason}")
+    return State(attempt.word, f"{attempt.reason.rstrip('.')}; the run of {manifest['finished']} is kept")
+
+
+def _finished(profile: str, topic: str, manifest: Mapping[str, Any], parameters: Mapping[str, Any],
+              shared_only: bool) -> State:
     reason = (_changed_parameters(manifest["parameters"], parameters, shared_only)
               or _changed_sources(topic, manifest) or _changed_files(profile, topic, manifest))
     if reason:
@@ -183,19 +197,17 @@ def below(topic: str, state: State) -> State:
     return State("stale", f"{topic} is {state.word}" + (f" ({state.reason})" if state.reason else ""))
 
 
-def _unfinished(folder: Path) -> State:
-    reason = folder / "reason.txt"
-    if reason.exists() or (folder / "failed.ipynb").exists():
-        return State("failed", reason.read_text(encoding="utf-8").strip() if reason.exists() else "")
-    try:
+def _attempt(folder: Path) -> State | None:
+    """What became of the attempt in this folder; None if there is none."""
+    if not folder.is_dir():
+        return None
+    with suppress(OSError):
+        return State("failed", (folder / "reason.txt").read_text(encoding="utf-8").strip())
+    with suppress(OSError, ValueError):
         process = json.loads((folder / "running.json").read_text(encoding="utf-8"))["process"]
-    except (OSError, ValueError):
-        return State("missing", "never run")
-    try:
         os.kill(process, 0)
-    except OSError:
-        return State("interrupted", "started, but not finished")
-    return State("running", f"in process {process}")
+        return State("running", f"in process {process}")
+    return State("interrupted", "started, but not finished")
 
 
 def _changed_parameters(then: Mapping[str, Any], now: Mapping[str, Any], shared_only: bool) -> str:

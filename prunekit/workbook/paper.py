@@ -47,7 +47,8 @@ _PREAMBLE = r"""% Made by `prunekit paper`; prunekit.json beside it names the ru
 
 @dataclass(frozen=True)
 class Section:
-    """What one notebook gives: `files` by their path in the folder, and the LaTeX that shows them: `body`, and `long` tables."""
+    """What one notebook gives: `files` by their path in the folder, and the LaTeX that shows them, `body`
+    and `long` tables. Without a finished run `run` is empty, and the body says so."""
 
     topic: str
     run: str
@@ -64,15 +65,16 @@ def write(profile: str, target: Path) -> list[Section]:
     params.resolve_profile(profile)
     _check(target)
     check_folder(target)
-    sections = [_section(profile, topic, made) for topic in project.topics() if (made := manifest.read(profile, topic))]
-    if not sections:
+    sections = [_section(profile, topic, manifest.read(profile, topic)) for topic in project.topics()]
+    if not any(section.run for section in sections):
         raise UsageError(f"The profile {profile} has no finished run: `prunekit run {profile}` first.")
     title = f"\\title{{{latex(f'Symbolic pruning: {profile}')}}}\n\\author{{}}\n\\date{{}}\n"
     long = [section.long for section in sections if section.long]
     main = "\n".join([_PREAMBLE + title, "\\begin{document}\n\\maketitle\n", *(section.body for section in sections),
                       *(["\\appendix\n\\section{Long tables}\n", *long] if long else []), "\\end{document}\n"])
     files = {"main.tex": main.encode(), **{name: content for s in sections for name, content in s.files.items()}}
-    mark = {"made by": "prunekit paper", "profile": profile, "runs": {s.topic: s.run for s in sections},
+    mark = {"made by": "prunekit paper", "profile": profile,
+            "runs": {section.topic: section.run for section in sections if section.run},
             "files": {name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())}}
     files[_MARK] = (json.dumps(mark, indent=1) + "\n").encode()
     with project.replacing(target) as folder:
@@ -101,9 +103,12 @@ def _check(target: Path) -> None:
 
 # ---------------------------------------------------------------- from one run
 
-def _section(profile: str, topic: str, made: Mapping[str, Any]) -> Section:
+def _section(profile: str, topic: str, made: Mapping[str, Any] | None) -> Section:
     folder, files, long = project.run_folder(profile, topic), {}, []
     body = [f"\\section{{{latex(project.title(topic)[0])}}}"]
+    if made is None:
+        missing = _sentence(f"**There is no finished run:** `prunekit run {profile} {topic}` makes one.")
+        return Section(topic, "", f"{body[0]}\n\n{missing}\n", "", {})
     if made["takeaways"]:
         items = [f"\\item {_sentence(sentence)}" for sentence in made["takeaways"]]
         body.append("\n".join(["\\begin{itemize}", *items, "\\end{itemize}"]))

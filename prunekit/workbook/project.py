@@ -1,17 +1,24 @@
-"""Where things are: the project's root, its notebooks, the graph between them, and the folders of a run."""
+"""Where things are: the project's root, its notebooks, the graph between them, and the folders of a run.
+
+A run is made in TOPIC.attempt, beside the last finished one in TOPIC, and takes its place when it is finished
+itself: at `run.finish()`, or under `prunekit run` after the last cell. Readers know TOPIC only. What a run
+that failed or was interrupted leaves stays until the next one begins, which goes on from its journals.
+"""
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import prunekit
 from prunekit.errors import UsageError, did_you_mean
 from prunekit.files import read_json, writing_to
+from prunekit.locks import lock
 
 # Which notebooks a notebook reads from. The only statement of the order of things.
 GRAPH: dict[str, tuple[str, ...]] = {
@@ -106,7 +113,54 @@ def closure(wanted: list[str]) -> list[str]:
 
 
 def run_folder(profile: str, topic: str) -> Path:
+    """Where the last finished run of a notebook is."""
     return root() / "runs" / profile / topic
+
+
+def attempt_folder(run: Path) -> Path:
+    """Where the run is made, failed or was interrupted that would take the place of this one."""
+    return run.with_name(f"{run.name}.attempt")
+
+
+def begin(run: Path) -> None:
+    """Make the folder of a new attempt, with the journals of the one before it, or else of the finished run.
+
+    Raises UsageError while `prunekit run` is at that run.
+    """
+    attempt = attempt_folder(run)
+    mend(run)
+    if (attempt / "log.txt").exists():
+        with open(attempt / "log.txt", "rb") as log:
+            lock(log.fileno(), f"`prunekit run` is making {relative(run)} now: wait for it, or stop it.")
+    if not attempt.is_dir():
+        attempt.mkdir(parents=True)
+        for journal in run.glob("*.jsonl"):
+            shutil.copy(journal, attempt)
+    for path in attempt.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.suffix not in (".jsonl", ".jsonl~"):
+            path.unlink()
+    (attempt / "running.json").write_text(json.dumps({"id": "", "process": os.getpid()}))
+
+
+def take_place(run: Path) -> None:
+    """Put the finished attempt in the place of the run; `mend` ends it after a kill."""
+    before = run.with_name(f".{run.name}.old")
+    (attempt_folder(run) / "running.json").unlink()
+    shutil.rmtree(before, ignore_errors=True)
+    if run.exists():
+        run.rename(before)
+    with suppress(FileNotFoundError):  # a reader has done it
+        attempt_folder(run).rename(run)
+    shutil.rmtree(before, ignore_errors=True)
+
+
+def mend(run: Path) -> None:
+    """Put a finished attempt in its place if `take_place` was killed half way."""
+    if run.with_name(f".{run.name}.old").exists() and not run.exists():
+        with suppress(OSError):
+            attempt_folder(run).rename(run)
 
 
 def report_folder(profile: str) -> Path:

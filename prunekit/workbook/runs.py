@@ -37,9 +37,9 @@ _LOADED = time.time()
 def start_run(topic: str, variables: Mapping[str, Any]) -> Run:
     """Begin a run: check the parameters and what it reads from, set the seeds, choose the device.
 
-    `variables` are the notebook's `globals()`; exactly the names declared in its parameters cell are taken. An earlier
-    manifest of the same run is removed first. Raises UsageError for bad parameters, and for an upstream run that is
-    missing or stale, naming the command that makes it.
+    `variables` are the notebook's `globals()`; exactly the names declared in its parameters cell are taken.
+    The run before stays until this one is finished. Raises UsageError for bad parameters, and for an upstream
+    run that is missing or stale, naming the command that makes it.
     """
     declared = params.read_parameters(project.notebook(topic))
     absent = [name for name in declared if name not in variables]
@@ -56,18 +56,20 @@ def start_run(topic: str, variables: Mapping[str, Any]) -> Run:
 
 
 class Run:
-    """A run in progress. Attributes: topic, profile, parameters, folder, device, banner."""
+    """A run in progress. Attributes: topic, profile, parameters, folder (of the attempt), device, banner."""
 
     def __init__(self, topic: str, profile: str, parameters: dict[str, Any]):
         self.topic, self.profile, self.parameters = topic, profile, parameters
-        self.folder = project.run_folder(profile, topic)
+        self._place = project.run_folder(profile, topic)
+        self._batch = "PRUNEKIT_LOG" in os.environ  # which begins and ends the attempt itself
+        if not self._batch:
+            project.begin(self._place)
+        self.folder = project.attempt_folder(self._place)
         self.started = time.time()
         self.id = uuid.uuid4().hex[:12]
         self.artifacts: dict[str, dict[str, Any]] = {}
         self.loaded: dict[str, str] = {}
         self.takeaways: list[str] = []
-        for name in ("manifest.json", "executed.ipynb", "failed.ipynb", "reason.txt"):
-            (self.folder / name).unlink(missing_ok=True)
         manifest.write_atomic(self.folder / "running.json", json.dumps({"id": self.id, "process": os.getpid()}))
         self.device, self.threads = _set_up(parameters.get("seed", 0), parameters.get("device", "auto"))
         found = manifest.versions()
@@ -147,7 +149,7 @@ class Run:
         return shown.show_text(sentence, "pk-takeaway")
 
     def finish(self) -> shown.Shown:
-        """Write the manifest: from here on the run counts as finished."""
+        """Write the manifest: the run counts as finished, and takes the place of the one before it."""
         self._still_mine()
         content = {
             "id": self.id, "topic": self.topic, "profile": self.profile, "parameters": self.parameters,
@@ -159,9 +161,11 @@ class Run:
             "artifacts": self.artifacts, "takeaways": self.takeaways,
         }
         manifest.write_atomic(self.folder / "manifest.json", json.dumps(content, indent=1, default=shown.as_plain))
-        (self.folder / "running.json").unlink()
+        if not self._batch:
+            project.take_place(self._place)
+            self.folder = self._place
         return shown.show_text(f"Finished in {content['seconds']:g} s: {len(self.artifacts)} artifacts in "
-                               f"`{project.relative(self.folder)}`.", "pk-banner")
+                               f"`{project.relative(self._place)}`.", "pk-banner")
 
     # ------------------------------------------------------------ inside
 
@@ -178,7 +182,7 @@ class Run:
             owner = json.loads((self.folder / "running.json").read_text(encoding="utf-8"))["id"]
         except (OSError, ValueError):
             owner = None
-        if owner != self.id:
+        if owner != self.id or (self.folder / "manifest.json").exists():
             raise UsageError(f"{self.topic} was started anew elsewhere or is already finished: run this notebook from "
                              "its set-up cell again.")
 

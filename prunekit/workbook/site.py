@@ -47,17 +47,20 @@ def render(profile: str) -> Path:
 
 def _entry(profile: str, topic: str, state: manifest.State) -> dict[str, Any]:
     """What the templates need to know about one notebook."""
-    folder = project.run_folder(profile, topic)
-    source = next((folder / name for name in ("executed.ipynb", "failed.ipynb") if (folder / name).exists()), None)
-    heading, question = project.title(topic)
     made = manifest.read(profile, topic) or {}
+    folder = project.run_folder(profile, topic)
+    folder = folder if made else project.attempt_folder(folder)
+    source = next((folder / name for name in ("executed.ipynb", "failed.ipynb") if (folder / name).exists()), None)
+    by_hand = bool(made and not source)
+    heading, question = project.title(topic)
     shown_files = sorted((item for item in made.get("artifacts", {}).items() if item[1]["kind"] in ("figure", "table")),
                          key=lambda item: item[1]["kind"])  # figures first
     artifacts = [{"name": name.partition("/")[2], **artifact, "files": {
         Path(file).suffix[1:].upper(): f"{Path(file).parent}/{topic}-{Path(file).name}" for file in artifact["files"]}}
         for name, artifact in shown_files]
     return {"topic": topic, "number": topic[:2], "title": heading, "question": question, "state": state, "made": made,
-            "source": source, "artifacts": artifacts, "folder": folder, "log": _log(folder / "log.txt")}
+            "source": project.notebook(topic) if by_hand else source, "by_hand": by_hand,
+            "artifacts": artifacts, "folder": folder, "log": _log(folder / "log.txt")}
 
 
 def _log(path: Path) -> str:

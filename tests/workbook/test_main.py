@@ -135,7 +135,7 @@ def test_status_without_a_profile_names_what_has_been_run(home, capsys):
     assert capsys.readouterr().out == "nothing has been run yet: `prunekit run embedded`\n"
     (home / "params/sweeps").mkdir()
     (home / "params/sweeps/s.yaml").write_text("profile: tiny\ntopics: [01_data]\ngrid:\n  seed: [0, 1, 2]\n")
-    failed = home / "runs/tiny/03_baselines"
+    failed = home / "runs/tiny/03_baselines.attempt"
     failed.mkdir(parents=True)
     (failed / "reason.txt").write_text("too little memory\n")
     (home / "runs/sweeps/s").mkdir(parents=True)

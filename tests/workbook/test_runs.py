@@ -235,19 +235,29 @@ def test_new_content_upstream_makes_its_readers_stale(tiny):
     assert state("03_baselines", SECOND).reason == "01_data is failed (no memory)"
 
 
-def test_a_killed_run_does_not_look_finished(tiny):
-    finished(plain={"a": 1})
+@pytest.mark.parametrize("before", [False, True])
+def test_a_killed_run_does_not_look_finished(tiny, before):
+    if before:
+        finished(plain={"a": 1})
     code = ("import os, sys; from prunekit.workbook import runs; "
             f"run = runs.start_run('01_data', {FIRST!r}); run.save('plain', {{'a': 2}}); print('saved', flush=True); "
             "sys.stdin.read()")
     process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "saved\n"
-    assert state().word == "running"
+    changed = {**FIRST, "rows": 5}
+    assert state(parameters=changed).word == "running"
+    running = f"in process {process.pid}"
+    assert state() == (manifest.State("fresh", f"last attempt running: {running}") if before else
+                       manifest.State("running", running))
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
-    assert not Path(tiny, "runs/tiny/01_data/manifest.json").exists()
-    assert state().word == "interrupted"
-    with pytest.raises(UsageError, match="01_data, which is interrupted"):
-        runs.start_run("03_baselines", SECOND)
+    assert state(parameters=changed).word == "interrupted"
+    if before:
+        assert state() == manifest.State("fresh", "last attempt interrupted: started, but not finished")
+        assert runs.start_run("03_baselines", SECOND).load("01_data", "plain") == {"a": 1}
+    else:
+        assert not Path(tiny, "runs/tiny/01_data").exists()
+        with pytest.raises(UsageError, match="01_data, which is interrupted"):
+            runs.start_run("03_baselines", SECOND)
     finished(plain={"a": 3})
-    assert state().fresh
+    assert state() == manifest.State("fresh")

@@ -142,7 +142,7 @@ def test_from_notebooks_to_pages(project, tmp_path, monkeypatch):
 def test_what_is_fresh_is_not_run_again_and_a_failure_keeps_its_trace(project):
     assert outcomes(overrides={"fail": "It was told to."}) == {
         "01_data": ("done", ""), "03_baselines": ("failed", "It was told to.")}
-    folder = project / "runs" / "tiny" / "03_baselines"
+    folder = project / "runs" / "tiny" / "03_baselines.attempt"
     assert (folder / "reason.txt").read_text() == "It was told to.\n"
     assert "It was told to." in (folder / "log.txt").read_text()
     shown = "".join(output.get("traceback", [""])[0] for cell in nbformat.read(folder / "failed.ipynb", 4).cells
@@ -153,6 +153,7 @@ def test_what_is_fresh_is_not_run_again_and_a_failure_keeps_its_trace(project):
     assert "It was told to." in pages["index.html"].text and "This run is failed" in pages["03_baselines.html"].text
     assert outcomes() == {"01_data": ("fresh", ""), "03_baselines": ("done", "")}
     assert outcomes(topics=["03_baselines"], force=True) == {"01_data": ("fresh", ""), "03_baselines": ("done", "")}
+    assert not folder.exists() and (folder.with_name("03_baselines") / "executed.ipynb").exists()
 
 
 def test_a_notebook_that_does_not_finish_is_a_failure_and_skips_its_readers(project):
@@ -165,7 +166,7 @@ def test_a_notebook_that_does_not_finish_is_a_failure_and_skips_its_readers(proj
 def test_a_killed_batch_leaves_nothing_that_looks_finished_and_resumes(project, workers):
     code = f"from prunekit.__main__ import main; main(['run', 'tiny', '--set', 'wait=60', '--workers', '{workers}'])"
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    folder = project / "runs" / "tiny" / "03_baselines"
+    folder = project / "runs" / "tiny" / "03_baselines.attempt"
     while not (folder / "running.json").exists():  # the second notebook has started, and waits
         assert process.poll() is None
         time.sleep(0.05)

@@ -281,8 +281,9 @@ class Layer:
 def decoder_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     """The list of decoder blocks and its module path. Raises UsageError if the model has none."""
     depth = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    language = set(model.get_decoder().modules())  # a vision tower may well have as many blocks
     for path, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == depth and depth:
+        if isinstance(module, nn.ModuleList) and module in language and len(module) == depth and depth:
             return path, module
     raise UsageError(f"{type(model).__name__} has no list of {depth} decoder blocks; only decoder-only language models "
                      "can be pruned here.")

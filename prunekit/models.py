@@ -44,8 +44,8 @@ def load_model(source: str | Path, *, dtype: str = "auto", device: str = "auto",
     path = locate(source)
     placement = _placement(device)
     options: dict[str, Any] = {
-        "dtype": _dtype(dtype, placement), "cache_dir": cache_dir, "config": load_config(source, cache_dir=cache_dir),
-        "use_safetensors": True, "trust_remote_code": False,
+        "config": load_config(source, cache_dir=cache_dir), "dtype": _dtype(dtype, placement),
+        "cache_dir": cache_dir, "use_safetensors": True, "trust_remote_code": False,
         "output_loading_info": True, "ignore_mismatched_sizes": True}  # they are refused by name
     if "device_map" in placement:
         options["device_map"] = placement["device_map"]
@@ -197,8 +197,8 @@ def load_config(source: str | Path, *, cache_dir: str | None = None) -> Any:
         raise UsageError(f"model '{source}' is quantized ({method}); prune the unquantized one, then "
                          "quantize.")
     if adapter:
-        raise UsageError(f"model '{source}' holds an adapter beside its weights; move adapter_config.json and "
-                         "its weights to a folder of their own, and give that to load_lora.")
+        raise UsageError(f"model '{source}' holds an adapter beside its weights; move "
+                         "adapter_config.json and its weights to a folder of their own, for load_lora.")
     return config
 
 
@@ -221,7 +221,7 @@ def refuse_unfilled(source: object, model: nn.Module, found: Mapping[str, Iterab
     """Raise UsageError unless a checkpoint's files and the model of its config.json belong together.
 
     found, as transformers reports it: `missing_keys` (only the model has them, nor are they tied),
-    `mismatched_keys` (name, shape there, shape here), and `unexpected_keys` (only the files have them). Harmless
+    `mismatched_keys` (name, shape there, shape here), `unexpected_keys` (only the files have them). Harmless
     of these are, beside what transformers knows of a family: buffers that are computed, layers that predict
     further tokens, and towers of other modalities that the model does without.
     """

@@ -99,8 +99,8 @@ class Skeleton:
             shapes = {name: self._made(name, lambda stored: torch.empty(stored.shape, device="meta")).shape
                       for name in self.origins}
         except (RuntimeError, ValueError) as error:
-            raise UsageError(f"model '{self.checkpoint.path}' does not belong to its config.json: tensors cannot "
-                             f"be put together ({str(error).splitlines()[0][:200]}).") from error
+            raise UsageError(f"model '{self.checkpoint.path}' does not belong to its config.json: its tensors"
+                             f" cannot be put together ({str(error).splitlines()[0][:200]}).") from error
         other = {(name, shape, tensors[name].shape) for name, shape in shapes.items()
                  if shape != tensors[name].shape}
         found = LoadStateDictInfo(missing, unexpected, other, [], {}, set())

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,21 +35,25 @@ def load_model(source: str | Path, *, dtype: str = "auto", device: str = "auto",
     is one, spread by accelerate if there are several, else the CPU) or `balanced` (accelerate's device map over the GPUs
     there are; what they cannot hold it offloads, which is enough to evaluate a model, not to prune it).
 
-    Raises UsageError if there is no such model, if it is not a decoder, or if it holds pickled weights only.
+    Raises UsageError if there is no such model, if it is not a decoder, if it holds pickled or quantized
+    weights or an adapter, and if what its files hold is not what its config.json asks for.
     """
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     path = locate(source)
     placement = _placement(device)
-    options: dict[str, Any] = {"dtype": _dtype(dtype, placement), "use_safetensors": True, "cache_dir": cache_dir}
+    options: dict[str, Any] = {
+        "config": load_config(source, cache_dir=cache_dir), "dtype": _dtype(dtype, placement),
+        "cache_dir": cache_dir, "use_safetensors": True, "trust_remote_code": False,
+        "output_loading_info": True, "ignore_mismatched_sizes": True}  # they are refused by name
     if "device_map" in placement:
         options["device_map"] = placement["device_map"]
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()  # a bar of milliseconds in every notebook says nothing
     try:
         with _source(path):
-            model = AutoModelForCausalLM.from_pretrained(path, **options)
+            model, found = AutoModelForCausalLM.from_pretrained(path, **options)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise _load_error(str(source), path, error) from error
     finally:
@@ -57,8 +61,7 @@ def load_model(source: str | Path, *, dtype: str = "auto", device: str = "auto",
             logging.enable_progress_bar()
     if getattr(model.config, "is_encoder_decoder", False):
         raise UsageError(f"model '{source}' is an encoder-decoder; only decoder-only models can be pruned here.")
-    if getattr(model, "is_quantized", False):
-        raise UsageError(f"model '{source}' is quantized; prune the unquantized checkpoint, then quantize.")
+    refuse_unfilled(source, model, found)
     if "device" in placement:
         model.to(placement["device"])
     return model.eval(), load_tokenizer(source, cache_dir=cache_dir)
@@ -143,6 +146,9 @@ def _load_error(source: str, path: str, error: Exception) -> UsageError:
     if local and not list(Path(path).glob("*.safetensors")):
         return UsageError(f"model '{source}' holds no .safetensors weights; convert it first (pickled weights are "
                           "never loaded, since they can run code).")
+    if "trust_remote_code" in str(error):
+        return UsageError(f"model '{source}' needs code of its own, and no code of a model is run here; give "
+                          "a model of a family that transformers knows.")
     reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
     if local:
         return UsageError(f"model '{source}' cannot be loaded: {reason}")
@@ -160,9 +166,84 @@ def load_tokenizer(source: str | Path, *, cache_dir: str | None = None) -> Any:
         return None
     try:
         with _source(path):
-            return AutoTokenizer.from_pretrained(path, cache_dir=cache_dir)
+            return AutoTokenizer.from_pretrained(path, cache_dir=cache_dir, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UsageError(f"the tokenizer of model '{source}' cannot be loaded: {str(error).splitlines()[0][:200]}") from error
+
+
+# --- what a checkpoint holds -----------------------------------------------------------------------------
+
+
+def load_config(source: str | Path, *, cache_dir: str | None = None) -> Any:
+    """The configuration of a model whose files hold its plain weights; known before these are read.
+
+    Raises UsageError if there is none, if the weights are quantized in any way, or if an adapter lies beside
+    them, which transformers would apply.
+    """
+    from transformers import AutoConfig
+    from transformers.utils import cached_file
+
+    path = locate(source)
+    where = {"path_or_repo_id": path, "cache_dir": cache_dir, "_raise_exceptions_for_missing_entries": False}
+    try:
+        with _source(path):
+            config = AutoConfig.from_pretrained(path, cache_dir=cache_dir, trust_remote_code=False)
+            modelopt = cached_file(filename="hf_quant_config.json", **where)
+            adapter = cached_file(filename="adapter_config.json", **where)
+    except (OSError, ValueError, KeyError) as error:
+        raise _load_error(str(source), path, error) from error
+    method = _quantization(config.to_dict()) or ("modelopt" if modelopt else None)
+    if method:
+        raise UsageError(f"model '{source}' is quantized ({method}); prune the unquantized one, then "
+                         "quantize.")
+    if adapter:
+        raise UsageError(f"model '{source}' holds an adapter beside its weights; move "
+                         "adapter_config.json and its weights to a folder of their own, for load_lora.")
+    return config
+
+
+def _quantization(config: Mapping[str, Any]) -> str | None:
+    """The method by which the model, or any model inside it, is quantized."""
+    for key, value in config.items():
+        if key in ("quantization_config", "compression_config") and value:
+            return value.get("quant_method") or "bitsandbytes"  # whose older configurations name no method
+        if isinstance(value, dict) and (method := _quantization(value)):
+            return method
+    return None
+
+
+# Buffers that older versions stored, though they are computed; parts that a language model can do without.
+_COMPUTED = re.compile(r"(^|\.)(inv_freq|position_ids|masked_bias|causal_mask|(attn|attention)\.bias)$")
+_PARTS = re.compile(r"(?:^|\.)(mtp\w*|visual|vision\w*|audio\w*|multi_modal\w*|embed_vision|embed_audio)\.")
+
+
+def refuse_unfilled(source: object, model: nn.Module, found: Mapping[str, Iterable[Any]]) -> None:
+    """Raise UsageError unless a checkpoint's files and the model of its config.json belong together.
+
+    found, as transformers reports it: `missing_keys` (only the model has them, nor are they tied),
+    `mismatched_keys` (name, shape there, shape here), `unexpected_keys` (only the files have them). Harmless
+    of these are, beside what transformers knows of a family: buffers that are computed, layers that predict
+    further tokens, and towers of other modalities that the model does without.
+    """
+    shapes = [f"{name} {tuple(there)} for {tuple(here)}" for name, there, here in found["mismatched_keys"]]
+    unexpected = [name for name in found["unexpected_keys"] if not _harmless(name, model)]
+    for what, names in (("no tensor for", found["missing_keys"]),
+                        ("tensors of other shapes than it asks for:", shapes),
+                        ("tensors that it has no place for:", unexpected)):
+        if names := sorted(names):
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            raise UsageError(f"model '{source}' does not belong to its config.json: it holds {what} "
+                             f"{', '.join(names[:3])}{more}.")
+
+
+def _harmless(name: str, model: nn.Module) -> bool:
+    config = model.config.get_text_config()
+    part, layer = _PARTS.search(name), re.search(r"(?:^|\.)layers\.(\d+)\.", name)
+    depth, further = config.num_hidden_layers, getattr(config, "num_nextn_predict_layers", 0) or 0
+    return bool(part and not any(part[1] in path.split(".") for path, _ in model.named_modules())
+                or layer and depth <= int(layer[1]) < depth + further
+                or _COMPUTED.search(name)
+                or any(buffer.endswith(name) for buffer, _ in model.named_buffers()))
 
 
 # --- what can be pruned ------------------------------------------------------------------------------------------
@@ -200,8 +281,9 @@ class Layer:
 def decoder_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     """The list of decoder blocks and its module path. Raises UsageError if the model has none."""
     depth = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    language = set(model.get_decoder().modules())  # a vision tower may well have as many blocks
     for path, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == depth and depth:
+        if isinstance(module, nn.ModuleList) and module in language and len(module) == depth and depth:
             return path, module
     raise UsageError(f"{type(model).__name__} has no list of {depth} decoder blocks; only decoder-only language models "
                      "can be pruned here.")

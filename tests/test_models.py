@@ -2,14 +2,19 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import prunekit as pk
 from prunekit.models import fingerprint, prunable_layers
 
 from .conftest import GOLDEN
+from .pruning.families import FAMILIES
 
 
 def test_embedded_models_load_with_their_tokenizer():
@@ -81,11 +86,6 @@ def broken(tmp_path, case: str):
         torch.save({}, folder / "pytorch_model.bin")
     elif case == "torn":
         (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:1000])
-    elif case == "own code":
-        config = json.loads((folder / "config.json").read_text())
-        config |= {"model_type": "mine", "auto_map": {"AutoModelForCausalLM": "code.Mine", "AutoConfig": "code.Config"}}
-        (folder / "config.json").write_text(json.dumps(config))
-        (folder / "code.py").write_text("raise SystemExit('code of the model was run')")
     elif case == "encoder-decoder":
         from transformers import T5Config, T5ForConditionalGeneration
 
@@ -100,7 +100,6 @@ def broken(tmp_path, case: str):
 @pytest.mark.parametrize(("case", "message"), [
     ("pickled", "holds no .safetensors weights"),
     ("torn", "cannot be loaded"),
-    ("own code", "cannot be loaded"),
     ("encoder-decoder", "cannot be loaded"),
     ("no config", "is a directory without config.json"),
 ])
@@ -108,6 +107,124 @@ def test_broken_directories_get_one_sentence(case, message, tmp_path):
     with pytest.raises(pk.UsageError) as refused:
         pk.load_model(broken(tmp_path, case))
     assert message in str(refused.value) and "\n" not in str(refused.value)
+
+
+# --- what the files hold, by load_model and from disk to disk --------------------------------------------
+
+
+def checkpoint(tmp_path: Path, settings: dict[str, Any] | None = None, **tensors: torch.Tensor) -> Path:
+    """The golden LLaMA (2 blocks, 32 wide) with other settings and further tensors."""
+    folder = tmp_path / "model"
+    shutil.copytree(GOLDEN / "llama", folder)
+    config, weights = folder / "config.json", folder / "model.safetensors"
+    config.write_text(json.dumps(json.loads(config.read_text()) | (settings or {})))
+    save_file(load_file(weights) | tensors, weights, {"format": "pt"})
+    return folder
+
+
+def loaded(folder: Path) -> None:
+    pk.load_model(folder)
+
+
+def streamed(folder: Path) -> None:
+    pk.prune_checkpoint(folder, folder.with_name("pruned"), None, "magnitude", 0.5, progress=False)
+
+
+both = pytest.mark.parametrize("read", [loaded, streamed])
+
+
+@both
+@pytest.mark.parametrize(("config", "tensors", "message"), [
+    ({"num_hidden_layers": 3}, {}, r"no tensor for model\.layers\.2\.input_layernorm\.weight, .* and 6 more"),
+    ({"attention_bias": True}, {}, r"no tensor for model\.layers\.0\.self_attn\.k_proj\.bias"),
+    ({"num_hidden_layers": 1}, {}, r"no place for: model\.layers\.1\.input_layernorm\.weight, .* and 6 more"),
+    ({}, {"score.weight": torch.zeros(2, 32)}, r"no place for: score\.weight\."),
+    ({"intermediate_size": 164}, {}, r"model\.layers\.0\.mlp\.down_proj\.weight \(32, 160\) for \(32, 164\)"),
+    ({"num_hidden_layers": 1, "num_nextn_predict_layers": 0}, {}, "no place for"),
+])
+def test_files_that_do_not_fill_the_model_are_refused(read, config, tensors, message, tmp_path):
+    with pytest.raises(pk.UsageError, match=f"does not belong to its config.json: .*{message}") as refused:
+        read(checkpoint(tmp_path, config, **tensors))
+    assert "\n" not in str(refused.value) and not (tmp_path / "pruned").exists()
+
+
+@both
+@pytest.mark.parametrize(("config", "name"), [
+    ({}, "model.layers.0.self_attn.rotary_emb.inv_freq"), ({}, "model.layers.0.attn.attention.masked_bias"),
+    ({}, "mtp.layers.2.mlp.up_proj.weight"), ({}, "vision_tower.layers.2.mlp.up_proj.weight"),
+    ({"num_nextn_predict_layers": 1}, "model.layers.2.mlp.up_proj.weight")])
+def test_tensors_that_next_tokens_do_not_need_are_harmless(read, config, name, tmp_path):
+    read(checkpoint(tmp_path, config, **{name: torch.zeros(2)}))
+
+
+@both
+def test_a_mixture_that_lacks_an_expert_is_refused(read, tmp_path):
+    FAMILIES["Mixtral"].model().save_pretrained(tmp_path / "model")
+    weights = tmp_path / "model/model.safetensors"
+    tensors = load_file(weights)
+    experts = [name for name in tensors if ".layers.1." in name and ".experts.2." in name]
+    assert len(experts) == 3
+    for gone in (experts[:1], experts):  # of the three maps of an expert one, or all
+        save_file({name: t for name, t in tensors.items() if name not in gone}, weights, {"format": "pt"})
+        with pytest.raises(pk.UsageError, match="does not belong|cannot be loaded"):
+            read(tmp_path / "model")
+
+
+@both
+def test_a_mistyped_tie_leaves_no_random_head(read, tmp_path):
+    """A base model's checkpoint is whole where the head is tied to the embedding, and only there."""
+    FAMILIES["LLaMA"].model(tie_word_embeddings=True).base_model.save_pretrained(tmp_path / "model")
+    read(tmp_path / "model")
+    shutil.rmtree(tmp_path / "model")
+    FAMILIES["LLaMA"].model().base_model.save_pretrained(tmp_path / "model")
+    with pytest.raises(pk.UsageError, match=r"no tensor for lm_head\.weight"):
+        read(tmp_path / "model")
+
+
+@both
+@pytest.mark.parametrize("method", [
+    "modelopt", "gptq", "awq", "compressed-tensors", "hqq", "torchao", "fp8", "mxfp4"])
+@pytest.mark.parametrize("inside", [False, True])
+def test_quantized_checkpoints_are_refused_by_name(read, method, inside, tmp_path):
+    settings = {"quantization_config": {"quant_method": method}}
+    folder = checkpoint(tmp_path, {"text_config": settings} if inside else settings)
+    (folder / "model.safetensors").write_bytes(b"is not read")
+    with pytest.raises(pk.UsageError, match=rf"quantized \({method}\)"):
+        read(folder)
+
+
+@both
+def test_quantized_checkpoints_that_name_no_method(read, tmp_path):
+    with pytest.raises(pk.UsageError, match=r"quantized \(bitsandbytes\)"):
+        read(checkpoint(tmp_path, {"quantization_config": {"load_in_4bit": True}}))
+
+
+@both
+@pytest.mark.parametrize(("file", "message"), [
+    ("hf_quant_config.json", r"quantized \(modelopt\)"), ("adapter_config.json", "holds an adapter beside")])
+def test_files_that_change_what_the_weights_mean_are_not_passed_over(read, file, message, tmp_path):
+    folder = checkpoint(tmp_path)
+    (folder / file).write_text("{}")
+    with pytest.raises(pk.UsageError, match=message):
+        read(folder)
+
+
+@both
+@pytest.mark.parametrize("model_type", ["mine", "llama"])
+def test_no_code_of_a_model_is_run(read, model_type, tmp_path, monkeypatch):
+    """Whatever stands on standard input, where transformers would ask."""
+    names = {"AutoConfig": "code.C", "AutoModelForCausalLM": "code.M", "AutoTokenizer": ["code.T", None]}
+    folder = checkpoint(tmp_path, {"model_type": model_type, "auto_map": names})
+    (folder / "tokenizer_config.json").write_text(json.dumps({"auto_map": names}))
+    (folder / "code.py").write_text(
+        f"open({str(tmp_path / 'was run')!r}, 'w')\n"
+        "from transformers import LlamaConfig as C, LlamaForCausalLM as M, PreTrainedTokenizerFast as T\n")
+    monkeypatch.setattr("builtins.input", lambda prompt: "y")
+    with pytest.raises(pk.UsageError) if model_type == "mine" or read is loaded else nullcontext() as refused:
+        read(folder)
+    assert not (tmp_path / "was run").exists()
+    if model_type == "mine":
+        assert "needs code of its own" in str(refused.value)
 
 
 @pytest.mark.parametrize(("source", "message"), [

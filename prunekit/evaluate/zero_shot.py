@@ -53,7 +53,8 @@ def zero_shot(model: nn.Module, tokenizer: Any, tasks: Sequence[str] | Mapping[s
         with quiet(progress):
             loaded = tasks if isinstance(tasks, Mapping) else load_tasks(tasks, datasets=datasets, include_path=include_path,
                                                                          allow_code=allow_code)
-            wrapped = HFLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size)
+            wrapped = HFLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size,
+                           trust_remote_code=False)
             found = evaluate(lm=wrapped, task_dict=with_fewshot(loaded, num_fewshot), limit=limit, confirm_run_unsafe_code=allow_code)
     finally:
         model.train(training)

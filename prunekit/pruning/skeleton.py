@@ -1,7 +1,7 @@
 """A model without its weights, and its weights where and when they are needed."""
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UsageError, did_you_mean
-from ..models import DTYPES, decoder_blocks
-from .checkpoint import Checkpoint, Entry
+from ..models import DTYPES, decoder_blocks, load_config, refuse_unfilled
+from .checkpoint import Checkpoint, Entry, Stored
 from .walk import Resident, Stop
 
 
@@ -31,18 +31,19 @@ class Skeleton:
     """A model on the meta device, and which tensors of a checkpoint belong where in it.
 
     source: a local Hugging Face directory. dtype: `auto` (the checkpoint's own) or a name. Buffers that no checkpoint
-    holds (rotary frequencies) are real. Raises UsageError if the checkpoint lacks something that the model needs.
+    holds (rotary frequencies) are real. Raises UsageError where `load_model` does.
     """
 
     def __init__(self, source: Path, dtype: str = "auto"):
         if dtype != "auto" and dtype not in DTYPES:
             raise UsageError(f"dtype '{dtype}' is not known{did_you_mean(dtype, ['auto', *DTYPES])}.")
+        config = load_config(source)
         self.checkpoint = Checkpoint(source)
-        self.model, self.dtype = _build(source, self.checkpoint, DTYPES.get(dtype))
+        self.model, self.dtype = _build(config, self.checkpoint, DTYPES.get(dtype))
         self.path, blocks = decoder_blocks(self.model)
         self.tensors = self.model.state_dict(keep_vars=True)  # as they are without weights
-        self.origins = _origins(self.model, self.checkpoint, self.tensors)
-        self._check()
+        self.origins, unexpected = _origins(self.model, self.checkpoint, self.tensors)
+        self._check(unexpected)
         self.blocks = [[name for name in self.origins if name.startswith(f"{self.path}.{index}.")] for index in range(len(blocks))]
         self.outside = [name for name in self.origins if not name.startswith(f"{self.path}.")]
         exact = self.model._keep_in_fp32_modules_strict if self.dtype.itemsize < 4 else ()
@@ -59,12 +60,16 @@ class Skeleton:
 
     def read(self, name: str) -> Tensor:
         """One of the model's tensors, from the checkpoint."""
-        origin, dtype = self.origins[name], self.dtype_of(name)
+        dtype = self.dtype_of(name)
+        return self._made(name, lambda stored: stored.read(dtype))
+
+    def _made(self, name: str, read: Callable[[Stored], Tensor]) -> Tensor:
+        origin = self.origins[name]
         if not origin.converter:
-            return self.checkpoint[origin.sources[0][1]].read(dtype)
+            return read(self.checkpoint[origin.sources[0][1]])
         converter = deepcopy(origin.converter)
         for pattern, source in origin.sources:
-            converter.add_tensor(name, source, pattern, self.checkpoint[source].read(dtype))
+            converter.add_tensor(name, source, pattern, read(self.checkpoint[source]))
         result = converter.convert(name, model=self.model, config=self.model.config)[name]
         return result[0] if isinstance(result, list) else result
 
@@ -84,17 +89,23 @@ class Skeleton:
         else:
             module._buffers[key] = tensor
 
-    def _check(self) -> None:
-        held = {id(self.tensors[name]) for name in self.origins}  # of tied parameters one is enough
-        for name, tensor in self.tensors.items():
-            if isinstance(tensor, nn.Parameter) and id(tensor) not in held:
-                raise UsageError(f"checkpoint {self.checkpoint.path} holds no tensor for {name}; it does not belong to its "
-                                 "config.json, or transformers converts it on loading in a way that cannot be streamed.")
-        for name, origin in self.origins.items():
-            found, wanted = self.checkpoint[origin.sources[0][1]].shape, tuple(self.tensors[name].shape)
-            if not origin.converter and found != wanted:
-                raise UsageError(f"tensor {origin.sources[0][1]} has shape {found} where config.json asks for {wanted}; the "
-                                 "checkpoint and its configuration do not belong together.")
+    def _check(self, unexpected: set[str]) -> None:
+        from transformers.utils.loading_report import LoadStateDictInfo
+
+        tensors = self.tensors
+        held = {id(tensors[name]) for name in self.origins}  # of tied parameters one is enough
+        missing = {name for name, tensor in tensors.items() if id(tensor) not in held}
+        try:
+            shapes = {name: self._made(name, lambda stored: torch.empty(stored.shape, device="meta")).shape
+                      for name in self.origins}
+        except (RuntimeError, ValueError) as error:
+            raise UsageError(f"model '{self.checkpoint.path}' does not belong to its config.json: its tensors"
+                             f" cannot be put together ({str(error).splitlines()[0][:200]}).") from error
+        other = {(name, shape, tensors[name].shape) for name, shape in shapes.items()
+                 if shape != tensors[name].shape}
+        found = LoadStateDictInfo(missing, unexpected, other, [], {}, set())
+        self.model._adjust_missing_and_unexpected_keys(found)  # what transformers knows of the family
+        refuse_unfilled(self.checkpoint.path, self.model, found.to_dict())
 
 
 class Streamed(Resident):
@@ -150,23 +161,26 @@ class Streamed(Resident):
             self.skeleton.put(name, self.skeleton.tensors[name])
 
 
-def _build(source: Path, checkpoint: Checkpoint, dtype: torch.dtype | None) -> tuple[nn.Module, torch.dtype]:
+def _build(config: Any, checkpoint: Checkpoint, dtype: torch.dtype | None) -> tuple[nn.Module, torch.dtype]:
     from accelerate import init_empty_weights
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
+    stored = (tensor.dtype for tensor in checkpoint.values() if tensor.dtype.is_floating_point)
+    own = getattr(config, "dtype", None) or next(stored)
     try:
-        config = AutoConfig.from_pretrained(source)
-        own = getattr(config, "dtype", None) or next(t.dtype for t in checkpoint.values() if t.dtype.is_floating_point)
         with init_empty_weights(include_buffers=False):
-            model = AutoModelForCausalLM.from_config(config, dtype=dtype or own).eval()
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype or own, trust_remote_code=False)
         model.tie_weights()
     except (OSError, ValueError, KeyError) as error:
-        raise UsageError(f"model '{source}' cannot be built from its config.json: {str(error).splitlines()[0][:200]}") from error
-    return model, dtype or own
+        raise UsageError(f"model '{checkpoint.path}' cannot be built from its config.json: "
+                         f"{str(error).splitlines()[0][:200]}") from error
+    return model.eval(), dtype or own
 
 
-def _origins(model: nn.Module, checkpoint: Checkpoint, tensors: dict[str, Tensor]) -> dict[str, _Origin]:
-    """By the model's names: where its tensors come from, by the rules that transformers loads this family with."""
+def _origins(model: nn.Module, checkpoint: Checkpoint, tensors: dict[str, Tensor]
+             ) -> tuple[dict[str, _Origin], set[str]]:
+    """By the model's names: where its tensors come from, by the rules that transformers loads this family
+    with; and what the checkpoint holds besides."""
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import (
         WeightConverter,
@@ -180,6 +194,7 @@ def _origins(model: nn.Module, checkpoint: Checkpoint, tensors: dict[str, Tensor
     converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
     by_pattern = {pattern: converter for converter in converters for pattern in converter.source_patterns}
     found: dict[str, _Origin] = {}
+    unexpected: set[str] = set()
     for source in sorted(checkpoint, key=dot_natural_key):
         name, pattern = rename_source_key(source, renamings, converters, model.base_model_prefix, tensors)
         if name not in tensors and source in tensors:
@@ -190,4 +205,6 @@ def _origins(model: nn.Module, checkpoint: Checkpoint, tensors: dict[str, Tensor
                 raise UsageError(f"tensor {source} of checkpoint {checkpoint.path} is split on loading, which cannot be "
                                  "streamed; load_model and save_pretrained it once with save_original_format=False.")
             found.setdefault(name, _Origin([], converter)).sources.append((pattern or source, source))
-    return {name: found[name] for name in tensors if name in found}
+        else:
+            unexpected.add(name)
+    return {name: found[name] for name in tensors if name in found}, unexpected

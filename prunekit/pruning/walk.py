@@ -55,6 +55,11 @@ class _Call:
             return block(*self.args, **{**self.kwargs, self.keyword: hidden})
         return block(hidden, *self.args[1:], **self.kwargs)
 
+    def sharing(self, other: _Call) -> _Call:
+        """This call, holding the other's tensors (masks, positions) where its own are the same."""
+        kwargs = {key: _shared(value, other.kwargs.get(key)) for key, value in self.kwargs.items()}
+        return _Call(_shared(self.args, other.args), kwargs, self.keyword)
+
 
 @dataclass
 class Step:
@@ -70,8 +75,8 @@ class Step:
 
     def outputs(self) -> Iterator[Tensor]:
         """Forward all windows: the block's outputs batch by batch, differentiable where the caller differentiates."""
-        for hidden in self._walk._hidden:
-            yield _first(self._walk._calls[len(hidden)][self.index](self.block, hidden.to(_device(self.block))))
+        for calls, hidden in zip(self._walk._calls, self._walk._hidden, strict=True):
+            yield _first(calls[self.index](self.block, hidden.to(_device(self.block))))
 
     @torch.no_grad()
     def collect(self, observe: Observe) -> None:
@@ -137,7 +142,7 @@ class Walk:
                             self._forward(step, store=True)
         finally:
             self.model.train(training)
-            self._hidden = []
+            self._hidden, self._calls = [], []
 
     # --- one ordinary forward pass --------------------------------------------------------------------------------
 
@@ -204,30 +209,33 @@ class Walk:
         return [InputGroup(tuple(layers.values())) for layers in by_input.values()] + experts
 
     def _prepare(self, rewrap: list[Callable[[Tensor], Any]]) -> None:
-        """Embed all windows, and keep what each block is called with for every size of batch. No block is computed."""
+        """Embed all windows, and keep what each block is called with for each batch. No block is computed.
+
+        Most of it is the same for all batches of a size, and held once; some families make it from token ids.
+        """
         self._hidden: list[Tensor] = []
-        self._calls: dict[int, list[_Call]] = {}
+        self._calls: list[list[_Call]] = []
+        first: dict[int, list[_Call]] = {}
         for ids in self.windows.split(self.batch):
             calls: list[_Call] = []
 
             def forward(index: int, block: Callable[..., Any], args: Any, kwargs: Any, calls: list[_Call] = calls,
-                        known: bool = len(ids) in self._calls) -> Any:
+                        same: list[_Call] = first.setdefault(len(ids), calls)) -> Any:
                 call, hidden = self._split(index, args, kwargs)
-                calls.append(call)
+                calls.append(call if same is calls else call.sharing(same[index]))
                 if index == 0:
                     self._hidden.append(hidden)
-                if known or index == len(self.blocks) - 1:
+                if index == len(self.blocks) - 1:
                     raise Stop
                 return rewrap[index](hidden)
 
             self._run(ids, forward)
-            self._calls.setdefault(len(ids), calls)
+            self._calls.append(calls)
 
     def _forward(self, step: Step, *, store: bool) -> None:
-        for position, hidden in enumerate(self._hidden):
-            call = self._calls[len(hidden)][step.index]
+        for position, (calls, hidden) in enumerate(zip(self._calls, self._hidden, strict=True)):
             try:
-                output = _first(call(step.block, hidden.to(_device(step.block))))
+                output = _first(calls[step.index](step.block, hidden.to(_device(step.block))))
             except Stop:
                 continue
             if store:
@@ -287,6 +295,14 @@ def _watching(layers: Iterable[Layer], see: Callable[[Layer, Tensor], None]) -> 
 
 def _agree(a: Tensor, b: Tensor, tolerance: float) -> bool:
     return a.shape == b.shape and torch.allclose(a, b, rtol=tolerance, atol=tolerance, equal_nan=True)
+
+
+def _shared(new: Any, old: Any) -> Any:
+    """`old` where its numbers are the same. What is no tensor (a store that blocks fill) is not shared."""
+    if isinstance(new, tuple) and isinstance(old, tuple) and len(new) == len(old):
+        return tuple(map(_shared, new, old))
+    tensors = isinstance(new, Tensor) and isinstance(old, Tensor)
+    return old if tensors and new.dtype == old.dtype and torch.equal(new, old) else new
 
 
 def _first(output: Any) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM
 
 import prunekit as pk
@@ -76,6 +77,53 @@ def test_inputs_are_those_of_the_layers(family: Family):
     if family.experts:  # every token goes to two experts, and through both maps of each
         per_block = ids.numel() * 2 * 2
         assert sum(n for name, n in counts.items() if name.endswith("]")) == per_block * BLOCKS
+
+
+def assert_X_as_hooked(model: nn.Module, ids: torch.Tensor) -> None:
+    """X of every linear module, batch by batch, is what plain hooks see in one ordinary forward pass."""
+    seen: dict[str, torch.Tensor] = {}
+    layers = {layer.name: layer.module for block in prunable_layers(model) for layer in block
+              if layer.expert is None}
+
+    def see(module: nn.Module, args: Any, name: str) -> None:
+        seen[name] = args[0].square().flatten(0, -2).sum(0) / len(ids)
+
+    handles = [module.register_forward_pre_hook(partial(see, name=name)) for name, module in layers.items()]
+    with torch.no_grad():
+        model(input_ids=ids, use_cache=False)
+    for handle in handles:
+        handle.remove()
+    found = pk.collect_activations(model, ids, progress=False)
+    assert seen.keys() == layers.keys()
+    for name, X in seen.items():
+        torch.testing.assert_close(found[name], X, rtol=1e-3, atol=1e-4)
+
+
+@every_family
+def test_X_is_what_plain_hooks_see(family: Family, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(walk, "BATCH_TOKENS", 2 * 12)  # of 5 windows, the last alone
+    assert_X_as_hooked(family.model(), windows(5, 12))
+
+
+def test_blocks_that_read_the_keys_of_another(monkeypatch: pytest.MonkeyPatch):
+    """The last two blocks of a Gemma 4 attend to what the first two left in a store, batch by batch."""
+    monkeypatch.setattr(walk, "BATCH_TOKENS", 2 * 12)
+    kinds = ["sliding_attention", "full_attention"] * 2
+    model = FAMILIES["Gemma 4"].model(num_hidden_layers=4, layer_types=kinds, num_kv_shared_layers=2)
+    assert_X_as_hooked(model, windows(5, 12))
+
+
+@pytest.mark.parametrize("name, own", [("LLaMA", False), ("Gemma 4", True)])
+def test_arguments_are_kept_per_batch_only_where_they_differ(name: str, own: bool):
+    model, ids = FAMILIES[name].model(), windows(4, 12)
+    walking = walk.Walk(model, ids, progress=False, batch=2)
+    steps = iter(walking)
+    next(steps)
+    one, other = ({id(value) for call in calls for value in tree_leaves((call.args, call.kwargs))
+                   if isinstance(value, torch.Tensor)} for calls in walking._calls)
+    assert one and (one != other) == own
+    steps.close()
+    assert not walking._calls
 
 
 @every_family

@@ -242,7 +242,7 @@ def test_checkpoints_that_do_not_fit_are_refused(source: Path, tmp_path: Path):
     with pytest.raises(pk.UsageError, match=r"no tensor for model\.layers\.1\.mlp\.up_proj\.weight"):
         prune_checkpoint(source, tmp_path / "target", windows(), "wanda", 0.5, progress=False)
     save_file(tensors | {"lm_head.weight": torch.zeros(3, 3)}, source / "model.safetensors")
-    with pytest.raises(pk.UsageError, match=r"lm_head.weight has shape \(3, 3\) where config.json asks for \(128, 32\)"):
+    with pytest.raises(pk.UsageError, match=r"lm_head.weight \(3, 3\) for \(128, 32\)"):
         prune_checkpoint(source, tmp_path / "target", windows(), "wanda", 0.5, progress=False)
     whole = (source / "model.safetensors").read_bytes()
     for size in (3, 200, len(whole) - 1):

@@ -1,4 +1,4 @@
-"""Writes docs/api.md: every public name of `prunekit` with its signature and the first lines of its docstring.
+"""Writes docs/api.md: every public name of `prunekit`, its signature and the first lines of its docstring.
 
 `make docs` runs it, and a test says when the page is stale. griffe reads the sources without running them.
 """
@@ -16,9 +16,9 @@ import prunekit
 ROOT = Path(__file__).resolve().parents[1]
 HEAD = """# API
 
-Every public name of [prunekit](../README.md), from the docstrings by `make docs`; only the first lines stand here, and
-`help(pk.prune)` shows the rest: equations, shapes, units, errors, sources. Results such as `Report` or `Perplexity` are
-documented where they are made.
+Every public name of [prunekit](../README.md), from the docstrings by `make docs`. Only the first lines stand
+here; `help(pk.prune)` shows the rest: equations, shapes, units, errors, sources. Results such as `Report` or
+`Perplexity` are documented where they are made.
 """
 
 
@@ -27,8 +27,9 @@ def signature(thing: griffe.Object, name: str) -> str:
     if thing.is_attribute:
         return f"{name}: {thing.annotation}" if thing.annotation else f"{name} = {thing.value}"
     text = re.sub(r"\((?:self|cls)(?:, )?", "(", thing.signature(name=name) or name)
-    words = re.sub(r"(?<!,) | (?=[^\[]*\])", "\0", text)  # textwrap breaks at blanks: only those between arguments stay
-    return fill(words, 110, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False).replace("\0", " ")
+    words = re.sub(r"(?<!,) | (?=[^\[]*\])", "\0", text)  # only blanks between arguments are left to break at
+    lines = fill(words, 110, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
+    return lines.replace("\0", " ")
 
 
 def first_lines(thing: griffe.Object) -> str:
@@ -50,8 +51,9 @@ def entry(thing: griffe.Object) -> str:
 
 def page() -> str:
     package = griffe.load("prunekit", search_paths=[ROOT], allow_inspection=False)
-    places = {name: f"{prunekit._PUBLIC[name]}.{name}" if name in prunekit._PUBLIC else name for name in prunekit.__all__}
-    rooms = groupby(places.values(), key=lambda place: place.partition(".")[0] if "." in place else "prunekit")
+    homes = prunekit._PUBLIC
+    places = [f"{homes[name]}.{name}" if name in homes else name for name in prunekit.__all__]
+    rooms = groupby(places, key=lambda place: place.partition(".")[0] if "." in place else "prunekit")
     return "\n".join([HEAD, *(part for room, members in rooms
                               for part in (f"## {room}\n", *(entry(package[place]) for place in members)))])
 

@@ -4,6 +4,7 @@
 # make study    the long search of profile `study`, recorded in the package (more than an hour); 04 and 05 show it beside their own
 # make check-site  open every rendered page in Chromium on a phone's and on a desktop's screen, and compile the papers
 # make lab      JupyterLab on the notebooks
+# make docs     write docs/api.md anew from the docstrings
 # make dev      ruff for this checkout, and nbdime for this clone's git
 # make gallery  copy the embedded report to reports/gallery, with a picture of its front page where there is a Chromium
 # make clean    remove caches and rendered pages; runs/ and .venv/ stay
@@ -21,7 +22,7 @@ PYTEST ?=
 PYTHON ?=
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
-.PHONY: report test torture study check-site lab dev gallery clean
+.PHONY: report test torture study check-site docs lab dev gallery clean
 
 report: $(VENV)/.installed
 	@echo "· running the notebooks of the profile '$(PROFILE)'"
@@ -43,6 +44,10 @@ study: $(VENV)/.installed
 check-site: $(VENV)/.installed
 	@echo "· opening the pages under reports/ in Chromium, and compiling a paper of each profile in runs/ with pdfLaTeX"
 	@$(BIN)/python -m pytest -m site -rs tests/workbook
+
+docs: $(VENV)/.installed
+	@echo "· writing docs/api.md"
+	@$(BIN)/python docs/make_api.py
 
 lab: $(VENV)/.installed
 	@echo "· starting JupyterLab on notebooks/"

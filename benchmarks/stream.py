@@ -3,9 +3,9 @@
     python benchmarks/stream.py                 about 1.5 GB on disk, 600 MB beyond the interpreter
     python benchmarks/stream.py --blocks 12     smaller
 
-Writes benchmarks/stream.json and draws growth.svg: processor seconds and peak memory against blocks and windows. The
-limit is RLIMIT_DATA, which counts every private byte that a process may write to, touched or not: a run that would pass
-it dies. The interpreter's own footprint is taken after a warm-up on a tiny model.
+Writes benchmarks/stream.json and draws docs/growth.svg: processor seconds and peak memory against blocks and
+windows. The limit is RLIMIT_DATA, which counts every private byte that a process may write to, touched or not:
+a run that would pass it dies. The interpreter's own footprint is taken after a warm-up on a tiny model.
 """
 from __future__ import annotations
 
@@ -203,7 +203,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         result = run(Path(folder), options.dtype, blocks, options.methods, options.limit, options.windows)
     Path(__file__).with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
-    draw(result["rows"], Path(__file__).with_name("growth.svg"))
+    draw(result["rows"], Path(__file__).parents[1] / "docs" / "growth.svg")
 
 
 if __name__ == "__main__":

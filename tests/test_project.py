@@ -133,17 +133,3 @@ def test_published_settings_name_their_source(path):
     for line in path.read_text().splitlines():
         if line and not line.startswith(("#", "profile:")):
             assert "   # " in line, line
-
-
-# ---------------------------------------------------------------- README
-
-def test_the_readme_has_the_families_that_are_tested():
-    from .pruning.families import table
-
-    assert table().strip() in (ROOT / "README.md").read_text(encoding="utf-8")
-
-
-def test_what_the_readme_links_to_is_there():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    links = re.findall(r"\]\(([^)#:]+)\)", readme)
-    assert len(links) > 5 and [link for link in links if not (ROOT / link).exists()] == []

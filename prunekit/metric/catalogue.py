@@ -68,6 +68,7 @@ METHODS: dict[str, Method] = {m.name: m for m in (
     _method("weight-x", "mul(W, X)", "a common misreading of Wanda", "|W| times the squared norm: not Wanda"),
     _method("gradient", "G", "none (control)", "ignores the weight"),
 )}
+"""The methods of the field by name, each with its metric, group, update, source and a note."""
 
 
 def resolve(method: str | Tree | Method, group: str | None = None, update: str | None = None) -> Method:

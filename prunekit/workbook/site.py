@@ -2,14 +2,14 @@
 file URL.
 
 Nothing is loaded from outside: formulas become MathML when the page is built, styles and script lie beside the pages.
-Every Markdown file in `pages/` becomes a page too: its first heading is its name in the menu, and a number in front of the
-file's name (`10-glossary.md` is glossary.html) its place there.
+Every Markdown file in `pages/`, and in `docs/` of the project, becomes a page too: its first heading is its
+name in the menu, and a number in front of the file's name (`10-glossary.md` is glossary.html) its place there.
 """
 from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ from nbconvert.filters import strip_ansi
 from prunekit.workbook import batch, claims, manifest, markup, metrics_page, params, project
 
 PAGES = Path(__file__).parent / "pages"
+_LINK = re.compile(r"(?:[\w./-]*/)?(?:\d+-)?(\w[\w-]*)\.(?:ipynb|md|html)(#.*)?")
 _PROGRESS = re.compile(r"\d%\||\dit/s|\ds/it|TqdmWarning|autonotebook")
 _NOISE = re.compile(r"(Executing|Ending) Cell \d+-|(Input|Output) Notebook: |Working directory: |"
                     rf"^[\d:]+ <|^[\d:]*\s*$|Unable to parse line|{_PROGRESS.pattern}")
@@ -95,36 +96,37 @@ def _pages(profile: str, entries: list[Mapping[str, Any]]) -> list[Page]:
     made = [Page(f"run-{entry['topic']}.html", f"The run of {entry['number']} {entry['title']}",
                  markup.template("run.html.j2", profile=profile, entry=entry, declared=_declared(entry)))
             for entry in entries if entry["made"] or entry["log"]]
-    return [*notebooks, *(Page(file, title, body(profile, entries), "Beside them") for file, title, body in _beside()), *made]
+    ledger = markup.template("claims.html.j2", profile=profile, entries=entries, claims=claims.page(profile))
+    figures = markup.template("figures.html.j2", entries=entries)
+    return [*notebooks,
+            Page("catalogue.html", "Metrics", metrics_page.body(profile, entries), "Beside them"),
+            Page("claims.html", "Claims", ledger, "Beside them"),
+            Page("figures.html", "Figures and tables", figures, "Beside them"),
+            *(_markdown_page(path, "Beside them") for path in sorted(PAGES.glob("*.md"))),
+            *(_markdown_page(path, "Reference") for path in sorted((project.root() / "docs").glob("*.md"))),
+            *made]
 
 
-def _beside() -> list[tuple[str, str, Callable[[str, list[Mapping[str, Any]]], str]]]:
-    """The pages beside the notebooks': file, name in the menu, and the function of (profile, entries) that gives the
-    body as HTML ("": no such page)."""
-    return [("catalogue.html", "Metrics", metrics_page.body),
-            ("claims.html", "Claims", lambda profile, entries: markup.template("claims.html.j2", profile=profile, entries=entries,
-                                                                               claims=claims.page(profile))),
-            ("figures.html", "Figures and tables", lambda profile, entries: markup.template("figures.html.j2", entries=entries)),
-            *(_markdown_page(path) for path in sorted(PAGES.glob("*.md")))]
-
-
-def _markdown_page(path: Path) -> tuple[str, str, Callable[..., str]]:
-    from nbconvert.filters.markdown import markdown2html
+def _markdown_page(path: Path, menu: str) -> Page:
+    from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 
     text = path.read_text(encoding="utf-8")
     title = re.search(r"^# (.+)$", text, re.MULTILINE)
     stem = re.sub(r"^\d+-", "", path.stem)
-    return (f"{stem}.html", re.sub(r"[*_`]", "", title[1]) if title else stem,
-            lambda *_: f'<section class="prose">{markdown2html(text)}</section>')
+    renderer = IPythonRenderer(escape=False, embed_images=True, path=str(path.parent))
+    return Page(f"{stem}.html", re.sub(r"[*_`]", "", title[1]) if title else stem,
+                f'<section class="prose">{MarkdownWithMath(renderer).render(text)}</section>', menu)
 
 
 def _write_page(path: Path, page: Page, shared: Mapping[str, Any]) -> None:
     """A page with its table of contents; links to notebooks lead to their pages, those to what is not there become text."""
     soup = BeautifulSoup(page.body, "html.parser")
     for link in soup.select("a[href]"):
-        match = re.fullmatch(r"(?:\./)?(?:\d+-)?(\w[\w-]*)\.(?:ipynb|md|html)(#.*)?", link["href"])
+        match = _LINK.fullmatch(link["href"])
         if match and match[1] in shared["names"]:
             link["href"] = f"{match[1]}.html{match[2] or ''}"
+        elif link["href"] == "../README.md":  # whose place is taken by the front page
+            link["href"] = "index.html"
         elif not link["href"].startswith(("http://", "https://", "#", "figures/", "tables/")):
             link.unwrap()
     content = markup.finish(soup)

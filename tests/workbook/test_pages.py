@@ -1,4 +1,4 @@
-"""The pages of the course are true: what they name exists, what they compute comes out, what they cite is this project."""
+"""The pages are true: what they name exists, what they compute comes out, links lead somewhere."""
 from __future__ import annotations
 
 import ast
@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "prunekit"
 PAGES = sorted((PACKAGE / "workbook" / "pages").glob("*.md"))
 TEXTS = {path.stem: path.read_text(encoding="utf-8") for path in PAGES}
-DOCUMENTS = [*PAGES, ROOT / "CONTRIBUTING.md"]
+DOCUMENTS = [*PAGES, *sorted((ROOT / "docs").glob("*.md")), *sorted(ROOT.glob("*.md"))]
 NAMED = [(path.stem, part) for path in PAGES for part in re.split(r"\n(?=- |\n|\|)", TEXTS[path.stem])
          if re.search(r"`[\w/]+\.py`", part)]
 

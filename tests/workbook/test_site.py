@@ -3,10 +3,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -17,6 +20,7 @@ from tiny_project import profile, write_notebook
 from prunekit.__main__ import main
 from prunekit.metric.catalogue import METHODS
 from prunekit.workbook import batch, manifest, markup, metrics_page, site
+from prunekit.workbook.project import GRAPH
 
 SETUP = "import prunekit as pk\nrun = pk.start_run({!r}, globals())\nrun.banner"
 DATA = [
@@ -137,6 +141,28 @@ def test_from_notebooks_to_pages(project, tmp_path, monkeypatch):
     assert "run-01_data.html" in run.links and made["artifacts"]["counts"]["sha256"][:16] in run.text
     assert made["id"] in pages["run-01_data.html"].text and made["id"] in front.text and "fresh" in front.text
     assert "prunekit 0" in run.text and "Executing Cell" not in run.text  # the log, without papermill's own lines
+
+
+def test_links_of_the_documentation_work_in_the_report_as_in_the_repository(home):
+    """Every link to a page, a notebook or the README is one to its page; the README's is the front page."""
+    docs = Path(__file__).resolve().parents[2] / "docs"
+    shutil.copytree(docs, home / "docs")
+    for topic in GRAPH:
+        source = write_notebook(home / "notebooks" / f"{topic}.ipynb", [
+            ("md", "# 01 · One"), ("parameters", 'profile: str = "tiny"')])
+        (home / "runs" / "tiny" / topic).mkdir(parents=True)
+        shutil.copy(source, home / "runs" / "tiny" / topic / "executed.ipynb")
+    pages = check_site(site.render("tiny").parent)
+    linked = 0
+    for path in docs.glob("*.md"):
+        text = path.read_text(encoding="utf-8")
+        stems = re.findall(r"\]\((?:[\w./-]*/)?(?:\d+-)?([\w-]+)\.(?:md|ipynb)\)", text)
+        shown = [stem.replace("README", "index") + ".html" for stem in stems if stem != "CONTRIBUTING"]
+        page = BeautifulSoup(pages[f"{path.stem}.html"].path.read_text(encoding="utf-8"), "html.parser")
+        assert set(shown) <= {link["href"] for link in page.select("main a")}, path.name
+        assert all(f"{path.stem}.html" in pages[name].links for name in ("index.html", "01_data.html"))
+        linked += len(shown)
+    assert linked > 15
 
 
 def test_what_is_fresh_is_not_run_again_and_a_failure_keeps_its_trace(project):

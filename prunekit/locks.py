@@ -20,7 +20,7 @@ def lock(handle: int, sentence: str) -> None:
 
 @contextmanager
 def locked(path: Path, sentence: str) -> Iterator[None]:
-    """For a while, hold the lock on a file that is there for nothing else. Raises UsageError as `lock` does."""
+    """For a while, hold the lock on a file that is for nothing else. Raises UsageError as `lock` does."""
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         lock(handle, sentence)

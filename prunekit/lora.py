@@ -87,8 +87,8 @@ def finetune_lora(model: nn.Module, windows: Tensor, options: LoraOptions = Lora
     same adapter. Several GPUs: start the process with accelerate or torchrun. Dropout acts on the input of the
     low-rank path only, so the merged model is the expectation of the trained one.
 
-    Raises UsageError on targets that the model does not have, on a model that already carries adapters, on windows
-    that it cannot read, and on checkpoints of another fine-tuning.
+    Raises UsageError on targets that the model does not have, on a model that already carries adapters, on
+    windows that it cannot read, and on checkpoints of another fine-tuning.
     """
     check_windows(model, windows)
     layers = target_layers(model, options.targets)

@@ -33,12 +33,12 @@ def folder(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("wrong", [{"n": -1}, {"n": 0}, {"n": 2.5}, {"seqlen": 0}, {"seqlen": 1}, {"seqlen": -8}, {"seqlen": 8.0}])
+@pytest.mark.parametrize(("name", "value"), [("n", -1), ("n", 0), ("n", 2.5), ("seqlen", 0), ("seqlen", 1),
+                                             ("seqlen", -8), ("seqlen", 8.0)])
 @pytest.mark.parametrize("corpus", ["embedded", None])
-def test_impossible_numbers_are_one_sentence(wrong, corpus, folder):
-    [(name, value)] = wrong.items()
+def test_impossible_numbers_are_one_sentence(name, value, corpus, folder):
     with pytest.raises(pk.UsageError, match=f"^{name} = {value} is no "):
-        pk.token_windows(corpus or folder, Words(), "train", **{"n": 2, "seqlen": 8} | wrong)
+        pk.token_windows(corpus or folder, Words(), "train", **{"n": 2, "seqlen": 8, name: value})
 
 
 def test_roles_divide_the_train_tokens_40_20_20_20(folder):

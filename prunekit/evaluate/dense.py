@@ -44,7 +44,8 @@ def divergence(model: nn.Module, dense: nn.Module, tokens: Tensor, seqlen: int =
     tokens: a text (1-D), cut into consecutive windows of seqlen with the rest dropped, or windows (n, seqlen). Both models
     are in memory; of their logits never more than `perplexity.LOGIT_BUDGET` each at once. Sums in float32, means in float64.
 
-    Raises UsageError if the vocabularies differ, if there is not one whole window, or if the model cannot read the windows.
+    Raises UsageError if the vocabularies differ, if there is not one whole window, or if the model cannot
+    read the windows.
     """
     windows = cut(tokens, seqlen)
     sizes = [one.get_input_embeddings().num_embeddings for one in (model, dense)]

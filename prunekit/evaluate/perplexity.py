@@ -50,7 +50,8 @@ def perplexity(model: nn.Module, tokens: Tensor, seqlen: int = 128, *, progress:
     tokens: a text (1-D), cut into consecutive windows of seqlen with the rest dropped, or windows (n, seqlen). The
     mean is over windows, as in the published lib/eval.py; context length is part of the metric's name.
 
-    Raises UsageError if there is not one whole window, if the model cannot read the windows, or if a loss is not finite.
+    Raises UsageError if there is not one whole window, if the model cannot read the windows, or if a loss is
+    not finite.
     """
     windows = cut(tokens, seqlen)
     check_windows(model, windows)

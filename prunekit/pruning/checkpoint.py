@@ -127,7 +127,7 @@ class Entry:
 
 
 def write_safetensors(path: Path, entries: Mapping[str, Entry]) -> str:
-    """Write a .safetensors file, holding one tensor at a time; its SHA-256. The same tensors give the same bytes."""
+    """Write a .safetensors file, one tensor in memory at a time; its SHA-256. Same tensors, same bytes."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, entry in entries.items():

@@ -40,7 +40,8 @@ def keep_mask(S: Tensor, sparsity: float, pattern: str = "unstructured", group: 
 def check_scores(S: Tensor) -> None:
     """Raise UsageError if a score is not finite."""
     if not finite(S):
-        raise UsageError("the scores are not finite, so they order nothing; use another metric or check G and X.")
+        raise UsageError("the scores are not finite, so they order nothing; use another metric or check G "
+                         "and X.")
 
 
 def finite(tensor: Tensor) -> bool:
@@ -50,7 +51,7 @@ def finite(tensor: Tensor) -> bool:
 
 def remedy(dtype: torch.dtype) -> str:
     """What to do about numbers that are not finite in a model of this dtype."""
-    return "load the model in float32" if dtype == torch.float16 else "check the model (is its perplexity finite?)"
+    return "load the model in float32" if dtype == torch.float16 else "check the model (its perplexity, say)"
 
 
 def keep_rows(S: Tensor, count: int) -> Tensor:

@@ -68,7 +68,8 @@ def obs_update(W: Tensor, factor: Factor, sparsity: float, pattern: str, *, keep
     column. Then for each column i: q = keep * w, err = (w - q) / U_ii, W[:, i:] -= err U[i, i:]; the columns right
     of the block follow at once: W -= Err U[block, right].
 
-    Raises UsageError if a group of the pattern is wider than a block, and if a score or an updated weight is not finite.
+    Raises UsageError if a group of the pattern is wider than a block, and if a score or a new weight is not
+    finite.
     """
     U, ratio = factor.U, parse_pattern(pattern)
     group = ratio[1] if ratio else 1
@@ -96,12 +97,13 @@ def obs_update(W: Tensor, factor: Factor, sparsity: float, pattern: str, *, keep
     if bounds:
         check_scores(torch.stack(bounds))
     if not finite(W):
-        raise UsageError("the updated weights are not finite; the layer's weights or inputs are too large for the update, so "
-                         "use a method without it.")
+        raise UsageError("the updated weights are not finite; the layer's weights or inputs are too large "
+                         "for the update, so use a method without it.")
     return keep
 
 
-def _solve_block(W: Tensor, U: Tensor, keep: Tensor, start: int, group: int, choose: SliceScore | None) -> Tensor:
+def _solve_block(W: Tensor, U: Tensor, keep: Tensor, start: int, group: int, choose: SliceScore | None
+                 ) -> Tensor:
     """One block of columns, W (out, block) and keep in place; returns the errors Err transposed, (block, out).
 
     Works on transposed copies, where a column lies in one piece, in panels: the columns of a panel are updated one by

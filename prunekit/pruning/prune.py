@@ -34,7 +34,7 @@ _SHORTFALL = 0.01  # of the weights; whole weights per row make up for less in a
 class Report:
     """What pruning did. `rows`: one record per layer; `meta`: what was asked for.
 
-    Warns if clearly fewer weights are zero than were asked for, as the published variant leaves it at high sparsity.
+    Warns if clearly fewer weights are zero than were asked for (the published variant stops early, for one).
     """
 
     rows: list[dict[str, Any]]
@@ -42,8 +42,9 @@ class Report:
 
     def __post_init__(self) -> None:
         if self.sparsity < self.target - _SHORTFALL:
-            warnings.warn(f"{self.sparsity:.1%} of the prunable weights are zero where {self.target:.1%} were asked for: "
-                          f"{self.meta['method']} (group {self.meta['group']}) goes no further in this model.", stacklevel=4)
+            method = f"{self.meta['method']} (group {self.meta['group']})"
+            warnings.warn(f"{self.sparsity:.1%} of the prunable weights are zero where {self.target:.1%} "
+                          f"were asked for: {method} goes no further in this model.", stacklevel=4)
 
     @property
     def sparsity(self) -> float:
@@ -58,7 +59,7 @@ class Report:
     def to_frame(self) -> pd.DataFrame:
         """One row per layer: block, kind, target and reached sparsity, zeros, weights, damping, dead inputs.
 
-        `zeros` are counted in the weights afterwards, `masked` in the mask: dead inputs and rounding add to the first.
+        `zeros` are counted in the weights, `masked` in the mask: dead inputs and rounding add to the first.
         An expert of a mixture also has `tokens`, how many reached it, and `unseen`: none did, so magnitude decided.
         """
         import pandas as pd
@@ -77,9 +78,9 @@ def prune(model: nn.Module, windows: Tensor | None, method: str | Tree | Method,
     whatever the model's dtype. Sources: the published lib/prune.py; SparseGPT for `update`.
 
     Raises UsageError, before anything is changed, on an unknown method, sparsity or pattern, on missing or foreign
-    gradients, on missing windows or such as the model cannot read, on an input width that the pattern does not
-    divide, on weights that are not finite, on a model parts of which are offloaded, and on scores that are not
-    finite. Where inputs are read, scores and updates are seen on the way: the sentence then says that the model is
+    gradients, on windows that are missing or that the model cannot read, on an input width that the pattern
+    does not divide, on weights or scores that are not finite, and on a model parts of which are offloaded.
+    Where inputs are read, scores and updates are seen on the way: the sentence then says that the model is
     half pruned.
     """
     refuse_offloaded(model)
@@ -97,8 +98,8 @@ def prune(model: nn.Module, windows: Tensor | None, method: str | Tree | Method,
         except UsageError as error:
             if not rows:
                 raise
-            raise UsageError(f"{str(error).rstrip('.')}; the layers before it are pruned already, so load the "
-                             "model anew.") from error
+            raise UsageError(f"{str(error).rstrip('.')}; the layers before it are pruned already, so "
+                             "load the model anew.") from error
     order = {layer.name: place for place, layer in enumerate(plan.layers)}
     rows.sort(key=lambda row: order[row["layer"]])
     return Report(rows, plan.meta(windows, one_shot) | {"seconds": round(time.perf_counter() - started, 3)})
@@ -135,7 +136,7 @@ def refuse_not_finite(module: nn.Module, path: str) -> None:
 
 
 class _Mask:
-    """A keep mask (out, in) in one bit per weight, so that all masks can be there before the first weight is written."""
+    """A keep mask (out, in), one bit per weight, so that all are made before the first weight is written."""
 
     def __init__(self, keep: Tensor):
         self.shape, self.device, self.bits = keep.shape, keep.device, np.packbits(keep.cpu().numpy())
@@ -206,7 +207,7 @@ class Plan:
             return _Mask(self._for(self._unseen(layer, None))._keep(layer, None))
 
     def prune_layer(self, layer: Layer, inputs: _Inputs | None, mask: _Mask | None = None) -> dict[str, Any]:
-        """Write a layer's pruned weights, and say what was done. mask: as `mask` made it, else it is made here."""
+        """Write a layer's pruned weights, and say what was done. mask: from `mask`, else it is made here."""
         target = self.sparsities[layer.block]
         row = {"layer": layer.name, "block": layer.block, "kind": layer.kind, "target": target}
         unseen = self._unseen(layer, inputs)
@@ -216,8 +217,8 @@ class Plan:
             keep, solver = self._for(unseen)._apply(layer, inputs, mask)
         numel = keep.numel()
         zeros, masked = (numel - int(torch.count_nonzero(found)) for found in (layer.weight, keep))
-        row |= {"zeros": zeros, "masked": masked, "numel": numel, "sparsity": zeros / numel, "excess": zeros / numel - target}
-        return row | solver
+        row |= {"zeros": zeros, "masked": masked, "numel": numel, "sparsity": zeros / numel}
+        return row | {"excess": row["sparsity"] - target} | solver
 
     def _unseen(self, layer: Layer, inputs: _Inputs | None) -> bool:
         """Did no token reach this expert? Its statistics are then all zero, so its weights are ranked by magnitude."""
@@ -237,7 +238,8 @@ class Plan:
         reads = self.method.tree and "G" in self.method.tree.terminals
         return self.gradients[layer.name].to(layer.weight.device) if reads else None
 
-    def _apply(self, layer: Layer, inputs: _Inputs | None, mask: _Mask | None) -> tuple[Tensor, dict[str, Any]]:
+    def _apply(self, layer: Layer, inputs: _Inputs | None, mask: _Mask | None
+               ) -> tuple[Tensor, dict[str, Any]]:
         method, sparsity = self.method, self.sparsities[layer.block]
         if method.update != "obs-iter":
             keep = mask.keep() if mask else self._keep(layer, inputs)
@@ -252,8 +254,8 @@ class Plan:
             keep = obs_update(W, factor, sparsity, self.pattern, score=score, options=self.obs)
         largest = max(map(abs, W.aminmax()))
         if largest > torch.finfo(layer.weight.dtype).max:
-            raise UsageError(f"the update makes a weight of {largest:.3g}, too large for {layer.weight.dtype}; "
-                             f"{remedy(layer.weight.dtype)}.")
+            raise UsageError(f"the update makes a weight of {largest:.3g}, too large for "
+                             f"{layer.weight.dtype}; {remedy(layer.weight.dtype)}.")
         layer.weight.copy_(W)
         return keep, {"damping": factor.damping, "dead": int(factor.dead.sum())}
 

@@ -49,7 +49,7 @@ class InputStatistics:
 
 
 def collect_inputs(step: Step, n: int, *, hessian: bool = False) -> dict[str, InputStatistics]:
-    """One pass of n windows through a block: the statistics of every layer's input, shared where the input is.
+    """One pass of n windows through a block: statistics of every layer's input, shared where the input is.
 
     Raises UsageError if they are not finite.
     """
@@ -61,7 +61,9 @@ def collect_inputs(step: Step, n: int, *, hessian: bool = False) -> dict[str, In
     step.collect(lambda group, x: found[id(group)].add(x))
     for group in step.groups:
         if not finite(found[id(group)].X):
-            raise UsageError(f"the inputs of layer {group.layers[0].name} are not finite; {remedy(group.layers[0].weight.dtype)}.")
+            first = group.layers[0]
+            advice = remedy(first.weight.dtype)
+            raise UsageError(f"the inputs of layer {first.name} are not finite; {advice}.")
     return {layer.name: found[id(group)] for group in step.groups for layer in group.layers}
 
 
@@ -86,8 +88,8 @@ class LayerTensors(Mapping[str, Tensor]):
     """Tensors by layer, with how they were made in `meta`.
 
     Keys are Hugging Face module paths. A layer is found by its block and its place in it, so that files of the
-    published code (`self_attn.q_proj_layer_0`) answer to the same names. Raises UsageError on a tensor that is no dense
-    matrix of real numbers, on a name that names no layer, and on two names for one layer.
+    published code (`self_attn.q_proj_layer_0`) answer to the same names. Raises UsageError on a tensor that
+    is not dense and real, on a name that names no layer, and on two names for one layer.
     """
 
     kind = "tensor"
@@ -99,12 +101,14 @@ class LayerTensors(Mapping[str, Tensor]):
         for name, tensor in tensors.items():
             place = _place(name)
             if place is None:
-                raise UsageError(f"{self.kind} '{name}' names no layer of a decoder block; collect the {self.kind}s again.")
+                raise UsageError(f"{self.kind} '{name}' names no layer of a decoder block; collect the "
+                                 f"{self.kind}s again.")
             if self._names.setdefault(place, name) != name:
-                raise UsageError(f"the {self.kind}s hold one layer under two names, {self._names[place]} and {name}; keep one.")
-            if isinstance(tensor, Tensor) and (tensor.layout != torch.strided or tensor.is_complex() or tensor.is_quantized):
-                raise UsageError(f"the {self.kind} of layer {name} is {tensor.layout}, {tensor.dtype}; give a dense tensor "
-                                 "of real numbers.")
+                raise UsageError(f"the {self.kind}s hold one layer under two names, {self._names[place]} and "
+                                 f"{name}; keep one.")
+            if isinstance(tensor, Tensor) and (tensor.layout != torch.strided or tensor.is_complex()):
+                raise UsageError(f"the {self.kind} of layer {name} is {tensor.layout}, {tensor.dtype}; give "
+                                 "a dense tensor of real numbers.")
 
     def __getitem__(self, name: str) -> Tensor:
         found = self._tensors[self._names[_place(name)]]
@@ -117,7 +121,7 @@ class LayerTensors(Mapping[str, Tensor]):
         return len(self._tensors)
 
     def check(self, layers: list[Layer]) -> None:
-        """Raise UsageError unless every one of the layers is here, in its own shape, finite and not negative."""
+        """Raise UsageError unless every layer is here, in its own shape, finite and not negative."""
         for layer in layers:
             if _place(layer.name) not in self._names:
                 raise UsageError(f"the {self.kind}s hold nothing for layer {layer.name}; they were made with another model "
@@ -130,8 +134,8 @@ class LayerTensors(Mapping[str, Tensor]):
             if not finite(tensor):
                 raise UsageError(f"the {self.kind} of layer {layer.name} is not finite; collect it again, in float32.")
             if tensor.min() < 0:
-                raise UsageError(f"the {self.kind} of layer {layer.name} is negative somewhere, where a norm cannot be; "
-                                 f"collect it with collect_{self.kind}s.")
+                raise UsageError(f"the {self.kind} of layer {layer.name} is negative somewhere, where a norm "
+                                 f"cannot be; collect it with collect_{self.kind}s.")
 
     @staticmethod
     def _shape(layer: Layer) -> tuple[int, ...]:
@@ -163,13 +167,14 @@ class LayerTensors(Mapping[str, Tensor]):
         return cls(_read_pth(path, cls.kind), {"source": path.name})
     @classmethod
     def made(cls, header: Mapping[str, str], path: str | Path) -> dict[str, Any]:
-        """How the tensors of a .safetensors file were made, of its header. Raises UsageError if they are of another kind."""
+        """How the file says its tensors were made. Raises UsageError if they are of another kind."""
         if header.get("kind", cls.kind) != cls.kind:
             raise UsageError(f"file {path} holds {header['kind']}s, not {cls.kind}s.")
         try:
             return dict(json.loads(header.get("prunekit", "{}")))
         except (ValueError, TypeError, RecursionError) as error:
-            raise UsageError(f"{cls.kind} file {path} does not say in JSON how it was made; collect it again.") from error
+            raise UsageError(f"{cls.kind} file {path} does not say in JSON how it was made; collect it "
+                             "again.") from error
 
 
 class Gradients(LayerTensors):
@@ -237,8 +242,8 @@ def collect_gradients(model: nn.Module, windows: Tensor, *, norm: str = "l2", sc
     gradient_checkpointing: compute every block's activations again in the backward pass instead of keeping them.
     offload: a directory for the sums, which are then memory-mapped files (4 bytes per weight; yours to delete).
 
-    Raises UsageError on an unknown norm, a model parts of which are offloaded, windows that it cannot read, or a loss
-    that is not finite.
+    Raises UsageError on an unknown norm, a model parts of which are offloaded, windows that it cannot read,
+    or a loss that is not finite.
     """
     if norm not in GRADIENT_NORMS:
         raise UsageError(f"gradient norm '{norm}' is not known{did_you_mean(norm, GRADIENT_NORMS)}.")

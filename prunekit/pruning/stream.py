@@ -66,8 +66,8 @@ def prune_checkpoint(source_dir: str | Path, target_dir: str | Path, windows: Te
     `checkpoint_needs`, and stands in the progress file and the report's `meta`.
 
     Raises UsageError, before anything is written, where `prune` does, if the checkpoint does not fit its config.json, if
-    the target holds anything else, is being written by another process or was damaged since, and if its disk has too
-    little room. What only shows in a block's numbers is refused when that block is read.
+    the target holds anything else, is being written by another process or was damaged since, and if its disk
+    has too little room. What only shows in a block's numbers is refused when that block is read.
     """
     started = time.perf_counter()
     source = _local(source_dir)
@@ -86,8 +86,8 @@ def prune_checkpoint(source_dir: str | Path, target_dir: str | Path, windows: Te
 
 def _prune_blocks(skeleton: Skeleton, plan: Plan, windows: Tensor | None, run: _Run, progress: bool) -> None:
     resident = Streamed(skeleton, run.pruned)
-    for index, layers, inputs in measured_blocks(skeleton.model, windows, plan, False, progress, resident=resident,
-                                                 finished=run.finished):
+    for index, layers, inputs in measured_blocks(skeleton.model, windows, plan, False, progress,
+                                                 resident=resident, finished=run.finished):
         path = f"{skeleton.path}.{index}"
         refuse_not_finite(skeleton.model.get_submodule(path), path)
         rows = [plan.prune_layer(layer, inputs.get(layer.name)) for layer in layers]
@@ -236,12 +236,13 @@ class _Run:
     def alone(self) -> Iterator[None]:
         """For a while, write where no other process does."""
         self.target.mkdir(parents=True, exist_ok=True)
-        with locked(self.target / LOCK, f"target {self.target} is being written by another process; wait for it, or give "
-                                        "another directory."):
+        with locked(self.target / LOCK, f"target {self.target} is being written by another process; wait for "
+                                        "it, or give another directory."):
             self._resume()  # another process may have come further since
             for name, digest in self.shards.items():
                 if not (self.target / name).is_file() or _file_hash(self.target / name) != digest:
-                    raise UsageError(f"{self.target / name} is not as it was written; remove {self.target} and prune again.")
+                    raise UsageError(f"{self.target / name} is not as it was written; remove {self.target} "
+                                     "and prune again.")
             if not self.rows:
                 self._note()
             yield
@@ -273,26 +274,30 @@ class _Run:
         config = json.loads((self.source / "config.json").read_text(encoding="utf-8"))
         config["torch_dtype" if "torch_dtype" in config else "dtype"] = self.request["dtype"]
         write_json(self.target / "config.json", config)
-        write_json(self.target / PROVENANCE, {"request": self.request, "meta": meta, "rows": self.rows, "shards": self.shards})
+        write_json(self.target / PROVENANCE, {"request": self.request, "meta": meta, "rows": self.rows,
+                                              "shards": self.shards})
 
     def _write(self, shard: Path, tensors: Mapping[str, Entry]) -> None:
         self.shards[shard.name] = write_safetensors(shard, tensors)
 
     def _note(self) -> None:
         write_json(self.target / PROGRESS, {"request": self.request, "needs": self.needs, "rows": self.rows,
-                                            "shards": self.shards, "finished": self.finished, "blocks": self.blocks})
+                                            "shards": self.shards, "finished": self.finished,
+                                            "blocks": self.blocks})
 
     def _resume(self) -> None:
-        if not self.target.is_dir() or all(file.name in (LOCK, f"{PROGRESS}.part") for file in self.target.iterdir()):
+        held = {file.name for file in self.target.iterdir()} if self.target.is_dir() else set()
+        if not held - {LOCK, f"{PROGRESS}.part"}:
             return
-        record = next((self.target / name for name in (PROVENANCE, PROGRESS) if (self.target / name).is_file()), None)
+        record = next((self.target / name for name in (PROVENANCE, PROGRESS) if name in held), None)
         if record is None:
             raise UsageError(f"target {self.target} is not empty and holds no interrupted run; give a new directory.")
         try:
             found = json.loads(record.read_text(encoding="utf-8"))
             then, rows, shards = dict(found["request"]), list(found["rows"]), dict(found["shards"])
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise UsageError(f"record {record} is damaged; remove {self.target}, or give a new directory.") from error
+            raise UsageError(f"record {record} is damaged; remove {self.target}, or give a new "
+                             "directory.") from error
         other = ", ".join(key for key, value in self.request.items() if then.get(key) != value)
         if other:
             raise UsageError(f"target {self.target} holds a run of another request (it differs in {other}); give a new "

@@ -105,7 +105,8 @@ class Walk:
     block's inputs come from; with `one_shot` they come from the block as it was when `Step.collect` ran. batch: windows
     per forward call (by default as many as make 4096 tokens).
 
-    Raises UsageError if the model cannot read the windows, or calls its blocks in a way that cannot be replayed.
+    Raises UsageError if the model cannot read the windows, or calls its blocks in a way that cannot be
+    replayed.
     """
 
     def __init__(self, model: nn.Module, windows: Tensor, *, one_shot: bool = False, progress: bool = True,

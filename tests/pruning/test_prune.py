@@ -110,15 +110,15 @@ def test_refused_before_anything_is_changed(method, options, message, golden_mod
     assert all(torch.equal(before[name], after) for name, after in weights(model).items())
 
 
-def test_nothing_is_changed_by_what_weights_and_gradients_show(golden_model, golden_windows, golden_gradients):
+def test_what_weights_and_gradients_show_changes_nothing(golden_model, golden_windows, golden_gradients):
     """The last layer's numbers are looked at before the first layer is written."""
     broken = {name: G.clone() for name, G in golden_gradients["llama"].items()}
     broken["mlp.down_proj_layer_1"].zero_()
     damaged = golden_model("llama")
     damaged.model.layers[1].post_attention_layernorm.weight.data[3] = float("nan")
     for model, method, G, message in (
-            (golden_model("llama"), "pruner-zero", pk.Gradients(broken), r"layer model\.layers\.1\.mlp\.down_proj: .* not finite"),
-            (damaged, "wanda", None, r"layers\.1\.post_attention_layernorm\.weight holds numbers that are not finite")):
+            (golden_model("llama"), "pruner-zero", pk.Gradients(broken), r"1\.mlp\.down_proj: .* not finite"),
+            (damaged, "wanda", None, r"1\.post_attention_layernorm\.weight holds numbers that are not")):
         before = weights(model)
         with pytest.raises(pk.UsageError, match=message) as refused:
             pk.prune(model, golden_windows, method, 0.5, gradients=G, progress=False)
@@ -134,7 +134,8 @@ def test_a_half_pruned_model_is_called_so(method, golden_model, golden_windows):
         pk.prune(model, golden_windows, method, 0.5, progress=False)
     said = str(refused.value)
     assert said.startswith("the inputs of layer model.layers.1.mlp.down_proj are not finite; check the model")
-    assert said.endswith("the layers before it are pruned already, so load the model anew.") and "windows" not in said
+    assert said.endswith("the layers before it are pruned already, so load the model anew.")
+    assert "windows" not in said
 
 
 def test_what_float16_cannot_hold_is_refused(golden_model, golden_windows):
@@ -145,8 +146,9 @@ def test_what_float16_cannot_hold_is_refused(golden_model, golden_windows):
         module.weight.data[1::2] = module.weight.data[::2]
     mlp.down_proj.weight.data.fill_(6e4)[:, ::2] = 5e4
     model.half()
-    with pytest.raises(pk.UsageError, match=r"layers\.1\.mlp\.down_proj: the update makes a weight of 1\.\d+e\+05, too large for "
-                                            r"torch\.float16; load the model in float32; the layers before"):
+    message = (r"1\.mlp\.down_proj: the update makes a weight of 1\.\d+e\+05, too large for torch\.float16; "
+               "load the model in float32; the layers before")
+    with pytest.raises(pk.UsageError, match=message):
         pk.prune(model, golden_windows, "magnitude", 0.5, "1:2", update="obs", progress=False)
 
 
@@ -164,7 +166,8 @@ def test_zeros_are_counted_in_the_weights(golden_model, golden_windows):
 
 
 def test_a_shortfall_is_said(golden_model, golden_windows):
-    with pytest.warns(UserWarning, match=r"9\d\.\d% .* zero where 99\.9% were asked for: wanda-variant \(group variant\)") as said:
+    message = r"9\d\.\d% .* zero where 99\.9% were asked for: wanda-variant \(group variant\)"
+    with pytest.warns(UserWarning, match=message) as said:
         report = pk.prune(golden_model("llama"), golden_windows, "wanda-variant", 0.999, progress=False)
     assert report.sparsity < 0.98 and said[0].filename == __file__
 

@@ -23,8 +23,8 @@ READERS = {
     "fine-tuning": lambda model, ids: pk.finetune_lora(model, ids, progress=False),
 }
 UNREADABLE = {
-    "too long": (windows(2, 65), "windows of 65 tokens are too long for the model, which has 64 positions; set seqlen to 64"),
-    "another tokenizer": (torch.full((2, 8), VOCAB), f"token {VOCAB} is not in the model's vocabulary of {VOCAB}"),
+    "too long": (windows(2, 65), "windows of 65 tokens are too long for the model, which has 64 positions"),
+    "another tokenizer": (torch.full((2, 8), VOCAB), f"token {VOCAB} is not in the model's vocabulary of"),
     "negative": (torch.full((2, 8), -100), f"token -100 is not in the model's vocabulary of {VOCAB}"),
     "float": (windows().float(), r"have shape \(4, 12\) and dtype torch.float32; give token ids"),
 }
@@ -46,19 +46,19 @@ def test_unreadable_windows_are_one_sentence(models, family, case, reader):
     assert all(torch.equal(before[name], tensor) for name, tensor in models[family].state_dict().items())
 
 
-@pytest.mark.parametrize("reader", [reader for reader in READERS if reader not in ("perplexity", "divergence")])
-@pytest.mark.parametrize("ids", [torch.zeros(0, 8, dtype=torch.long), torch.zeros(4, 1, dtype=torch.long),
-                                 torch.zeros(8, dtype=torch.long), [[1, 2, 3]]], ids=["none", "short", "flat", "list"])
+@pytest.mark.parametrize("reader", sorted(READERS.keys() - {"perplexity", "divergence"}))
+@pytest.mark.parametrize("ids", [windows()[:0], windows(4, 1), windows().flatten(), windows().tolist()],
+                         ids=["none", "short", "flat", "list"])
 def test_what_is_no_window_is_one_sentence(models, ids, reader):
     with pytest.raises(pk.UsageError, match=r"give token ids, a LongTensor \(n, seqlen\)"):
         READERS[reader](models["OPT"], ids)
 
 
 @pytest.mark.parametrize("seqlen", [0, 1, -3, 8.0])
-@pytest.mark.parametrize("measure", [pk.perplexity, lambda model, *rest, **options: pk.divergence(model, model, *rest, **options)])
-def test_impossible_window_lengths(models, measure, seqlen):
-    with pytest.raises(pk.UsageError, match=f"seqlen = {seqlen} is no length of a window"):
-        measure(models["OPT"], windows().flatten(), seqlen, progress=False)
+def test_impossible_window_lengths(models, seqlen):
+    for measure, read in ((pk.perplexity, [models["OPT"]]), (pk.divergence, [models["OPT"]] * 2)):
+        with pytest.raises(pk.UsageError, match=f"seqlen = {seqlen} is no length of a window"):
+            measure(*read, windows().flatten(), seqlen, progress=False)
 
 
 @pytest.mark.parametrize("case", UNREADABLE)

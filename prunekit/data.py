@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,9 @@ def token_windows(corpus: str | Path, tokenizer: Any, role: str, n: int | None =
     _known("roles", roles, SAMPLINGS)
     if n is None and role != "test":
         raise UsageError(f"role {role} needs a number of windows n.")
+    if n is not None and (not isinstance(n, Integral) or n < (role != "test")):
+        raise UsageError(f"n = {n!r} is no number of windows; give 1 or more.")
+    check_seqlen(seqlen)
     if windows:
         return _from_file(Path(windows), role, n, seqlen)
     if tokenizer is None:
@@ -101,6 +105,12 @@ def token_windows(corpus: str | Path, tokenizer: Any, role: str, n: int | None =
     if roles == "published":
         return _published_windows(loaded, tokenizer, n, seqlen, seed)
     return _disjoint_windows(loaded, tokenizer, role, n, seqlen, seed)
+
+
+def check_seqlen(seqlen: int) -> None:
+    """Raise UsageError unless a window of this length has a prediction in it."""
+    if not isinstance(seqlen, Integral) or seqlen < 2:
+        raise UsageError(f"seqlen = {seqlen!r} is no length of a window; give 2 or more tokens.")
 
 
 def leaks(corpus: str, gradient_corpus: str, test_corpus: str, roles: str = "disjoint") -> bool:

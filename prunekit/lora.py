@@ -36,7 +36,7 @@ from .lora_layers import (
     with_masks,
 )
 from .lora_training import train
-from .models import Layer, prunable_layers
+from .models import Layer, check_windows, prunable_layers
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -87,9 +87,10 @@ def finetune_lora(model: nn.Module, windows: Tensor, options: LoraOptions = Lora
     same adapter. Several GPUs: start the process with accelerate or torchrun. Dropout acts on the input of the
     low-rank path only, so the merged model is the expectation of the trained one.
 
-    Raises UsageError on targets that the model does not have, on a model that already carries adapters, on windows of
-    another shape, and on checkpoints of another fine-tuning.
+    Raises UsageError on targets that the model does not have, on a model that already carries adapters, on
+    windows that it cannot read, and on checkpoints of another fine-tuning.
     """
+    check_windows(model, windows)
     layers = target_layers(model, options.targets)
     held = _held_out(windows, options)
     job = {"options": json.loads(json.dumps(asdict(options))), "masked": masked, "windows": _digest([windows]),
@@ -226,8 +227,6 @@ def _config(layers: list[Layer], options: LoraOptions) -> LoraConfig:
 
 def _held_out(windows: Tensor, options: LoraOptions) -> int:
     """How many of the windows are for validation. Raises UsageError if none would be left to train on."""
-    if windows.ndim != 2:
-        raise UsageError(f"windows of shape {tuple(windows.shape)} are no token windows (n, seqlen).")
     held = round(options.validation * len(windows)) if options.eval_samples else 0
     if held >= len(windows):
         raise UsageError(f"{len(windows)} windows leave none to train on; give more.")

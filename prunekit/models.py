@@ -246,6 +246,41 @@ def _harmless(name: str, model: nn.Module) -> bool:
                 or any(buffer.endswith(name) for buffer, _ in model.named_buffers()))
 
 
+# --- what can go in ----------------------------------------------------------------------------------------
+
+# Tables of positions; rotary ones and ALiBi are computed for any length
+_POSITIONS = re.compile(r"(.*\.)?(wpe|embed_positions|positions_embed)(\.weight)?")
+
+
+def check_windows(model: nn.Module, windows: Tensor) -> None:
+    """Raise UsageError unless windows are token ids, LongTensor (n, seqlen), that the model can read."""
+    if not isinstance(windows, Tensor):
+        raise UsageError(f"windows are a {type(windows).__name__}; give token ids, a LongTensor (n, seqlen).")
+    if windows.dtype != torch.long or windows.ndim != 2 or not len(windows) or windows.shape[1] < 2:
+        raise UsageError(f"windows have shape {tuple(windows.shape)} and dtype {windows.dtype}; give token "
+                         "ids, a LongTensor (n, seqlen) of at least one window of two tokens.")
+    low, high = (int(bound) for bound in windows.aminmax())
+    vocabulary = model.get_input_embeddings().num_embeddings
+    if low < 0 or high >= vocabulary:
+        raise UsageError(f"token {low if low < 0 else high} is not in the model's vocabulary of "
+                         f"{vocabulary}; these windows were made with another tokenizer.")
+    limit = positions(model)
+    if limit is not None and windows.shape[1] > limit:
+        raise UsageError(f"windows of {windows.shape[1]} tokens are too long for the model, which has "
+                         f"{limit} positions; set seqlen to {limit} or less.")
+
+
+def positions(model: nn.Module) -> int | None:
+    """The longest window that a model has positions for; None if it computes them for any length."""
+    config = model.config.get_text_config()
+    sizes = []
+    for name, table in (*model.named_parameters(), *model.named_buffers()):
+        if _POSITIONS.fullmatch(name):
+            spare = getattr(model.get_submodule(name.rpartition(".")[0]), "offset", 0)  # OPT's first two rows
+            sizes.append(len(table) - spare)
+    return min(sizes, default=config.max_seq_len if config.model_type == "mpt" else None)
+
+
 # --- what can be pruned ------------------------------------------------------------------------------------------
 
 

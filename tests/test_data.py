@@ -36,6 +36,14 @@ def folder(tmp_path):
     return tmp_path
 
 
+@pytest.mark.parametrize(("name", "value"), [("n", -1), ("n", 0), ("n", 2.5), ("seqlen", 0), ("seqlen", 1),
+                                             ("seqlen", -8), ("seqlen", 8.0)])
+@pytest.mark.parametrize("corpus", ["embedded", None])
+def test_impossible_numbers_are_one_sentence(name, value, corpus, folder):
+    with pytest.raises(pk.UsageError, match=f"^{name} = {value} is no "):
+        pk.token_windows(corpus or folder, Words(), "train", **{"n": 2, "seqlen": 8, name: value})
+
+
 def test_roles_divide_the_train_tokens_40_20_20_20(folder):
     bounds = {"calibration": (0, 4000), "gradient": (4000, 6000), "search": (6000, 8000), "train": (8000, 10_000),
               "select": (10_000, 12_000)}

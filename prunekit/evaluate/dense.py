@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..errors import UsageError
+from ..models import check_windows
 from .compare import bootstrap_means
 from .perplexity import BATCH_TOKENS, cut, logit_pieces
 
@@ -43,13 +44,15 @@ def divergence(model: nn.Module, dense: nn.Module, tokens: Tensor, seqlen: int =
     tokens: a text (1-D), cut into consecutive windows of seqlen with the rest dropped, or windows (n, seqlen). Both models
     are in memory; of their logits never more than `perplexity.LOGIT_BUDGET` each at once. Sums in float32, means in float64.
 
-    Raises UsageError if the vocabularies differ, or if there is not one whole window.
+    Raises UsageError if the vocabularies differ, if there is not one whole window, or if the model cannot
+    read the windows.
     """
     windows = cut(tokens, seqlen)
     sizes = [one.get_input_embeddings().num_embeddings for one in (model, dense)]
     if sizes[0] != sizes[1]:
         raise UsageError(f"models with vocabularies of {sizes[0]} and {sizes[1]} tokens have no distributions to compare; give "
                          "the dense model that was pruned.")
+    check_windows(model, windows)
     kl, changed = [], []
     training = [one.training for one in (model, dense)]
     try:

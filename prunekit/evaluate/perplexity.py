@@ -12,7 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..data import check_seqlen
 from ..errors import UsageError
+from ..models import check_windows
 from .compare import bootstrap_means
 
 LOGIT_BUDGET = 2**25  # logits alive at once: 128 MiB in float32
@@ -48,13 +50,11 @@ def perplexity(model: nn.Module, tokens: Tensor, seqlen: int = 128, *, progress:
     tokens: a text (1-D), cut into consecutive windows of seqlen with the rest dropped, or windows (n, seqlen). The
     mean is over windows, as in the published lib/eval.py; context length is part of the metric's name.
 
-    Raises UsageError if there is not one whole window, if a token is not in the vocabulary, or if a loss is not finite.
+    Raises UsageError if there is not one whole window, if the model cannot read the windows, or if a loss is
+    not finite.
     """
     windows = cut(tokens, seqlen)
-    vocabulary = model.get_input_embeddings().num_embeddings
-    if int(windows.max()) >= vocabulary:
-        raise UsageError(f"token {int(windows.max())} is not in the model's vocabulary of {vocabulary}; these windows were "
-                         "made with another tokenizer.")
+    check_windows(model, windows)
     training = model.training
     model.eval()
     losses = []
@@ -74,6 +74,7 @@ def perplexity(model: nn.Module, tokens: Tensor, seqlen: int = 128, *, progress:
 
 def cut(tokens: Tensor, seqlen: int) -> Tensor:
     """Consecutive windows (n, seqlen) of a text (1-D), the rest dropped; windows pass if they have that length."""
+    check_seqlen(seqlen)
     if tokens.ndim == 2 and tokens.shape[1] == seqlen and len(tokens):
         return tokens
     if tokens.ndim != 1 or len(tokens) < seqlen:

@@ -4,6 +4,7 @@
 """
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import struct
@@ -125,8 +126,8 @@ class Entry:
     make: Callable[[], Tensor]
 
 
-def write_safetensors(path: Path, entries: Mapping[str, Entry]) -> None:
-    """Write a .safetensors file, holding one tensor at a time. The same tensors give the same bytes."""
+def write_safetensors(path: Path, entries: Mapping[str, Entry]) -> str:
+    """Write a .safetensors file, one tensor in memory at a time; its SHA-256. Same tensors, same bytes."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, entry in entries.items():
@@ -136,14 +137,19 @@ def write_safetensors(path: Path, entries: Mapping[str, Entry]) -> None:
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
 
+    digest = hashlib.sha256()
+
     def write(file: Any) -> None:
-        file.write(struct.pack("<Q", len(text)) + text)
+        def put(part: bytes | memoryview) -> None:
+            digest.update(part)
+            file.write(part)
+
+        put(struct.pack("<Q", len(text)) + text)
         for entry in entries.values():
-            tensor = entry.make().contiguous().reshape(-1)
-            file.write(memoryview(tensor.view(torch.uint8).numpy()))
-            del tensor
+            put(memoryview(entry.make().contiguous().reshape(-1).view(torch.uint8).numpy()))
 
     _atomically(path, write)
+    return digest.hexdigest()
 
 
 def write_json(path: Path, content: Any) -> None:

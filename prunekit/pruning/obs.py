@@ -3,13 +3,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from ..errors import UsageError
-from .masks import keep_above, keep_n_of_m, zero_out
+from .masks import check_scores, finite, keep_above, keep_n_of_m, zero_out
 from .pattern import parse_pattern
 
 # Scores of a slice of columns, from the weights as updated so far (out, columns); float32
@@ -69,7 +68,8 @@ def obs_update(W: Tensor, factor: Factor, sparsity: float, pattern: str, *, keep
     column. Then for each column i: q = keep * w, err = (w - q) / U_ii, W[:, i:] -= err U[i, i:]; the columns right
     of the block follow at once: W -= Err U[block, right].
 
-    Raises UsageError if a group of the pattern is wider than a block.
+    Raises UsageError if a group of the pattern is wider than a block, and if a score or a new weight is not
+    finite.
     """
     U, ratio = factor.U, parse_pattern(pattern)
     group = ratio[1] if ratio else 1
@@ -78,19 +78,32 @@ def obs_update(W: Tensor, factor: Factor, sparsity: float, pattern: str, *, keep
     block = options.block_size - options.block_size % group
     W[:, factor.dead] = 0
     given, keep = keep is not None, torch.ones_like(W, dtype=torch.bool) if keep is None else keep
+    bounds: list[Tensor] = []  # of all scores; looked at in the end, since asking a GPU makes it wait
+
+    def scored(columns: slice, W: Tensor) -> Tensor:
+        S = score(columns, W) if score else (W / U.diagonal()[columns]).square()
+        bounds.extend(S.aminmax())
+        return S
+
     for start in range(0, W.shape[1], block):
         columns = slice(start, min(start + block, W.shape[1]))
         if not given and not ratio and sparsity > 0:
-            S = _score(W[:, columns], U, columns, score)
+            S = scored(columns, W[:, columns])
             keep[:, columns] = keep_above(S, int(S.numel() * sparsity))
-        choose = partial(_choose, U=U, ratio=ratio, score=score) if ratio and not given else None
+        choose = (lambda columns, W: keep_n_of_m(scored(columns, W), *ratio)) if ratio and not given else None
         errors = _solve_block(W[:, columns], U[columns, columns], keep[:, columns], start, group, choose)
         W[:, columns.stop:].addmm_(errors.T, U[columns, columns.stop:], alpha=-1)
     zero_out(W, keep)
+    if bounds:
+        check_scores(torch.stack(bounds))
+    if not finite(W):
+        raise UsageError("the updated weights are not finite; the layer's weights or inputs are too large "
+                         "for the update, so use a method without it.")
     return keep
 
 
-def _solve_block(W: Tensor, U: Tensor, keep: Tensor, start: int, group: int, choose: Callable | None) -> Tensor:
+def _solve_block(W: Tensor, U: Tensor, keep: Tensor, start: int, group: int, choose: SliceScore | None
+                 ) -> Tensor:
     """One block of columns, W (out, block) and keep in place; returns the errors Err transposed, (block, out).
 
     Works on transposed copies, where a column lies in one piece, in panels: the columns of a panel are updated one by
@@ -103,7 +116,7 @@ def _solve_block(W: Tensor, U: Tensor, keep: Tensor, start: int, group: int, cho
         last = min(first + panel, width)
         for i in range(first, last):
             if choose and i % group == 0:
-                kept[i:i + group] = choose(w[i:i + group].T, slice(start + i, start + i + group)).T
+                kept[i:i + group] = choose(slice(start + i, start + i + group), w[i:i + group].T).T
             torch.div(w[i], U[i, i], out=errors[i])
             errors[i].masked_fill_(kept[i], 0)
             w[i:last].addr_(U[i, i:last], errors[i], alpha=-1)
@@ -111,11 +124,3 @@ def _solve_block(W: Tensor, U: Tensor, keep: Tensor, start: int, group: int, cho
     W.copy_(w.T)
     keep.copy_(kept.T)
     return errors
-
-
-def _choose(W: Tensor, columns: slice, *, U: Tensor, ratio: tuple[int, int], score: SliceScore | None) -> Tensor:
-    return keep_n_of_m(_score(W, U, columns, score), *ratio)
-
-
-def _score(W: Tensor, U: Tensor, columns: slice, score: SliceScore | None) -> Tensor:
-    return score(columns, W) if score else (W / U.diagonal()[columns]).square()

@@ -20,7 +20,8 @@ from tqdm import tqdm
 from prunekit.files import replacing_file
 
 from ..errors import UsageError, did_you_mean
-from ..models import Layer, decoder_blocks, prunable_layers, refuse_offloaded
+from ..models import Layer, check_windows, decoder_blocks, prunable_layers, refuse_offloaded
+from .masks import finite, remedy
 from .walk import InputGroup, Step, Walk
 
 GRADIENT_NORMS = ("l2", "l1", "signed")
@@ -50,13 +51,21 @@ class InputStatistics:
 
 
 def collect_inputs(step: Step, n: int, *, hessian: bool = False) -> dict[str, InputStatistics]:
-    """One pass of n windows through a block: the statistics of every layer's input, shared where the input is."""
+    """One pass of n windows through a block: statistics of every layer's input, shared where the input is.
+
+    Raises UsageError if they are not finite.
+    """
     found: dict[int, InputStatistics] = {}
     for group in step.groups:
         width, device = group.inputs, group.layers[0].weight.device
         H = torch.zeros(width, width, device=device) if hessian else None
         found[id(group)] = InputStatistics(n, torch.zeros(1, width, device=device), H)
     step.collect(lambda group, x: found[id(group)].add(x))
+    for group in step.groups:
+        if not finite(found[id(group)].X):
+            first = group.layers[0]
+            advice = remedy(first.weight.dtype)
+            raise UsageError(f"the inputs of layer {first.name} are not finite; {advice}.")
     return {layer.name: found[id(group)] for group in step.groups for layer in group.layers}
 
 
@@ -81,7 +90,8 @@ class LayerTensors(Mapping[str, Tensor]):
     """Tensors by layer, with how they were made in `meta`.
 
     Keys are Hugging Face module paths. A layer is found by its block and its place in it, so that files of the
-    published code (`self_attn.q_proj_layer_0`) answer to the same names.
+    published code (`self_attn.q_proj_layer_0`) answer to the same names. Raises UsageError on a tensor that
+    is not dense and real, on a name that names no layer, and on two names for one layer.
     """
 
     kind = "tensor"
@@ -89,11 +99,22 @@ class LayerTensors(Mapping[str, Tensor]):
     def __init__(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any] | None = None):
         self.meta: dict[str, Any] = dict(meta or {})
         self._tensors = tensors  # perhaps still on disk
-        self._names = {_place(name): name for name in tensors}
+        self._names: dict[tuple[int, str], str] = {}
+        for name, tensor in tensors.items():
+            place = _place(name)
+            if place is None:
+                raise UsageError(f"{self.kind} '{name}' names no layer of a decoder block; collect the "
+                                 f"{self.kind}s again.")
+            if self._names.setdefault(place, name) != name:
+                raise UsageError(f"the {self.kind}s hold one layer under two names, {self._names[place]} and "
+                                 f"{name}; keep one.")
+            if isinstance(tensor, Tensor) and (tensor.layout != torch.strided or tensor.is_complex()):
+                raise UsageError(f"the {self.kind} of layer {name} is {tensor.layout}, {tensor.dtype}; give "
+                                 "a dense tensor of real numbers.")
 
     def __getitem__(self, name: str) -> Tensor:
         found = self._tensors[self._names[_place(name)]]
-        return found if isinstance(found, Tensor) else found.read(torch.float32)
+        return found.float() if isinstance(found, Tensor) else found.read(torch.float32)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)
@@ -102,7 +123,7 @@ class LayerTensors(Mapping[str, Tensor]):
         return len(self._tensors)
 
     def check(self, layers: list[Layer]) -> None:
-        """Raise UsageError unless every one of the layers is here, in its own shape and finite."""
+        """Raise UsageError unless every layer is here, in its own shape, finite and not negative."""
         for layer in layers:
             if _place(layer.name) not in self._names:
                 raise UsageError(f"the {self.kind}s hold nothing for layer {layer.name}; they were made with another model "
@@ -112,8 +133,11 @@ class LayerTensors(Mapping[str, Tensor]):
             if found != wanted:
                 raise UsageError(f"the {self.kind} of layer {layer.name} has shape {found} where the model needs {wanted}; "
                                  "it was made with another model (collect it with this one).")
-            if not torch.isfinite(tensor).all():
+            if not finite(tensor):
                 raise UsageError(f"the {self.kind} of layer {layer.name} is not finite; collect it again, in float32.")
+            if tensor.min() < 0:
+                raise UsageError(f"the {self.kind} of layer {layer.name} is negative somewhere, where a norm "
+                                 f"cannot be; collect it with collect_{self.kind}s.")
 
     @staticmethod
     def _shape(layer: Layer) -> tuple[int, ...]:
@@ -141,13 +165,19 @@ class LayerTensors(Mapping[str, Tensor]):
         with path.open("rb") as file:
             start = file.read(9)
         if start[8:9] == b"{":
-            tensors, meta = _read_safetensors(path, cls.kind)
-        else:
-            tensors, meta = _read_pth(path, cls.kind), {"source": path.name}
-        for name in tensors:
-            if _place(name) is None:
-                raise UsageError(f"{cls.kind} file {path} holds '{name}', which names no layer of a decoder block.")
-        return cls({name: tensor.float() for name, tensor in tensors.items()}, meta)
+            tensors, header = _read_safetensors(path, cls.kind)
+            return cls(tensors, cls.made(header, path))
+        return cls(_read_pth(path, cls.kind), {"source": path.name})
+    @classmethod
+    def made(cls, header: Mapping[str, str], path: str | Path) -> dict[str, Any]:
+        """How the file says its tensors were made. Raises UsageError if they are of another kind."""
+        if header.get("kind", cls.kind) != cls.kind:
+            raise UsageError(f"file {path} holds {header['kind']}s, not {cls.kind}s.")
+        try:
+            return dict(json.loads(header.get("prunekit", "{}")))
+        except (ValueError, TypeError, RecursionError) as error:
+            raise UsageError(f"{cls.kind} file {path} does not say in JSON how it was made; collect it "
+                             "again.") from error
 
 
 class Gradients(LayerTensors):
@@ -175,16 +205,14 @@ def _place(name: str) -> tuple[int, str] | None:
     return (int(path[1]), path[2]) if path else None
 
 
-def _read_safetensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _read_safetensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(path, "pt") as file:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except (SafetensorError, OSError) as error:
         raise UsageError(f"{kind} file {path} is damaged ({error}); collect it again.") from error
-    if header.get("kind", kind) != kind:
-        raise UsageError(f"file {path} holds {header['kind']}s, not {kind}s.")
-    return tensors, json.loads(header.get("prunekit", "{}"))
+    return tensors, header
 
 
 def _read_pth(path: Path, kind: str) -> dict[str, Tensor]:
@@ -217,11 +245,13 @@ def collect_gradients(model: nn.Module, windows: Tensor, *, norm: str = "l2", sc
     gradient_checkpointing: compute every block's activations again in the backward pass instead of keeping them.
     offload: a directory for the sums, which are then memory-mapped files (4 bytes per weight; yours to delete).
 
-    Raises UsageError on an unknown norm, a model parts of which are offloaded, or a loss that is not finite.
+    Raises UsageError on an unknown norm, a model parts of which are offloaded, windows that it cannot read,
+    or a loss that is not finite.
     """
     if norm not in GRADIENT_NORMS:
         raise UsageError(f"gradient norm '{norm}' is not known{did_you_mean(norm, GRADIENT_NORMS)}.")
     refuse_offloaded(model)
+    check_windows(model, windows)
     layers = [layer for block in prunable_layers(model) for layer in block]
     parameters = {id(layer.parameter): layer.parameter for layer in layers}
     sums = {key: _zeros(p, Path(offload) / f"{place:05d}.f32" if offload else None)
@@ -328,7 +358,7 @@ def collect_activations(model: nn.Module, windows: Tensor, *, norm: str = "l2", 
     """Column norms of every prunable layer's input x in the dense model, mean over n windows; (in,) float32.
 
     `l2`: (1/n) sum over tokens of x_j^2, which is the X of the metrics; `l1`: (1/n) sum over tokens of |x_j|.
-    Raises UsageError on an unknown norm.
+    Raises UsageError on an unknown norm, or windows that the model cannot read.
     """
     if norm not in ACTIVATION_NORMS:
         raise UsageError(f"activation norm '{norm}' is not known{did_you_mean(norm, ACTIVATION_NORMS)}.")

@@ -18,17 +18,18 @@ from torch import Tensor
 
 from .. import __version__
 from ..errors import UsageError
+from ..locks import locked
 from ..metric.catalogue import Method
 from ..metric.tree import Tree
 from ..models import Layer, fingerprint, locate, prunable_layers
 from . import walk
 from .checkpoint import INDEX, Checkpoint, Entry, write_json, write_safetensors
 from .obs import ObsOptions
-from .prune import Plan, Report, measured_blocks
+from .prune import Plan, Report, measured_blocks, refuse_not_finite
 from .skeleton import Skeleton, Streamed
 from .stats import Gradients
 
-PROGRESS, PROVENANCE = "prunekit.progress.json", "prunekit.json"
+PROGRESS, PROVENANCE, LOCK = "prunekit.progress.json", "prunekit.json", "prunekit.lock"
 _COPIED = {".json", ".txt", ".model", ".jinja", ".tiktoken"}  # configuration, tokenizer, chat template
 _MARGIN = 6 * 2**20  # for all that is small
 
@@ -65,7 +66,8 @@ def prune_checkpoint(source_dir: str | Path, target_dir: str | Path, windows: Te
     `checkpoint_needs`, and stands in the progress file and the report's `meta`.
 
     Raises UsageError, before anything is written, where `prune` does, if the checkpoint does not fit its config.json, if
-    the target holds anything else, and if its disk has too little room.
+    the target holds anything else, is being written by another process or was damaged since, and if its disk
+    has too little room. What only shows in a block's numbers is refused when that block is read.
     """
     started = time.perf_counter()
     source = _local(source_dir)
@@ -74,16 +76,23 @@ def prune_checkpoint(source_dir: str | Path, target_dir: str | Path, windows: Te
     plan = Plan.make(skeleton.model, windows, method, sparsity, pattern, stored, group, update, obs)
     request = _request(source, skeleton, plan, windows, stored)
     run = _Run(source, Path(target_dir), request, _needs(skeleton, plan, windows), len(skeleton.blocks))
-    resident = Streamed(skeleton, run.pruned)
-    with torch.no_grad():
-        for index, layers, inputs in measured_blocks(skeleton.model, windows, plan, False, progress, resident=resident,
-                                                     finished=run.finished):
-            rows = [plan.prune_layer(layer, plan.sparsities[index], inputs.get(layer.name)) for layer in layers]
-            inputs.clear()
-            run.write_block(index, resident.tensors(index), rows)
     meta = plan.meta(windows, False) | {"dtype": request["dtype"]} | run.needs
-    run.complete({skeleton.stored_name(name): skeleton.entry(name) for name in skeleton.outside}, meta)
+    with run.alone(), torch.no_grad():
+        if not run.complete:
+            _prune_blocks(skeleton, plan, windows, run, progress)
+            run.finish({skeleton.stored_name(name): skeleton.entry(name) for name in skeleton.outside}, meta)
     return Report(run.rows, meta | {"seconds": round(time.perf_counter() - started, 3)})
+
+
+def _prune_blocks(skeleton: Skeleton, plan: Plan, windows: Tensor | None, run: _Run, progress: bool) -> None:
+    resident = Streamed(skeleton, run.pruned)
+    for index, layers, inputs in measured_blocks(skeleton.model, windows, plan, False, progress,
+                                                 resident=resident, finished=run.finished):
+        path = f"{skeleton.path}.{index}"
+        refuse_not_finite(skeleton.model.get_submodule(path), path)
+        rows = [plan.prune_layer(layer, inputs.get(layer.name)) for layer in layers]
+        inputs.clear()
+        run.write_block(index, resident.tensors(index), rows)
 
 
 def checkpoint_needs(source_dir: str | Path, windows: Tensor | None, method: str | Tree | Method, *,
@@ -109,7 +118,7 @@ def _stored_gradients(path: str | Path) -> Gradients:
     if not Path(path).is_file():
         raise UsageError(f"gradient file {path} does not exist.")
     file = Checkpoint(path)
-    return Gradients(file, json.loads(file.metadata.get("prunekit", "{}")))
+    return Gradients(file, Gradients.made(file.metadata, path))
 
 
 def _local(source: str | Path) -> Path:
@@ -189,6 +198,11 @@ def _request(source: Path, skeleton: Skeleton, plan: Plan, windows: Tensor | Non
     return json.loads(json.dumps(asked))  # as it will be read
 
 
+def _file_hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _digest(tensors: Iterable[Tensor]) -> str:
     digest = hashlib.sha256()
     for tensor in tensors:
@@ -198,18 +212,42 @@ def _digest(tensors: Iterable[Tensor]) -> str:
 
 
 class _Run:
-    """A target directory being filled: one shard per block, one for the rest, and how far it has come."""
+    """A target directory being filled: one shard per block, one for the rest, and how far it has come.
+
+    shards: the SHA-256 of every shard that is whole, in the order of writing.
+    """
 
     def __init__(self, source: Path, target: Path, request: dict[str, Any], needs: Mapping[str, int], blocks: int):
         self.source, self.target, self.request, self.needs, self.blocks = source, target, request, dict(needs), blocks
         self.rows: list[dict[str, Any]] = []
-        self.finished = 0
-        if target.is_dir() and any(file.name != f"{PROGRESS}.part" for file in target.iterdir()):
-            self._resume()
+        self.shards: dict[str, str] = {}
+        self._resume()
         self._check_room()
-        target.mkdir(parents=True, exist_ok=True)
-        if not self.finished:
-            self._note()
+
+    @property
+    def finished(self) -> int:
+        return min(len(self.shards), self.blocks)
+
+    @property
+    def complete(self) -> bool:
+        return (self.target / PROVENANCE).is_file()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """For a while, write where no other process does."""
+        self.target.mkdir(parents=True, exist_ok=True)
+        with locked(self.target / LOCK, f"target {self.target} is being written by another process; wait for "
+                                        "it, or give another directory."):
+            self._resume()  # another process may have come further since
+            for name, digest in self.shards.items():
+                if not (self.target / name).is_file() or _file_hash(self.target / name) != digest:
+                    raise UsageError(f"{self.target / name} is not as it was written; remove {self.target} "
+                                     "and prune again.")
+            if not self.rows:
+                self._note()
+            yield
+            for name in (PROGRESS, LOCK):
+                (self.target / name).unlink(missing_ok=True)
 
     def shard(self, index: int) -> Path:
         """The file of block `index`; the one after the last holds the rest."""
@@ -219,16 +257,13 @@ class _Run:
         return self.shard(index) if index < self.finished else None
 
     def write_block(self, index: int, tensors: Mapping[str, Entry], rows: list[dict[str, Any]]) -> None:
-        write_safetensors(self.shard(index), tensors)
+        self._write(self.shard(index), tensors)
         self.rows += rows
-        self.finished = index + 1
         self._note()
 
-    def complete(self, rest: Mapping[str, Entry], meta: Mapping[str, Any]) -> None:
+    def finish(self, rest: Mapping[str, Entry], meta: Mapping[str, Any]) -> None:
         """The rest, the index, the configuration; and at the very last the word that all is there."""
-        if (self.target / PROVENANCE).is_file():
-            return (self.target / PROGRESS).unlink(missing_ok=True)
-        write_safetensors(self.shard(self.blocks), rest)
+        self._write(self.shard(self.blocks), rest)
         shards = [self.shard(index) for index in range(self.blocks + 1)]
         places = {name: shard.name for shard in shards for name in Checkpoint(shard)}
         total = sum(shard.stat().st_size for shard in shards)
@@ -239,23 +274,35 @@ class _Run:
         config = json.loads((self.source / "config.json").read_text(encoding="utf-8"))
         config["torch_dtype" if "torch_dtype" in config else "dtype"] = self.request["dtype"]
         write_json(self.target / "config.json", config)
-        write_json(self.target / PROVENANCE, {"request": self.request, "meta": meta, "rows": self.rows})
-        (self.target / PROGRESS).unlink()
+        write_json(self.target / PROVENANCE, {"request": self.request, "meta": meta, "rows": self.rows,
+                                              "shards": self.shards})
+
+    def _write(self, shard: Path, tensors: Mapping[str, Entry]) -> None:
+        self.shards[shard.name] = write_safetensors(shard, tensors)
 
     def _note(self) -> None:
         write_json(self.target / PROGRESS, {"request": self.request, "needs": self.needs, "rows": self.rows,
-                                            "finished": self.finished, "blocks": self.blocks})
+                                            "shards": self.shards, "finished": self.finished,
+                                            "blocks": self.blocks})
 
     def _resume(self) -> None:
-        files = [self.target / PROVENANCE, self.target / PROGRESS]
-        found = next((json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file()), None)
-        if found is None:
+        held = {file.name for file in self.target.iterdir()} if self.target.is_dir() else set()
+        if not held - {LOCK, f"{PROGRESS}.part"}:
+            return
+        record = next((self.target / name for name in (PROVENANCE, PROGRESS) if name in held), None)
+        if record is None:
             raise UsageError(f"target {self.target} is not empty and holds no interrupted run; give a new directory.")
-        other = ", ".join(key for key, value in self.request.items() if found["request"].get(key) != value)
+        try:
+            found = json.loads(record.read_text(encoding="utf-8"))
+            then, rows, shards = dict(found["request"]), list(found["rows"]), dict(found["shards"])
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise UsageError(f"record {record} is damaged; remove {self.target}, or give a new "
+                             "directory.") from error
+        other = ", ".join(key for key, value in self.request.items() if then.get(key) != value)
         if other:
             raise UsageError(f"target {self.target} holds a run of another request (it differs in {other}); give a new "
                              "directory, or ask for the same.")
-        self.rows, self.finished = found["rows"], found.get("finished", self.blocks)
+        self.rows, self.shards = rows, shards
 
     def _check_room(self) -> None:
         place = next(path for path in (self.target.absolute(), *self.target.absolute().parents) if path.exists())

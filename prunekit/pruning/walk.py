@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..errors import UsageError
-from ..models import Layer, decoder_blocks, prunable_layers, refuse_offloaded
+from ..models import Layer, check_windows, decoder_blocks, prunable_layers, refuse_offloaded
 from .experts import ExpertInputs, one_by_one
 
 BATCH_TOKENS = 4096  # tokens per forward call
@@ -110,13 +110,13 @@ class Walk:
     block's inputs come from; with `one_shot` they come from the block as it was when `Step.collect` ran. batch: windows
     per forward call (by default as many as make 4096 tokens).
 
-    Raises UsageError if the model calls its blocks in a way that cannot be replayed.
+    Raises UsageError if the model cannot read the windows, or calls its blocks in a way that cannot be
+    replayed.
     """
 
     def __init__(self, model: nn.Module, windows: Tensor, *, one_shot: bool = False, progress: bool = True,
                  resident: Resident | None = None, batch: int | None = None):
-        if windows.ndim != 2 or windows.shape[1] < 2:
-            raise UsageError(f"windows have shape {tuple(windows.shape)}; give token ids of shape (n, seqlen).")
+        check_windows(model, windows)
         self.model, self.windows, self.one_shot, self.progress = model, windows, one_shot, progress
         self.batch = batch or max(1, BATCH_TOKENS // windows.shape[1])
         self.path, self.blocks = decoder_blocks(model)

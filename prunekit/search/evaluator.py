@@ -23,7 +23,7 @@ from ..errors import UsageError
 from ..evaluate.perplexity import window_losses
 from ..metric.catalogue import UPDATES
 from ..metric.tree import Tree, defect
-from ..models import fingerprint, load_model, prunable_layers
+from ..models import check_windows, fingerprint, load_model, prunable_layers
 from ..pruning.masks import keep_mask, zero_out
 from ..pruning.obs import Factor, ObsOptions, inverse_factor, obs_update
 from ..pruning.pattern import parse_task, task_name
@@ -62,6 +62,8 @@ class Bench:
         self.name, self.device = str(model) if named else "", device
         self.dtype = fast_dtype(device) if dtype == "fast" else dtype
         self.model = load_model(model, dtype=self.dtype, device=device)[0] if named else model
+        for windows in (calibration, search):
+            check_windows(self.model, windows)
         self.layers = [layer for block in prunable_layers(self.model) for layer in block]
         if gradients is not None:
             gradients.check(self.layers)
@@ -235,6 +237,7 @@ class Evaluator:
         benches = [copy.copy(bench) for bench in self.benches]
         with without_gradients(self.threads):
             for bench, given in zip(benches, windows or (), strict=bool(windows)):
+                check_windows(bench.model, given)
                 bench.search, bench.nll = given, bench.measure(given)
         other = Evaluator.__new__(Evaluator)
         other._set(benches, self._named() if tasks is None else tasks, self.update, self.rungs[:-1], self.threads, self.seed, self.obs)

@@ -64,6 +64,16 @@ def bad_file(folder: Path, case: str) -> Path:
         pk.Activations({"model.layers.0.a": torch.ones(3)}).save(path)
     elif case == "text":
         path.write_text(json.dumps({"a": 1}))
+    elif case == "no JSON":
+        save_file({"model.layers.0.a": torch.ones(3)}, path, metadata={"prunekit": "{n: 16"})
+    elif case == "no mapping":
+        save_file({"model.layers.0.a": torch.ones(3)}, path, metadata={"prunekit": "[" * 10**5})
+    elif case == "sparse":
+        torch.save({"a_layer_0": torch.ones(3, 3).to_sparse()}, path)
+    elif case == "complex":
+        torch.save({"a_layer_0": torch.ones(3, 3, dtype=torch.complex64)}, path)
+    elif case == "two names":
+        save_file({"model.layers.0.a": torch.ones(3), "a_layer_0": torch.ones(3)}, path)
     elif case == "empty":
         path.write_bytes(b"")
     return path
@@ -76,8 +86,13 @@ def bad_file(folder: Path, case: str) -> Path:
     ("torn zip", "is damaged or holds code, which is never run"),
     ("torn safetensors", "is damaged"),
     ("not a mapping", "does not map layer names to tensors"),
-    ("strange names", "holds 'lm_head', which names no layer of a decoder block"),
+    ("strange names", "gradient 'lm_head' names no layer of a decoder block"),
     ("activations", "holds activations, not gradients"),
+    ("no JSON", "does not say in JSON how it was made"),
+    ("no mapping", "does not say in JSON how it was made"),
+    ("sparse", "layer a_layer_0 is torch.sparse_coo, torch.float32; give a dense tensor of real numbers"),
+    ("complex", "layer a_layer_0 is torch.strided, torch.complex64; give a dense tensor of real numbers"),
+    ("two names", "hold one layer under two names, a_layer_0 and model.layers.0.a"),
     ("text", "never run"),
     ("empty", "never run"),
 ])
@@ -88,11 +103,22 @@ def test_bad_files_get_one_sentence_and_run_nothing(case, message, tmp_path):
     assert not (tmp_path / "trace").exists()
 
 
-def test_not_finite_or_of_other_shape_is_refused_for_the_layer(golden_model, golden_gradients):
+@pytest.mark.parametrize(("value", "message"), [
+    (float("nan"), "is not finite"), (float("inf"), "is not finite"), (-1e-3, "is negative somewhere")])
+def test_what_is_no_norm_is_refused_for_the_layer(value, message, golden_model, golden_gradients):
     broken = dict(golden_gradients["llama"])
-    broken["mlp.up_proj_layer_1"] = torch.full_like(broken["mlp.up_proj_layer_1"], float("nan"))
-    with pytest.raises(pk.UsageError, match=r"model\.layers\.1\.mlp\.up_proj is not finite"):
+    broken["mlp.up_proj_layer_1"] = broken["mlp.up_proj_layer_1"].clone()
+    broken["mlp.up_proj_layer_1"][2, 3] = value
+    with pytest.raises(pk.UsageError, match=rf"model\.layers\.1\.mlp\.up_proj {message}"):
         pk.prune(golden_model("llama"), None, "grad-weight", 0.5, gradients=pk.Gradients(broken), progress=False)
+
+
+def test_checkpoints_read_the_same_metadata(tmp_path):
+    for case, message in (("no JSON", "does not say in JSON"), ("two names", "under two names"),
+                          ("activations", "holds activations")):
+        with pytest.raises(pk.UsageError, match=message):
+            pk.prune_checkpoint(GOLDEN / "llama", tmp_path / "target", None, "grad-weight", 0.5,
+                                gradients=bad_file(tmp_path, case))
 
 
 def test_what_a_caller_left_in_grad_is_no_sample(golden_model, golden_windows):

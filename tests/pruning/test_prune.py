@@ -110,6 +110,68 @@ def test_refused_before_anything_is_changed(method, options, message, golden_mod
     assert all(torch.equal(before[name], after) for name, after in weights(model).items())
 
 
+def test_what_weights_and_gradients_show_changes_nothing(golden_model, golden_windows, golden_gradients):
+    """The last layer's numbers are looked at before the first layer is written."""
+    broken = {name: G.clone() for name, G in golden_gradients["llama"].items()}
+    broken["mlp.down_proj_layer_1"].zero_()
+    damaged = golden_model("llama")
+    damaged.model.layers[1].post_attention_layernorm.weight.data[3] = float("nan")
+    for model, method, G, message in (
+            (golden_model("llama"), "pruner-zero", pk.Gradients(broken), r"1\.mlp\.down_proj: .* not finite"),
+            (damaged, "wanda", None, r"1\.post_attention_layernorm\.weight holds numbers that are not")):
+        before = weights(model)
+        with pytest.raises(pk.UsageError, match=message) as refused:
+            pk.prune(model, golden_windows, method, 0.5, gradients=G, progress=False)
+        assert "anew" not in str(refused.value)
+        assert all(torch.equal(before[name], after) for name, after in weights(model).items())
+
+
+@pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
+def test_a_half_pruned_model_is_called_so(method, golden_model, golden_windows):
+    model = golden_model("llama")
+    model.model.layers[1].mlp.up_proj.weight.data *= 1e20
+    with pytest.raises(pk.UsageError) as refused:
+        pk.prune(model, golden_windows, method, 0.5, progress=False)
+    said = str(refused.value)
+    assert said.startswith("the inputs of layer model.layers.1.mlp.down_proj are not finite; check the model")
+    assert said.endswith("the layers before it are pruned already, so load the model anew.")
+    assert "windows" not in said
+
+
+def test_what_float16_cannot_hold_is_refused(golden_model, golden_windows):
+    """Two inputs that are always the same: the weight of the one that goes is added to the other's."""
+    model = golden_model("llama")
+    mlp = model.model.layers[1].mlp
+    for module in (mlp.gate_proj, mlp.up_proj):
+        module.weight.data[1::2] = module.weight.data[::2]
+    mlp.down_proj.weight.data.fill_(6e4)[:, ::2] = 5e4
+    model.half()
+    message = (r"1\.mlp\.down_proj: the update makes a weight of 1\.\d+e\+05, too large for torch\.float16; "
+               "load the model in float32; the layers before")
+    with pytest.raises(pk.UsageError, match=message):
+        pk.prune(model, golden_windows, "magnitude", 0.5, "1:2", update="obs", progress=False)
+
+
+def test_zeros_are_counted_in_the_weights(golden_model, golden_windows):
+    """A dead input loses its whole column, of which the 2:4 mask takes but a half."""
+    model = golden_model("llama")
+    for block in model.model.layers:
+        block.mlp.up_proj.weight.data[:16] = 0
+    report = pk.prune(model, golden_windows, "sparsegpt", 0.5, "2:4", progress=False)
+    zeros = {name: int((W == 0).sum()) for name, W in weights(model).items()}
+    assert {row["layer"]: row["zeros"] for row in report.rows} == zeros
+    assert report.sparsity == sum(zeros.values()) / sum(row["numel"] for row in report.rows) > 0.5
+    assert all(row["masked"] == row["numel"] / 2 for row in report.rows)
+    assert [row["excess"] > 0 for row in report.rows if row["kind"] == "mlp.down_proj"] == [True, True]
+
+
+def test_a_shortfall_is_said(golden_model, golden_windows):
+    message = r"9\d\.\d% .* zero where 99\.9% were asked for: wanda-variant \(group variant\)"
+    with pytest.warns(UserWarning, match=message) as said:
+        report = pk.prune(golden_model("llama"), golden_windows, "wanda-variant", 0.999, progress=False)
+    assert report.sparsity < 0.98 and said[0].filename == __file__
+
+
 def test_gradients_of_another_model_are_refused(golden_model, golden_windows, golden_gradients):
     with pytest.raises(pk.UsageError, match="made with another model"):
         pk.prune(golden_model("opt"), golden_windows, "grad-weight", 0.5, gradients=golden_gradients["llama"], progress=False)

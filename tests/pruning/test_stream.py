@@ -205,6 +205,52 @@ def test_finished_run_is_not_run_again(source: Path, tmp_path: Path, monkeypatch
     assert {file: file.stat().st_mtime_ns for file in (tmp_path / "target").iterdir()} == before
 
 
+def test_one_process_at_a_time(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    target, write = tmp_path / "target", stream._Run.write_block
+
+    def run() -> Any:
+        return prune_checkpoint(source, target, windows(), "wanda", 0.5, progress=False)
+
+    def meanwhile(self: Any, *args: Any) -> None:
+        before = files(target)
+        with pytest.raises(pk.UsageError, match="is being written by another process"):
+            run()
+        assert files(target) == before
+        write(self, *args)
+
+    monkeypatch.setattr(stream._Run, "write_block", meanwhile)
+    rows = run().rows
+    assert run().rows == rows and not (target / stream.LOCK).exists()
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_flipped_bits_are_noticed(finished: bool, source: Path, tmp_path: Path,
+                                  monkeypatch: pytest.MonkeyPatch):
+    def run() -> Any:
+        return prune_checkpoint(source, tmp_path / "target", windows(), "wanda", 0.5, progress=False)
+
+    if finished:
+        run()
+    else:
+        interrupted(monkeypatch, 9, run)
+    shard = tmp_path / "target/model-00002-of-00004.safetensors"
+    content = bytearray(shard.read_bytes())
+    content[-5] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(pk.UsageError, match="model-00002-of-00004.safetensors is not as it was written"):
+        run()
+
+
+@pytest.mark.parametrize("record", ["", "[]", "{}", '{"request": {', '{"request": [], "rows": 3}',
+                                    "[" * 10**5], ids=range(6))
+@pytest.mark.parametrize("name", [stream.PROGRESS, stream.PROVENANCE])
+def test_torn_records_are_a_sentence(name: str, record: str, source: Path, tmp_path: Path):
+    (tmp_path / "target").mkdir()
+    (tmp_path / "target" / name).write_text(record)
+    with pytest.raises(pk.UsageError, match=rf"record .*{name} is damaged; remove"):
+        prune_checkpoint(source, tmp_path / "target", windows(), "wanda", 0.5, progress=False)
+
+
 # --- refusals --------------------------------------------------------------------------------------------------------
 
 

@@ -350,11 +350,13 @@ def _evaluate(args: argparse.Namespace) -> int:
     text = args.zero_shot is None or args.corpus is not None
     _check(args)
     tasks = _tasks(args)
+    if args.lora_weights:
+        from prunekit.lora import adapter_folder, load_lora
+
+        adapter_folder(args.lora_weights)
     model, tokenizer = _load(args)
     if args.lora_weights:
-        import prunekit as pk
-
-        model = pk.load_lora(model, args.lora_weights).model
+        model = load_lora(model, args.lora_weights).model
     if text:
         _perplexity(args, model, tokenizer, args.corpus)
     if tasks:
@@ -401,6 +403,10 @@ def _finetune(args: argparse.Namespace) -> int:
     if any(Path(args.output).glob("adapter_*")):
         raise UsageError(f"--output {args.output} holds adapters already: give a new directory.")
     target = _empty_directory(args.save_model) if args.save_model else None
+    output = Path(args.output)
+    if (output / "config.json").exists() or (target and target.resolve() == output.resolve()):
+        raise UsageError(f"--output {output} is the directory of a model, to which adapters would be added "
+                         "a second time: give one of their own.")
     import prunekit as pk
 
     options = pk.LoraOptions(**{field: getattr(args, field) for field in pk.LoraOptions.__annotations__})

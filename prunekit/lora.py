@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import os
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
+from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,26 +27,26 @@ from torch import Tensor, nn
 from .errors import UsageError
 from .evaluate.compare import bootstrap_means
 from .lora_layers import (
+    ADAPTER_FILE,
+    CONFIG_FILE,
     MaskedLinear,
     attach,
     detach,
+    load_adapters,
     load_keep,
     merge_layer,
-    quiet_peft,
-    refuse_adapters,
     save_keep,
     target_layers,
-    with_masks,
 )
 from .lora_training import train
-from .models import Layer, check_windows, prunable_layers
+from .models import Layer, check_windows, prunable_layers, refuse_offloaded
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from .evaluate.perplexity import Perplexity
 
-KEEP_FILE, ADAPTER_FILE = "keep.safetensors", "adapter_model.safetensors"
+KEEP_FILE = "keep.safetensors"
 
 
 @dataclass(frozen=True)
@@ -66,16 +69,24 @@ class LoraOptions:
     seed: int = 0  # of the adapters' start, the order of the windows, and dropout
 
     def __post_init__(self) -> None:
+        if not isinstance(self.targets, (list, tuple)) or {type(name) for name in self.targets} != {str}:
+            raise UsageError(f"targets = {self.targets!r} must be a list of names of layers, as ['q_proj'].")
         object.__setattr__(self, "targets", tuple(self.targets))
-        for name, least in {"rank": 1, "batch": 1, "eval_batch": 1, "eval_samples": 0, "save_every": 1}.items():
-            if getattr(self, name) < least:
-                raise UsageError(f"{name} = {getattr(self, name)} must be at least {least}.")
-        for name in ("alpha", "learning_rate", "epochs"):
-            if not getattr(self, name) > 0:
-                raise UsageError(f"{name} = {getattr(self, name)} must be greater than 0.")
-        for name in ("dropout", "validation"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UsageError(f"{name} = {getattr(self, name)} must be a share, at least 0 and below 1.")
+        for names, (kind, plain, fits, what) in _RULES.items():
+            for name in names.split():
+                value = getattr(self, name)
+                if isinstance(value, bool) or not isinstance(value, kind) or not fits(value):
+                    raise UsageError(f"{name} = {value!r} must be {what}.")
+                object.__setattr__(self, name, plain(value))
+
+
+_RULES: dict[str, tuple[Any, ...]] = {  # what is taken (numpy's, too) and kept (for JSON), and its bounds
+    "rank batch eval_batch save_every": (Integral, int, lambda n: n >= 1, "a whole number, at least 1"),
+    "eval_samples": (Integral, int, lambda n: n >= 0, "a whole number, at least 0"),
+    "seed": (Integral, int, lambda n: 0 <= n < 2**32, "a whole number, at least 0 and below 2**32"),
+    "alpha learning_rate epochs": (Real, float, lambda x: 0 < x < math.inf, "finite and greater than 0"),
+    "dropout validation": (Real, float, lambda x: 0 <= x < 1, "a share, at least 0 and below 1"),
+}
 
 
 def finetune_lora(model: nn.Module, windows: Tensor, options: LoraOptions = LoraOptions(), *, masked: bool = True,
@@ -87,11 +98,13 @@ def finetune_lora(model: nn.Module, windows: Tensor, options: LoraOptions = Lora
     same adapter. Several GPUs: start the process with accelerate or torchrun. Dropout acts on the input of the
     low-rank path only, so the merged model is the expectation of the trained one.
 
-    Raises UsageError on targets that the model does not have, on a model that already carries adapters, on
-    windows that it cannot read, and on checkpoints of another fine-tuning.
+    Raises UsageError on targets that the model does not have, on a rank above theirs, on a model that already
+    carries adapters, on windows that it cannot read, on checkpoints of another fine-tuning, and on divergence.
     """
     check_windows(model, windows)
     layers = target_layers(model, options.targets)
+    if options.rank > (full := max(min(layer.weight.shape) for layer in layers)):
+        raise UsageError(f"rank = {options.rank} is more than that of the layers, at most {full}; give less.")
     held = _held_out(windows, options)
     job = {"options": json.loads(json.dumps(asdict(options))), "masked": masked, "windows": _digest([windows]),
            "model": _digest(part for layer in layers for part in (layer.weight.flatten()[:2**16], (layer.weight != 0).sum()))}
@@ -100,6 +113,10 @@ def finetune_lora(model: nn.Module, windows: Tensor, options: LoraOptions = Lora
         with tempfile.TemporaryDirectory() as nowhere:
             records, costs = train(adapters, windows[held:], windows[:min(held, options.eval_samples)], options, job,
                                    Path(checkpoints or nowhere), bool(checkpoints), progress)
+        trained = ((name, part) for name, part in model.named_parameters() if part.requires_grad)
+        if broken := next((name for name, part in trained if not part.isfinite().all()), ""):
+            raise UsageError(f"the training diverged, and {broken} is no longer finite; give a lower "
+                             "learning_rate, or load the model in float32 if it is float16.")
     except BaseException:
         detach(adapters, model)
         raise
@@ -109,25 +126,34 @@ def finetune_lora(model: nn.Module, windows: Tensor, options: LoraOptions = Lora
 def load_lora(model: nn.Module, folder: str | Path) -> Tuned:
     """Put saved adapters back into the pruned model that they were trained on, masked if masks lie beside them.
 
-    Raises UsageError if the folder holds no adapter in safetensors, or if the model's zeros are not those of the masks.
+    `merge` knows LoRA on linear layers, and without masks also DoRA, trained biases and whole modules
+    (`modules_to_save`). Raises UsageError for any other kind, if the folder holds no whole adapter in
+    safetensors, if that is of another model, and if the model's zeros are not those of the masks.
     """
-    folder = Path(folder)
-    if not (folder / ADAPTER_FILE).is_file() or not (folder / "adapter_config.json").is_file():
-        raise UsageError(f"folder {folder} holds no {ADAPTER_FILE} with its adapter_config.json; give one that was saved "
-                         "by `save` or by peft (pickled adapters are never loaded).")
-    refuse_adapters(model)
-    masked = (folder / KEEP_FILE).is_file()
+    folder = adapter_folder(folder)
+    refuse_offloaded(model)
+    masked = os.path.lexists(folder / KEEP_FILE)  # a dangling link is no sign of plain LoRA
     weights = {layer.name: layer.weight for block in prunable_layers(model) for layer in block}
-    for name, keep in load_keep(folder / KEEP_FILE).items() if masked else ():
+    masks = load_keep(folder / KEEP_FILE) if masked else {}
+    for name, keep in masks.items():
         if name not in weights or not torch.equal(keep, weights[name].cpu() != 0):
             raise UsageError(f"the zeros of layer {name} are not those that the adapters in {folder} were trained with; give "
                              "the pruned model that was fine-tuned.")
-    config = with_masks(LoraConfig.from_pretrained(str(folder)), masked)
-    with quiet_peft():
-        adapters = PeftModel.from_pretrained(model, str(folder), config=config).eval()
-    names = [name.removeprefix("base_model.model.") for name, module in adapters.named_modules()
-             if isinstance(module, LoraLinear)]
+    adapters = load_adapters(model, folder, masked)
+    names = [name for name, module in model.named_modules() if isinstance(module, LoraLinear)]
+    if masked and masks.keys() != set(names):
+        detach(adapters, model)
+        raise UsageError(f"the masks in {folder} are not of the layers that its adapters go to; tune again.")
     return Tuned(model, adapters, names, masked)
+
+
+def adapter_folder(folder: str | Path) -> Path:
+    """The folder, if adapters lie there; UsageError otherwise."""
+    folder = Path(folder)
+    if not (folder / ADAPTER_FILE).is_file() or not (folder / CONFIG_FILE).is_file():
+        raise UsageError(f"folder {folder} holds no {ADAPTER_FILE} with its {CONFIG_FILE}; give one that was "
+                         "saved by `save` or by peft (pickled adapters are never loaded).")
+    return folder
 
 
 @dataclass
@@ -163,13 +189,19 @@ class Tuned:
     def merge(self, masked: bool | None = None) -> nn.Module:
         """Add the adapters to the weights, take them out, and return the model; `zeros` then says what became of those.
 
+        The model then computes what it did with them, to rounding. Raises UsageError if a sum overflows.
+
         masked: None: as trained. True: masked also when training was not. False: the plain merge, which fills zeros in.
         """
         adapters, masked = self._open(), self.masked if masked is None else masked
-        with torch.no_grad():
+        with torch.no_grad(), nullcontext() if masked else self.unmasked():
             self.zeros = [{"layer": name, **merge_layer(self.model.get_submodule(name), masked)} for name in self.layers]
         detach(adapters, self.model)
         self.adapters = None
+        for name in self.layers:
+            if not self.model.get_submodule(name).weight.isfinite().all():
+                raise UsageError(f"layer {name} is no longer finite with its adapter merged; load the model "
+                                 "anew, in float32 if this is float16.")
         broken = [row["layer"] for row in self.zeros if masked and (row["lost"] or row["pattern"] != row["pattern_before"])]
         if broken:
             raise RuntimeError(f"the masked merge of layer {broken[0]} filled zeros in")  # cannot be, so it is checked
@@ -182,13 +214,24 @@ class Tuned:
         return pd.DataFrame(self.zeros)
 
     def save(self, folder: str | Path) -> Path:
-        """Write the adapters as peft does, the kept masks beside them, and prunekit.json. Raises UsageError once merged."""
-        folder = Path(folder)
-        self._open().save_pretrained(str(folder))
-        if self.masked:
-            keep = {name: self.model.get_submodule(name).kept for name in self.layers}
-            save_keep(keep, folder / KEEP_FILE)
-        (folder / "prunekit.json").write_text(json.dumps({"job": self.job, "costs": self.costs, "records": self.records}, indent=1))
+        """Write the adapters as peft does, their masks, and prunekit.json. Raises UsageError once merged.
+
+        All is written aside first. Without its config no folder holds adapters, so that goes first and comes
+        last: at no moment do adapters lie there without their own masks, or with others'.
+        """
+        adapters, folder = self._open(), Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".", dir=folder) as aside:
+            if self.masked:
+                keep = {name: self.model.get_submodule(name).kept for name in self.layers}
+                save_keep(keep, Path(aside, KEEP_FILE))
+            record = {"job": self.job, "costs": self.costs, "records": self.records}
+            Path(aside, "prunekit.json").write_text(json.dumps(record, indent=1))
+            adapters.save_pretrained(aside, save_embedding_layers=False)  # they are not trained
+            for old in (CONFIG_FILE, KEEP_FILE):
+                (folder / old).unlink(missing_ok=True)
+            for file in sorted(Path(aside).iterdir(), key=lambda file: file.name == CONFIG_FILE):
+                os.replace(file, folder / file.name)
         return folder
 
     def _open(self) -> PeftModel:

@@ -78,6 +78,9 @@ def locate(source: str | Path) -> str:
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise UsageError(f"model '{name}' is a directory without config.json; give a Hugging Face model directory.")
+        if (path / "adapter_config.json").is_file():  # transformers would add them to the weights in silence
+            raise UsageError(f"model '{name}' is a directory that holds adapters beside the model; move "
+                             "them to one of their own, for load_lora.")
         return str(path)
     if path.exists() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith("."):
         raise UsageError(f"model '{name}' is not a directory; give embedded/llama, embedded/opt, a Hugging Face "
@@ -327,8 +330,12 @@ def decoder_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
 def prunable_layers(model: nn.Module) -> list[list[Layer]]:
     """Per decoder block, every linear layer in it. Routers, embeddings and the output head are not prunable.
 
-    Raises UsageError if a block keeps a good part of its weights where no linear layer is to be seen.
+    Raises UsageError if a block keeps a good part of its weights where no linear layer is to be seen, or if
+    the model carries adapters, whose matrices are no weights of its own.
     """
+    kinds = {kind for module in model.modules() for kind in type(module).__mro__}
+    if any(kind.__module__.startswith("peft.") for kind in kinds):  # by name: most models need no peft loaded
+        raise UsageError("the model carries adapters; merge them into its weights first, or load it anew.")
     path, blocks = decoder_blocks(model)
     layers = [list(_layers_of(block, f"{path}.{index}", index)) for index, block in enumerate(blocks)]
     for index, block in enumerate(blocks):

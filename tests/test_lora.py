@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM
 
@@ -22,6 +22,7 @@ from prunekit import lora, lora_layers, lora_training
 from prunekit.__main__ import main
 from prunekit.evaluate.perplexity import Perplexity
 from prunekit.models import prunable_layers
+from prunekit.names import EMBEDDED
 
 from .pruning.families import FAMILIES, windows
 
@@ -154,11 +155,17 @@ def test_plain_training_can_be_masked_at_the_merge():
 
 
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
-def test_every_family_keeps_its_zeros(family):
+def test_every_family_keeps_its_zeros(family, tmp_path):
     model, ids = pruned(family.name), windows(4, 8)
     before = weights(model)
     tuned = pk.finetune_lora(model, ids, replace(FAST, targets=("query-value",)), progress=False)
+    trained = logits(model, ids)
+    tuned.save(tmp_path)
+    config(fan_in_fan_out=family.name != "GPT-2")(tmp_path)  # a wrong one does no harm, as in peft
+    loaded = pk.load_lora(pruned(family.name), tmp_path)
+    assert loaded.masked and loaded.layers == tuned.layers and torch.equal(logits(loaded.model, ids), trained)
     model = tuned.merge()
+    assert torch.equal(logits(loaded.merge(), ids), trained) and torch.equal(logits(model, ids), trained)
     after = weights(model)
     assert 0 < len(tuned.layers) <= 2 * 3
     for name, weight in before.items():
@@ -226,6 +233,138 @@ def test_masks_of_any_width_survive_packing(tmp_path):
     assert all(torch.equal(mask, keep[name]) for name, mask in lora_layers.load_keep(tmp_path / "keep.safetensors").items())
 
 
+# ---------------------------------------------------------------- adapters of others
+
+def adapter_of_peft(model, folder, **config):
+    """Random adapters as peft saves them, and what the model computes with them, in peft's hands alone."""
+    torch.manual_seed(1)
+    plain = {"r": 4, "lora_alpha": 16, "target_modules": ["q_proj", "v_proj", "c_attn", "c_proj"]}
+    with lora_layers.quiet_peft():
+        adapters = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **plain | config)).eval()
+    with torch.no_grad():
+        for parameter in adapters.parameters():
+            parameter += 0.1 * torch.randn_like(parameter) * parameter.requires_grad
+    adapters.save_pretrained(str(folder))
+    return logits(adapters, windows(4, 8))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize(("family", "config"), [
+    ("LLaMA", {}),
+    ("LLaMA", {"rank_pattern": {r"1\..*q_proj": 2}, "alpha_pattern": {"v_proj": 3}, "use_rslora": True}),
+    ("LLaMA", {"layers_to_transform": [1], "exclude_modules": ["model.layers.1.self_attn.v_proj"]}),
+    ("LLaMA", {"target_modules": r".*\.1\..*(up|down)_proj", "init_lora_weights": "gaussian"}),
+    ("LLaMA", {"target_modules": ["lm_head", "k_proj"]}),
+    ("LLaMA", {"modules_to_save": ["lm_head", "norm"]}),
+    ("LLaMA", {"use_dora": True}),
+    ("Qwen2", {"bias": "all"}),
+    ("Qwen2", {"bias": "lora_only", "use_dora": True}),
+    ("GPT-2", {"fan_in_fan_out": True}),
+    ("GPT-2", {}),
+    ("GPT-2", {"fan_in_fan_out": True, "use_dora": True}),
+], ids=str)
+def test_merging_gives_what_the_adapter_computed(family, config, tmp_path):
+    wanted = adapter_of_peft(FAMILIES[family].model(), tmp_path, **config)
+    dense = logits(FAMILIES[family].model(), windows(4, 8))
+    assert (wanted - dense).abs().max() > 0.05
+    tuned = pk.load_lora(FAMILIES[family].model(), tmp_path)
+    assert torch.equal(logits(tuned.model, windows(4, 8)), wanted)
+    torch.testing.assert_close(logits(tuned.merge(), windows(4, 8)), wanted, rtol=1e-5, atol=1e-5)
+    assert not tuned.masked and tuned.to_frame()["lost"].eq(0).all()  # there were none
+
+
+def refused(model, folder):
+    """The sentence with which `load_lora` refuses, leaving the model as it was."""
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(pk.UsageError) as error:
+        pk.load_lora(model, folder)
+    assert "\n" not in str(error.value) and model.state_dict().keys() == before.keys()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    return str(error.value)
+
+
+TIED = {"tie_word_embeddings": True}
+
+
+@pytest.mark.parametrize(("config", "changes", "sentence"), [
+    ({"target_modules": ["embed_tokens", "q_proj"]}, {}, "go to model.embed_tokens, which is no linear"),
+    ({"target_modules": ["lm_head"]}, TIED, "lm_head.weight is shared with another module, which a merge"),
+    ({"modules_to_save": ["lm_head"]}, TIED, "lm_head.weight is shared with another module, which a merge"),
+    ({"lora_bias": True}, {}, "have lora_bias = true, which cannot be merged here"),
+    ({"trainable_token_indices": [3]}, {}, "have trainable_token_indices = [3], which cannot be merged here"),
+    ({"init_lora_weights": "pissa"}, {}, 'have init_lora_weights = "pissa", which cannot be merged here'),
+    ({"layer_replication": [[0, 2], [1, 3]]}, {}, "have layer_replication = [[0, 2], [1, 3]], which cannot"),
+    ({"alora_invocation_tokens": [3]}, {}, "have alora_invocation_tokens = [3], which cannot be merged here"),
+], ids=str)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_adapters_that_are_not_known_are_refused_by_name(config, changes, sentence, tmp_path):
+    adapter_of_peft(FAMILIES["LLaMA"].model(**changes), tmp_path, **config)
+    assert sentence in refused(FAMILIES["LLaMA"].model(**changes), tmp_path)
+
+
+def tensors(change):
+    def rewrite(folder):
+        file = folder / "adapter_model.safetensors"
+        save_file({key: change(key, tensor) for key, tensor in load_file(file).items()}, file)
+    return rewrite
+
+
+def text(name, content):
+    return lambda folder: (folder / name).write_text(content)
+
+
+def config(**changes):
+    def rewrite(folder):
+        file = folder / "adapter_config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    return rewrite
+
+
+@pytest.mark.parametrize(("change", "layers", "sentence"), [
+    (config(), 4, "of another model, or broken: model.layers.3.self_attn.q_proj.lora_A.weight is not in the"),
+    (config(), 2, "are of another model: it has no place for model.layers.2.self_attn.q_proj.lora_A.weight."),
+    (lambda folder: save_file({}, folder / "adapter_model.safetensors"), 3, "lora_A.weight is not in the"),
+    (tensors(lambda key, tensor: tensor.repeat(1, 2) if "lora_A" in key else tensor), 3,
+     "of another model: model.layers.0.self_attn.q_proj.lora_A.weight is (4, 64) in the file and (4, 32)"),
+    (tensors(lambda key, tensor: tensor * math.nan), 3, "lora_A.weight holds values that are no finite"),
+    (tensors(lambda key, tensor: tensor.cfloat()), 3, "lora_A.weight holds values that are no finite"),
+    (text("adapter_model.safetensors", "x" * 99), 3, "cannot be put into this model: Error while des"),
+    (text("adapter_config.json", '{"r": 4,'), 3, "cannot be put into this model: Expecting property name"),
+    (text("adapter_config.json", "[" * 100_000), 3, "cannot be put into this model: maximum recursion depth"),
+    (text("adapter_config.json", "[]"), 3, "cannot be put into this model: "),
+    (config(r="four"), 3, "cannot be put into this model: "),
+    (config(target_modules=["nothing"]), 3, "cannot be put into this model: Target modules {'nothing'} not"),
+    (config(peft_type="IA3"), 3, 'have peft_type = "IA3", which cannot be merged here'),
+    (config(an_option_of_tomorrow=1), 3, "have an_option_of_tomorrow = 1, which cannot be merged here"),
+    (config(bias="some"), 3, 'have bias = "some", which cannot be merged here'),
+], ids=lambda value: value if isinstance(value, str) else "")
+def test_an_adapter_of_another_model_or_broken_is_one_sentence(change, layers, sentence, tmp_path):
+    adapter_of_peft(FAMILIES["LLaMA"].model(), tmp_path, target_modules=["q_proj"])
+    change(tmp_path)
+    assert sentence in refused(FAMILIES["LLaMA"].model(num_hidden_layers=layers), tmp_path)
+
+
+def without_first(file):
+    keep = lora_layers.load_keep(file)
+    lora_layers.save_keep({name: keep[name] for name in sorted(keep)[1:]}, file)
+
+
+BROKEN = "keep.safetensors holds no masks, or broken ones"
+
+
+@pytest.mark.parametrize(("change", "sentence"), [
+    (lambda file: file.write_bytes(b""), BROKEN),
+    (lambda file: save_file(load_file(file), file), BROKEN),  # without the widths
+    (lambda file: (file.unlink(), file.symlink_to("nowhere")), BROKEN),
+    (without_first, "are not of the layers that its adapters go to"),
+    (lambda file: config(use_dora=True)(file.parent), "have use_dora = true, which cannot be merged through"),
+])
+def test_masks_that_are_not_the_adapters_are_refused(change, sentence, tmp_path):
+    pk.finetune_lora(pruned(), windows(4, 8), FAST, progress=False).save(tmp_path)
+    change(tmp_path / "keep.safetensors")
+    assert sentence in refused(pruned(), tmp_path)
+
+
 # ---------------------------------------------------------------- killed and resumed
 
 CHILD = """
@@ -262,6 +401,36 @@ def test_a_killed_run_goes_on_to_the_same_adapter_bit_for_bit(tmp_path):
     assert curve[0] == curve[1]
 
 
+def test_no_moment_of_saving_leaves_adapters_without_their_own_masks(tmp_path, monkeypatch):
+    other = lambda: pruned(pattern="4:8")
+    plain = pk.finetune_lora(other(), windows(4, 8), FAST, masked=False, progress=False)
+    tuned = pk.finetune_lora(pruned(), windows(4, 8), FAST, progress=False)
+    plain.save(tmp_path)
+
+    def stopped(module, name, after):
+        write, calls = getattr(module, name), iter(range(9))
+
+        def full(*given, **more):
+            if next(calls) == after:
+                raise OSError(28, "No space left on device")
+            return write(*given, **more)
+
+        with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+            patch.setattr(module, name, full)
+            tuned.save(tmp_path)
+
+    for module, name in ((lora_layers, "save_file"), (PeftModel, "save_pretrained")):
+        stopped(module, name, 0)
+        assert not pk.load_lora(other(), tmp_path).masked  # what was there is still there
+    for after in range(5):
+        stopped(lora.os, "replace", after)
+        assert "holds no adapter_model.safetensors with its" in refused(pruned(), tmp_path)
+    tuned.save(tmp_path)
+    assert pk.load_lora(pruned(), tmp_path).masked
+    plain.save(tmp_path)
+    assert not pk.load_lora(other(), tmp_path).masked and not any(tmp_path.glob(".*"))
+
+
 def test_only_whole_checkpoints_of_the_same_job_are_read(tmp_path):
     ids = windows(12, 8)
     pk.finetune_lora(pruned(), ids, replace(FAST, save_every=2), checkpoints=tmp_path, progress=False)
@@ -292,9 +461,22 @@ def test_the_recovered_share_by_hand():
 
 
 @pytest.mark.parametrize(("make", "sentence"), [
-    (lambda: lora.LoraOptions(rank=0), "rank = 0 must be at least 1."),
+    (lambda: lora.LoraOptions(rank=0), "rank = 0 must be a whole number, at least 1."),
+    (lambda: lora.LoraOptions(rank=2.5), "rank = 2.5 must be a whole number, at least 1."),
+    (lambda: lora.LoraOptions(batch=True), "batch = True must be a whole number, at least 1."),
+    (lambda: lora.LoraOptions(eval_samples="8"), "eval_samples = '8' must be a whole number, at least 0."),
+    (lambda: lora.LoraOptions(seed=-1), "seed = -1 must be a whole number, at least 0 and below 2**32."),
     (lambda: lora.LoraOptions(dropout=1.0), "dropout = 1.0 must be a share, at least 0 and below 1."),
-    (lambda: lora.LoraOptions(learning_rate=0), "learning_rate = 0 must be greater than 0."),
+    (lambda: lora.LoraOptions(validation=math.nan), "validation = nan must be a share, at least 0 and below"),
+    (lambda: lora.LoraOptions(learning_rate=0), "learning_rate = 0 must be finite and greater than 0."),
+    (lambda: lora.LoraOptions(learning_rate=math.inf), "learning_rate = inf must be finite and greater"),
+    (lambda: lora.LoraOptions(epochs=None), "epochs = None must be finite and greater than 0."),
+    (lambda: lora.LoraOptions(targets=()), "targets = () must be a list of names of layers, as ['q_proj']."),
+    (lambda: lora.LoraOptions(targets="q_proj"), "targets = 'q_proj' must be a list of names of layers, as"),
+    (lambda: pk.finetune_lora(pruned(), windows(4, 8), replace(FAST, rank=10**6)),
+     "rank = 1000000 is more than that of the layers, at most 32; give less."),
+    (lambda: pk.finetune_lora(pruned(), windows(4, 8), replace(FAST, learning_rate=1e38), progress=False),
+     "the training diverged, and model.layers.0.self_attn.q_proj.lora_A.default.weight is no longer finite"),
     (lambda: lora.target_layers(pruned(), ("q_prj",)), "target 'q_prj' is no linear layer of LlamaForCausalLM (did you mean 'q_proj'?)."),
     (lambda: lora.target_layers(pruned("GPT-NeoX"), ("q_proj",)), "target 'q_proj' is no linear layer of GPTNeoXForCausalLM (known: "),
     (lambda: pk.finetune_lora(pruned(), torch.arange(9), FAST), "windows have shape (9,) and dtype"),
@@ -310,8 +492,14 @@ def test_adapters_go_into_no_other_model_and_are_merged_once(tmp_path):
     model = pruned()
     tuned = pk.finetune_lora(model, windows(4, 8), FAST, progress=False)
     tuned.save(tmp_path)
-    with pytest.raises(pk.UsageError, match="already carries adapters"):
-        pk.finetune_lora(model, windows(4, 8), FAST, progress=False)
+    for use in (lambda: pk.finetune_lora(model, windows(4, 8), FAST),
+                lambda: pk.prune(model, None, "magnitude", 0.5),
+                lambda: pk.prune(tuned.adapters, None, "magnitude", 0.5),
+                lambda: pk.collect_gradients(model, windows(4, 8)),
+                lambda: pk.collect_activations(model, windows(4, 8)),
+                lambda: pk.load_lora(model, tmp_path)):
+        with pytest.raises(pk.UsageError, match="the model carries adapters; merge them into its weights"):
+            use()
     with pytest.raises(pk.UsageError, match=r"the zeros of layer .* are not those that the adapters in"):
         pk.load_lora(FAMILIES["LLaMA"].model(), tmp_path)
     tuned.merge()
@@ -329,13 +517,18 @@ def test_a_failure_leaves_the_model_as_it_was(monkeypatch):
     assert not any(isinstance(module, LoraLayer) for module in model.modules())
 
 
+def test_a_merge_that_overflows_is_said(tmp_path):
+    adapter_of_peft(FAMILIES["LLaMA"].model(), tmp_path, lora_alpha=1e7)
+    tuned = pk.load_lora(FAMILIES["LLaMA"].model().half(), tmp_path)
+    with pytest.raises(pk.UsageError, match=r"layer model\.layers\.0\.self_attn\.q_proj is no longer finite"):
+        tuned.merge()
+
+
 # ---------------------------------------------------------------- the command
 
 @pytest.mark.parametrize("plain", [False, True])
 def test_the_command_before_after_and_merged(plain, tmp_path, capsys):
     import pandas as pd
-    from safetensors.torch import save_file
-
     pruned().save_pretrained(tmp_path / "model")
     save_file({"train": windows(40, 12), "test": windows(6, 12, seed=1)}, tmp_path / "w.safetensors")
     given = [f"--windows={tmp_path}/w.safetensors", "--corpus=wikitext2", "--seqlen=12"]
@@ -356,10 +549,18 @@ def test_the_command_before_after_and_merged(plain, tmp_path, capsys):
     merged, loaded = (line.split()[1] for line in capsys.readouterr().out.splitlines())
     assert merged == loaded == f"{row.ppl_merged:.4f}"
     assert main(tuning) == 2 and "holds adapters already: give a new directory." in capsys.readouterr().err
+    (tmp_path / "adapter/config.json").write_text("{}")
+    assert main(["evaluate", f"--model={tmp_path}/adapter", *given]) == 2
+    assert "is a directory that holds adapters beside the model" in capsys.readouterr().err
 
 
 def test_the_command_refuses_before_it_loads(capsys):
-    for more, sentence in ((["--rank", "0"], "--rank 0 must be at least 1 (columns of A and B)."),
+    for more, sentence in ((["--save-model", "./nowhere"], "--output nowhere is the directory of a model"),
+                           (["--output", str(EMBEDDED["embedded/llama"])], "is the directory of a model"),
+                           (["--learning-rate", "inf"], "learning_rate = inf must be finite and greater"),
+                           (["--rank", "0"], "--rank 0 must be at least 1 (columns of A and B)."),
                            (["--targets", "q proj"], "--targets q proj must be the name of a linear layer as q_proj, or")):
         assert main(["finetune", "--model", "embedded/llama", "--output", "nowhere", *more]) == 2
         assert sentence in capsys.readouterr().err
+    assert main(["evaluate", "--model", "embedded/llama", "--lora-weights", "nowhere"]) == 2
+    assert "folder nowhere holds no adapter_model.safetensors" in capsys.readouterr().err

@@ -199,14 +199,15 @@ class Tuned:
 def recovered(dense: Perplexity, pruned: Perplexity, tuned: Perplexity) -> tuple[float, float, float]:
     """The share of the perplexity gap that fine-tuning closes, (pruned - tuned) / (pruned - dense), and its 95 % interval.
 
-    All three on the same windows; the interval is that of the windows' first-order parts in the share (delta method), in
-    pairs. Raises UsageError if they are not on the same windows.
+    All three on the same windows; the interval is that of the windows' first-order parts in the share (delta
+    method). Raises UsageError if they are not.
     """
     if len({len(found.nll) for found in (dense, pruned, tuned)}) > 1:
         raise UsageError("the three perplexities are not over the same windows; evaluate all on the same.")
     gap = pruned.value - dense.value
     share = (pruned.value - tuned.value) / gap
-    d, p, t = (found.value * (found.nll - found.nll.mean()) for found in (dense, pruned, tuned))  # of perplexity, to first order
+    # What each window adds to a perplexity, to first order.
+    d, p, t = (found.value * (found.nll - found.nll.mean()) for found in (dense, pruned, tuned))
     low, high = mean_of(share + (p - t - share * (p - d)) / gap, running=True).interval()
     return share, low, high
 

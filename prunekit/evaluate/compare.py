@@ -1,10 +1,10 @@
-"""Comparisons with error bars: paired over windows, documents and seeds, "indistinguishable" where that is the answer.
+"""Comparisons with error bars: paired over windows and documents; "indistinguishable" where that is so.
 
     pk.compare(a, b)                    two perplexities on the same windows -> Comparison
     pk.compare_many({name: (a, b)})     several of them at once, Holm-corrected -> DataFrame
-    pk.compare_documents(a, b, "acc")   two models' answers to the same questions -> DataFrame, one row per task
-    pk.sources(differences)             how much of a difference is seeds, how much is windows or documents -> Sources
-    pk.holm(p)                          p-values corrected for their number
+    pk.compare_documents(a, b, "acc")   two models' answers to the same questions -> DataFrame, one row per
+    task pk.sources(differences)             how much of a difference is seeds, how much is windows or
+    documents -> Sources pk.holm(p)                          p-values corrected for their number
 
 The statistics are those of `evaluate/intervals.py`.
 """
@@ -38,17 +38,17 @@ if TYPE_CHECKING:
     from prunekit.evaluate.perplexity import Perplexity
 
 
-# --- perplexities --------------------------------------------------------------------------------------------------
+# --- perplexities -------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Comparison:
     """Of two models on the same n windows.
 
-    ratio: ppl(a) / ppl(b); interval: its 95 % interval; p: of a ratio of 1, from the same test of the windows'
-    differences in nll, so below 0.05 exactly where the interval excludes 1; detectable: the smallest ratio above 1 that
-    these windows would find with probability 0.8; correlation: of neighbouring windows' differences, which the interval
-    allows for (NaN below three windows).
+    ratio: ppl(a) / ppl(b); interval: its 95 % interval; p: of a ratio of 1, from the same test of the
+    windows' differences in nll, so below 0.05 exactly where the interval excludes 1; detectable: the smallest
+    ratio above 1 that these windows would find with probability 0.8; correlation: of neighbouring windows'
+    differences, which the interval allows for (NaN below three windows).
     """
 
     ratio: float
@@ -70,14 +70,15 @@ class Comparison:
     def __str__(self) -> str:
         low, high = self.interval
         places = decimals((self.ratio, low, high), 1)
-        return (f"{self.verdict} (ratio {self.ratio:.{places}f}, 95 % interval {low:.{places}f} to {high:.{places}f}, "
-                f"{self.n} windows)")
+        ratio, low, high = (f"{value:.{places}f}" for value in (self.ratio, low, high))
+        return f"{self.verdict} (ratio {ratio}, 95 % interval {low} to {high}, {self.n} windows)"
 
 
 def compare(a: Perplexity, b: Perplexity) -> Comparison:
     """Perplexity of a against b: exp(mean of the windows' differences in nll).
 
-    a, b: `Perplexity` on the same windows, in the order of the text. Raises UsageError if they are not paired.
+    a, b: `Perplexity` on the same windows, in the order of the text. Raises UsageError if they are not
+    paired.
     """
     differences = _differences(a, b)
     ratio, *interval = exp_mean(differences)
@@ -88,11 +89,11 @@ def compare(a: Perplexity, b: Perplexity) -> Comparison:
 
 
 def compare_many(pairs: Mapping[Any, tuple[Perplexity, Perplexity]]) -> pd.DataFrame:
-    """`compare` for every pair: columns name, ratio, low, high, n, correlation, p, p_holm, holm_low, holm_high, detectable,
-    verdict (by p_holm).
+    """`compare` for every pair: columns name, ratio, low, high, n, correlation, p, p_holm, holm_low,
+    holm_high, detectable, verdict (by p_holm).
 
-    low, high: 95 %, of this pair alone; holm_low, holm_high: at the level that Holm's correction leaves it, so that they
-    exclude 1 exactly where p_holm is below 0.05.
+    low, high: 95 %, of this pair alone; holm_low, holm_high: at the level that Holm's correction leaves it,
+    so that they exclude 1 exactly where p_holm is below 0.05.
     """
     import pandas as pd
 
@@ -102,50 +103,55 @@ def compare_many(pairs: Mapping[Any, tuple[Perplexity, Perplexity]]) -> pd.DataF
     for (name, c), p_holm, level in zip(found.items(), holm(p), holm_levels(p), strict=True):
         _, low, high = exp_mean(_differences(*pairs[name]), level)
         rows.append({"name": name, "ratio": c.ratio, "low": c.interval[0], "high": c.interval[1], "n": c.n,
-                     "correlation": c.correlation, "p": c.p, "p_holm": p_holm, "holm_low": low, "holm_high": high,
-                     "detectable": c.detectable, "verdict": verdict(p_holm, c.ratio - 1)})
-    return pd.DataFrame(rows, columns=["name", "ratio", "low", "high", "n", "correlation", "p", "p_holm", "holm_low",
-                                       "holm_high", "detectable", "verdict"])
+                     "correlation": c.correlation, "p": c.p, "p_holm": p_holm, "holm_low": low,
+                     "holm_high": high, "detectable": c.detectable, "verdict": verdict(p_holm, c.ratio - 1)})
+    return pd.DataFrame(rows, columns=["name", "ratio", "low", "high", "n", "correlation", "p", "p_holm",
+                                       "holm_low", "holm_high", "detectable", "verdict"])
 
 
 def _differences(a: Perplexity, b: Perplexity) -> np.ndarray:
     if len(a.nll) != len(b.nll) or a.meta.get("seqlen") != b.meta.get("seqlen"):
-        raise UsageError(f"perplexities over {len(a.nll)} and {len(b.nll)} windows are not paired; evaluate both on the same.")
+        raise UsageError(f"perplexities over {len(a.nll)} and {len(b.nll)} windows are not paired; evaluate "
+                         "both on the same.")
     return a.nll - b.nll
 
 
-# --- documents -----------------------------------------------------------------------------------------------------
+# --- documents ----------------------------------------------------------------------------------------------
 
 
-def compare_documents(first: pd.DataFrame, second: pd.DataFrame, metric: str = "acc", *, level: float = LEVEL) -> pd.DataFrame:
-    """Two models' answers to the same questions, compared in pairs: one row per task, and one for the mean over tasks.
+def compare_documents(first: pd.DataFrame, second: pd.DataFrame, metric: str = "acc", *,
+                      level: float = LEVEL) -> pd.DataFrame:
+    """Two models' answers to the same questions, in pairs: a row per task, and one for the mean over tasks.
 
-    first, second: documents as `zero_shot(…, return_documents=True)` gives them. Columns: task, metric, n, first, second
-    (mean values), difference = first - second with its interval (low, high; 95 % unless `level` is another), only_first and
-    only_second (documents that one alone gets right), p, p_holm (over the tasks), holm_low and holm_high (the interval that
-    excludes 0 where p_holm is below 0.05), detectable, verdict (by p_holm).
+    first, second: documents as `zero_shot(…, return_documents=True)` gives them. Columns: task, metric, n,
+    first, second (mean values), difference = first - second with its interval (low, high; 95 % unless `level`
+    is another), only_first and only_second (documents that one alone gets right), p, p_holm (over the tasks),
+    holm_low and holm_high (the interval that excludes 0 where p_holm is below 0.05), detectable, verdict (by
+    p_holm).
 
-    p is McNemar's exact test where values are right or wrong, a paired t-test elsewhere. Fewer than six disagreements are
-    never significant in McNemar's test, so what it can detect has a floor, however alike the two are. Its interval is the
-    wider, at each end, of what the test leaves of the disagreements (Clopper and Pearson) and of Bonett's and Price's
-    (2012), but excludes 0 exactly where p is below `level`. The row `mean` gives every task the same weight; its p is of
-    its own single question, so it is not corrected.
+    p is McNemar's exact test where values are right or wrong, a paired t-test elsewhere. Fewer than six
+    disagreements are never significant in McNemar's test, so what it can detect has a floor, however alike
+    the two are. Its interval is the wider, at each end, of what the test leaves of the disagreements (Clopper
+    and Pearson) and of Bonett's and Price's (2012), but excludes 0 exactly where p is below `level`. The row
+    `mean` gives every task the same weight; its p is of its own single question, so it is not corrected.
 
     Raises UsageError if the two hold other documents, one of them twice, or none with that metric.
     """
     import pandas as pd
 
     pairs = _paired(first, second, metric)
-    differences = {task: (rows["first"] - rows["second"]).to_numpy() for task, rows in pairs.groupby("task", sort=False)}
-    frame = pd.DataFrame([_task_row(task, metric, rows, level) for task, rows in pairs.groupby("task", sort=False)])
+    tasks = dict(list(pairs.groupby("task", sort=False)))
+    differences = {task: (rows["first"] - rows["second"]).to_numpy() for task, rows in tasks.items()}
+    frame = pd.DataFrame([_task_row(task, metric, rows, level) for task, rows in tasks.items()])
     frame["p_holm"] = holm(frame["p"])
     frame[["holm_low", "holm_high"]] = [_interval(values, at) for values, at in
                                         zip(differences.values(), holm_levels(frame["p"]), strict=True)]
     if len(differences) > 1:
-        frame = pd.concat([frame, pd.DataFrame([_mean_row(frame, metric, differences, level)])], ignore_index=True)
+        mean = pd.DataFrame([_mean_row(frame, metric, differences, level)])
+        frame = pd.concat([frame, mean], ignore_index=True)
     frame["verdict"] = [verdict(row.p_holm, row.difference) for row in frame.itertuples()]
-    return frame[["task", "metric", "n", "first", "second", "difference", "low", "high", "only_first", "only_second", "p",
-                  "p_holm", "holm_low", "holm_high", "detectable", "verdict"]]
+    return frame[["task", "metric", "n", "first", "second", "difference", "low", "high", "only_first",
+                  "only_second", "p", "p_holm", "holm_low", "holm_high", "detectable", "verdict"]]
 
 
 def _paired(first: pd.DataFrame, second: pd.DataFrame, metric: str) -> pd.DataFrame:
@@ -157,11 +163,12 @@ def _paired(first: pd.DataFrame, second: pd.DataFrame, metric: str) -> pd.DataFr
     for frame in (a, b):
         if (again := frame.duplicated(keys)).any():
             task, document = frame.loc[again, keys].iloc[0]
-            raise UsageError(f"document '{document}' of task '{task}' occurs more than once; give the documents of one model.")
+            raise UsageError(f"document '{document}' of task '{task}' occurs more than once; give those of "
+                             "one model.")
     pairs = a.rename(columns={"value": "first"}).merge(b.rename(columns={"value": "second"}), on=keys)
     if len(pairs) != len(a) or len(pairs) != len(b):
-        raise UsageError(f"{len(a)} and {len(b)} documents are not the same ones ({len(pairs)} in common); evaluate both models "
-                         "on the same tasks with the same limit.")
+        raise UsageError(f"{len(a)} and {len(b)} documents are not the same ones ({len(pairs)} in common); "
+                         "evaluate both models on the same tasks with the same limit.")
     return pairs
 
 
@@ -170,19 +177,21 @@ def _task_row(task: str, metric: str, rows: pd.DataFrame, level: float) -> dict[
     low, high = _interval(difference, level)
     only_first, only_second = int((difference > 0).sum()), int((difference < 0).sum())
     binary, mean = _binary(difference), _mean(difference)
-    return {"task": task, "metric": metric, "n": len(rows), "first": rows["first"].mean(), "second": rows["second"].mean(),
-            "difference": mean.value, "low": low, "high": high, "only_first": only_first, "only_second": only_second,
+    return {"task": task, "metric": metric, "n": len(rows), "first": rows["first"].mean(),
+            "second": rows["second"].mean(), "difference": mean.value, "low": low, "high": high,
+            "only_first": only_first, "only_second": only_second,
             "p": _mcnemar(only_first, only_second) if binary else mean.p,
             "detectable": max(mean.detectable, _mcnemar_floor(len(rows)) if binary else 0.0)}
 
 
-def _mean_row(frame: pd.DataFrame, metric: str, differences: Mapping[str, np.ndarray], level: float) -> dict[str, Any]:
+def _mean_row(frame: pd.DataFrame, metric: str, differences: Mapping[str, np.ndarray], level: float
+              ) -> dict[str, Any]:
     mean = pooled([_mean(values) for values in differences.values()])
     low, high = mean.interval(level)
     return {"task": "mean", "metric": metric, "n": frame["n"].sum(), "first": frame["first"].mean(),
             "second": frame["second"].mean(), "difference": mean.value, "low": low, "high": high,
-            "only_first": frame["only_first"].sum(), "only_second": frame["only_second"].sum(), "p": mean.p, "p_holm": mean.p,
-            "holm_low": low, "holm_high": high, "detectable": mean.detectable}
+            "only_first": frame["only_first"].sum(), "only_second": frame["only_second"].sum(), "p": mean.p,
+            "p_holm": mean.p, "holm_low": low, "holm_high": high, "detectable": mean.detectable}
 
 
 def _binary(differences: np.ndarray) -> bool:
@@ -190,7 +199,7 @@ def _binary(differences: np.ndarray) -> bool:
 
 
 def _mean(differences: np.ndarray) -> Mean:
-    """Of right or wrong answers with Bonett's and Price's error, as if each model had won once more: none is without it."""
+    """Of right or wrong answers with Bonett's and Price's error, as if each model had won once more."""
     if not _binary(differences):
         return mean_of(differences, running=False)
     n, more = len(differences), differences.sum()

@@ -27,11 +27,12 @@ class Divergence:
     meta: dict[str, Any] = field(default_factory=dict)
 
     def row(self) -> dict[str, Any]:
-        """Means over windows with their 95 % intervals: kl, kl_low, kl_high, changed, changed_low, changed_high, n."""
+        """Means over windows, 95 % intervals: kl, kl_low, kl_high, changed, changed_low, changed_high, n."""
         row: dict[str, Any] = {**self.meta, "n": len(self.kl)}
         for name in ("kl", "changed"):
             mean = mean_of(getattr(self, name), running=True)
-            row |= dict(zip((name, f"{name}_low", f"{name}_high"), (mean.value, *mean.interval()), strict=True))
+            low, high = mean.interval()
+            row |= {name: mean.value, f"{name}_low": low, f"{name}_high": high}
         return row
 
 

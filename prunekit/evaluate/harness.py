@@ -48,7 +48,8 @@ def load_tasks(names: Sequence[str], *, datasets: Mapping[str, str | Path] | Non
     for name, leaves in parts.items():
         split = {leaf: _folder(leaf, configs[leaf], local) for leaf in leaves}
         specs = [leaf if folder is None else _from_folder(leaf, configs[leaf], folder) for leaf, folder in split.items()]
-        for spec, folder in zip(specs, split.values(), strict=True) if any(split.values()) else [(name, None)]:
+        parted = zip(specs, split.values(), strict=True) if any(split.values()) else [(name, None)]
+        for spec, folder in parted:
             tasks |= _load(manager, spec, {leaf: configs[leaf] for leaf in leaves}, folder)
     return tasks
 
@@ -80,10 +81,11 @@ def with_fewshot(tasks: Mapping[str, Any], count: int | None) -> dict[str, Any]:
         if own is None or (count is not None and own != 0):
             task.set_config(key="num_fewshot", value=count or 0)
         task.set_fewshot_seed(seed=_SEEDS["fewshot"])
-        if (wanted := task.get_config("num_fewshot")) and not getattr(getattr(task, "sampler", None), "df", True):
+        examples = getattr(getattr(task, "sampler", None), "df", True)
+        if (wanted := task.get_config("num_fewshot")) and not examples:
             split = task.config.fewshot_split or task.config.training_split
-            raise UsageError(f"task '{task.config.task}' has no documents in its split '{split}' to take {wanted} examples from; "
-                             "add that split to its folder, or ask without examples.")
+            raise UsageError(f"task '{task.config.task}' has no documents in its split '{split}' to take "
+                             f"{wanted} examples from; add that split to its folder, or ask without any.")
     return copies
 
 
@@ -184,8 +186,8 @@ def _read(folder: Path, subset: str | None, needed: Sequence[str]) -> Any:
     return data
 
 
-def _load(manager: Any, spec: str | dict[str, Any], configs: Mapping[str, Mapping[str, Any]], folder: Path | None = None
-          ) -> dict[str, Any]:
+def _load(manager: Any, spec: str | dict[str, Any], configs: Mapping[str, Mapping[str, Any]],
+          folder: Path | None = None) -> dict[str, Any]:
     try:
         with hub_or_cache():
             return manager.load([spec])["tasks"]
@@ -199,8 +201,9 @@ def _load(manager: Any, spec: str | dict[str, Any], configs: Mapping[str, Mappin
         cause = error.__cause__ or error
         reason = next(iter(str(cause).strip().splitlines()), "")[:150] or type(cause).__name__
         if folder:
-            raise UsageError(f"task {_named(configs)} cannot be read from {folder} ({reason}); that folder should hold the splits "
-                             f"and fields of {', '.join(data)}, as {{train,validation,test}}.jsonl, say.") from error
+            raise UsageError(f"task {_named(configs)} cannot be read from {folder} ({reason}); that folder "
+                             f"should hold the splits and fields of {', '.join(data)}, for instance as "
+                             "{train,validation,test}.jsonl.") from error
         raise UsageError(f"task {_named(configs)} needs the data set {', '.join(list(data)[:3])}, which cannot be had ({reason}); "
                          f"connect to the network once, or give a folder that holds it: datasets={{'{next(iter(configs))}': "
                          f"'FOLDER'}} (--datasets {next(iter(configs))}=FOLDER).") from error

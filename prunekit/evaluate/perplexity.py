@@ -20,9 +20,10 @@ BATCH_TOKENS = 4096
 
 @dataclass(frozen=True)
 class Perplexity:
-    """exp(mean of `nll`). nll: mean negative log-likelihood of each window, nats per predicted token, float64 (windows,).
+    """exp(mean of `nll`).
 
-    Raises UsageError if there is no loss, or one that is not finite.
+    nll: mean negative log-likelihood of each window, nats per predicted token, float64 (n,). Raises UsageError if
+    there is no loss, or one that is not finite.
     """
 
     nll: np.ndarray
@@ -32,7 +33,8 @@ class Perplexity:
         if np.ndim(self.nll) != 1 or not len(self.nll):
             raise UsageError(f"losses of shape {np.shape(self.nll)} are not one for each window.")
         if wrong := int((~np.isfinite(self.nll)).sum()):
-            raise UsageError(f"the loss of {wrong} of {len(self.nll)} windows is not finite; evaluate in float32.")
+            raise UsageError(f"the loss of {wrong} of {len(self.nll)} windows is not finite; evaluate in "
+                             "float32.")
 
     @property
     def value(self) -> float:
@@ -40,7 +42,7 @@ class Perplexity:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95 % interval for other windows of such text, neighbours correlated or not (`intervals.mean_of`, of the logarithm)."""
+        """95 %, for other windows of such text, whose neighbours may be alike: `intervals.exp_mean`."""
         return exp_mean(self.nll)[1:]
 
     def row(self) -> dict[str, Any]:

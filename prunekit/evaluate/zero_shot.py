@@ -66,7 +66,8 @@ def zero_shot(model: nn.Module, tokenizer: Any, tasks: Sequence[str] | Mapping[s
 def mean_over(frame: pd.DataFrame, metric: str | None = None) -> pd.Series:
     """The mean of one metric over tasks, each with the same weight: metric, tasks, value, low, high, stderr, chance, n.
 
-    stderr = sqrt(sum of the tasks' squared errors) / tasks; the interval is Student's. frame: rows of `zero_shot` for one model.
+    stderr = sqrt(sum of the tasks' squared errors) / tasks; the interval is Student's. frame: rows of
+    `zero_shot` for one model.
 
     Raises UsageError if no metric is named and the frame holds several, if a task has no such metric (a mean that takes
     acc_norm where there is one and acc elsewhere is a mean of nothing), or if a task occurs twice.
@@ -130,7 +131,8 @@ def _frame(found: Mapping[str, Any], documents: pd.DataFrame, limit: float | Non
             name = _key(metric, kind)
             n = found["n-samples"][task]["effective"]
             answers = right.get((task, name))
-            low, high = Mean(float(value), error, n - 1).interval() if answers is None else wilson(answers.sum(), len(answers))
+            graded = Mean(float(value), error, n - 1)
+            low, high = graded.interval() if answers is None else wilson(answers.sum(), len(answers))
             rows.append({"task": task, "metric": name, "value": float(value), "low": low, "high": high, "stderr": error,
                          "n": n, "num_fewshot": found["n-shot"][task],
                          "chance": _chance(found["configs"][task], metric, samples), "limit": limit or 0,

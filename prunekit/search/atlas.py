@@ -160,8 +160,8 @@ def transfer(trees: Trees, settings: Mapping[str, Setting | Callable[[], Setting
 
 
 def atlas(frame: pd.DataFrame) -> pd.DataFrame:
-    """`transfer` as means: columns metric, setting, loss, low, high (95 % interval over windows), rank (1: lowest
-    loss in that setting), n."""
+    """`transfer` as means: columns metric, setting, loss, low, high (95 % interval over windows), rank (1:
+    lowest loss in that setting), n."""
     rows = []
     for (metric, setting), part in frame.groupby(["metric", "setting"], sort=False):
         values = part["loss"].to_numpy()
@@ -175,8 +175,9 @@ def rank_agreement(frame: pd.DataFrame, home: str) -> pd.DataFrame:
     """Kendall's tau-b between the order of the metrics in `home` and in every other setting of `transfer`.
 
     Columns: setting, tau, low, high, metrics. The interval resamples windows (those of home and of the other setting,
-    independently; `intervals.resampled`), so it says what other windows would have given, for these metrics. Metrics invalid in either
-    setting are left out. A tau of home's order against itself on other windows is the most that any setting can reach.
+    independently; `intervals.resampled`), so it says what other windows would have given, for these metrics.
+    Metrics invalid in either setting are left out. A tau of home's order against itself on other windows is
+    the most that any setting can reach.
     """
     tables = {name: part.pivot(index="metric", columns="window", values="loss").dropna()
               for name, part in frame.groupby("setting", sort=False)}
@@ -224,4 +225,5 @@ def winners_curse(frame: pd.DataFrame, home: str, other: str, chosen: Sequence[s
 
     drawn = [ratio(*means) for means in zip(_means(search.to_numpy(), 0), _means(unseen.to_numpy(), 1), strict=True)]
     low, high = percentiles(drawn)
-    return found, {"excess": ratio(search.mean(axis=1).to_numpy(), unseen.mean(axis=1).to_numpy()), "low": low, "high": high}
+    excess = ratio(search.mean(axis=1).to_numpy(), unseen.mean(axis=1).to_numpy())
+    return found, {"excess": excess, "low": low, "high": high}

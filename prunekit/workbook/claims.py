@@ -233,7 +233,8 @@ def page(profile: str) -> dict[str, Any]:
     left_open = (groups["protocol incomplete"][list(PROTOCOL)] == "unknown").sum()
     return {
         "rule": RULE, "ledger": ledger, "counts": {status: len(rows) for status, rows in groups.items()},
-        "beside": [(row, decimals((row.low, row.high), row.value, 2)) for row in ledger[ledger["ours"].notna()].itertuples()],
+        "beside": [(row, decimals((row.low, row.high), row.value, 2))
+                   for row in ledger[ledger["ours"].notna()].itertuples()],
         "commands": [(text, list(rows.itertuples()))
                      for text, rows in groups["not run here"].groupby("command", sort=False)],
         "incomplete": list(groups["protocol incomplete"].itertuples()),
@@ -296,7 +297,8 @@ def _sparser(profile: str) -> str:
 
     rows = [row for row in _rows(profile, "03_baselines", "against-wanda")
             if row["method"] == "pruner-zero" and row["pattern"] == "unstructured"]
-    shown = ", ".join(f"{row['ratio']:.{decimals([row['ratio']], 1)}f} at {row['sparsity']:.0%} ({row['verdict']})" for row in rows)
+    shown = ", ".join(f"{row['ratio']:.{decimals([row['ratio']], 1)}f} at {row['sparsity']:.0%} "
+                      f"({row['verdict']})" for row in rows)
     return f"Pruner-Zero's perplexity over Wanda's: {shown}." if rows else ""
 
 

@@ -68,7 +68,7 @@ def choose_from(draw: Callable[..., Figure], **choices: list[Any]) -> Shown | No
 def format_column(column: pd.Series, null: float | None = None) -> list[str]:
     """Cells as people read them: numbers of a column with the same few decimals, nothing for missing values.
 
-    null: what would be no difference; a number beside it gets as many decimals as it takes to print it on its own side.
+    null: what would be no difference; a number beside it gets as many decimals as print it on its own side.
     """
     import pandas as pd
 
@@ -113,9 +113,9 @@ _NULLS = {"ratio": 1.0, "difference": 0.0, "change": 0.0, "effect": 0.0}
 def readable(frame: pd.DataFrame) -> list[tuple[str, list[str], bool]]:
     """(heading, cells, are they numbers?) of each column as people read it.
 
-    Columns `low` and `high` (or `tuned_low` and `tuned_high`, …), which are bounds of 95 % intervals, become one; beside a
-    ratio or a difference their printed ends lie on the same side of no difference as they do. `holm_low` and `holm_high`
-    are bounds at the level that Holm's correction leaves.
+    Columns `low` and `high` (or `tuned_low` and `tuned_high`, …), which are bounds of 95 % intervals, become
+    one; beside a ratio or a difference their printed ends lie on the same side of no difference as they do.
+    `holm_low` and `holm_high` are bounds at the level that Holm's correction leaves.
     """
     import pandas as pd
 

@@ -54,8 +54,8 @@ def test_heads_that_cap_their_logits_go_through_the_model():
 
 
 @pytest.mark.parametrize(("nll", "message"), [
-    ([1.0, math.inf, 2.0], "the loss of 1 of 3 windows is not finite"), ([math.nan], "1 of 1"), ([], "shape (0,)"),
-    ([[1.0, 2.0]], "shape (1, 2)")])
+    ([1.0, math.inf, 2.0], "the loss of 1 of 3 windows is not finite"), ([math.nan], "1 of 1"),
+    ([], "shape (0,)"), ([[1.0, 2.0]], "shape (1, 2)")])
 def test_losses_that_are_none_are_refused_wherever_they_come_from(nll, message):
     with pytest.raises(pk.UsageError) as refused:
         Perplexity(np.array(nll))

@@ -14,7 +14,7 @@ from tests.evaluate.test_intervals import coverage, losses
 @pytest.mark.parametrize("skewed", [False, True])
 @pytest.mark.parametrize("correlation", [0, 0.25, 0.5])
 def test_intervals_hold_the_mean(n, skewed, correlation):
-    assert 0.93 <= coverage(n, correlation, skewed, 20_000) <= 0.973  # two standard errors of 20,000 above 97
+    assert 0.93 <= coverage(n, correlation, skewed, 20_000) <= 0.9725  # two standard errors above 97
 
 
 @pytest.mark.torture
@@ -24,5 +24,7 @@ def test_a_comparison_raises_few_alarms_and_finds_what_is_detectable(n):
     base = Perplexity(np.full(n, 3.0))
     found = [pk.compare(Perplexity(3.0 + y), base) for y in noise]
     assert 0.02 <= np.mean([one.distinguishable for one in found]) <= 0.06
-    shift = np.log(np.median([one.detectable for one in found]))
-    assert 0.78 <= np.mean([pk.compare(Perplexity(3.0 + y + shift), base).distinguishable for y in noise]) <= 0.92
+    shift = np.log(np.median([one.detectable for one in found]))  # what half of them say at most
+    power = np.mean([pk.compare(Perplexity(3.0 + y + by), base).distinguishable
+                     for y in noise for by in (shift, -shift)])
+    assert power == pytest.approx(0.8, abs=0.03)

@@ -239,7 +239,8 @@ def sources(values: np.ndarray, *, running: bool = False) -> Sources:
     seeds, items, rest = max(squares[0], squares[2]), max(squares[1], squares[2]), squares[2]
     whole, parts = seeds + items - rest, np.array([seeds, items, rest])
     error = math.sqrt(whole / y.size)
-    found = Mean(float(mean), error, float(whole ** 2 / (parts ** 2 / freedom).sum()) if error else 1.0)
+    satterthwaite = whole ** 2 / (parts ** 2 / freedom).sum() if error else 1.0
+    found = Mean(float(mean), error, float(max(satterthwaite, freedom.min())))  # less: of a difference of squares
     return Sources(found.value, error, found.interval(), found.p,
                    {"seeds": (seeds - rest) / n, "items": (items - rest) / s, "rest": rest}, (s, n))
 

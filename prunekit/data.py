@@ -328,6 +328,9 @@ def _embedded_windows(tokenizer: Any, role: str, n: int | None, seqlen: int, see
 
 def _packed(documents: Iterator[str], tokenizer: Any, n: int, seqlen: int) -> Tensor:
     """The first n windows of documents one after the other, each closed by the end-of-text token; fewer if they end."""
+    if tokenizer.eos_token_id is None:
+        raise UsageError("the tokenizer has no end-of-text token, which closes every document of these "
+                         "windows; set its eos_token, or give ready windows as a safetensors file.")
     ids: list[int] = []
     while len(ids) < n * seqlen and (batch := list(itertools.islice(documents, 64))):
         for tokens in _encode(tokenizer, batch):

@@ -18,14 +18,14 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from peft import LoraConfig, PeftModel
 from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
 
+from prunekit.evaluate.intervals import mean_of
+
 from .errors import UsageError
-from .evaluate.compare import bootstrap_means
 from .lora_layers import (
     ADAPTER_FILE,
     CONFIG_FILE,
@@ -243,13 +243,17 @@ class Tuned:
 def recovered(dense: Perplexity, pruned: Perplexity, tuned: Perplexity) -> tuple[float, float, float]:
     """The share of the perplexity gap that fine-tuning closes, (pruned - tuned) / (pruned - dense), and its 95 % interval.
 
-    All three on the same windows, which are resampled together (paired bootstrap). Raises UsageError if they are not.
+    All three on the same windows; the interval is that of the windows' first-order parts in the share (delta
+    method). Raises UsageError if they are not.
     """
     if len({len(found.nll) for found in (dense, pruned, tuned)}) > 1:
         raise UsageError("the three perplexities are not over the same windows; evaluate all on the same.")
-    d, p, t = (np.exp(bootstrap_means(found.nll)) for found in (dense, pruned, tuned))  # the same resamples, so paired
-    low, high = np.quantile((p - t) / (p - d), [0.025, 0.975])
-    return (pruned.value - tuned.value) / (pruned.value - dense.value), float(low), float(high)
+    gap = pruned.value - dense.value
+    share = (pruned.value - tuned.value) / gap
+    # What each window adds to a perplexity, to first order.
+    d, p, t = (found.value * (found.nll - found.nll.mean()) for found in (dense, pruned, tuned))
+    low, high = mean_of(share + (p - t - share * (p - d)) / gap, running=True).interval()
+    return share, low, high
 
 
 def mask_weights(model: nn.Module, keep: Mapping[str, Tensor]) -> None:

@@ -327,3 +327,14 @@ def test_leakage_flag():
     assert data.leaks("wikitext2", "c4", "wikitext2") and data.leaks("c4", "wikitext2", "wikitext2")
     assert data.leaks("c4", "c4", "wikitext2", roles="published")
     assert not data.leaks("c4", "c4", "wikitext2")
+
+
+def test_documents_cannot_be_closed_without_an_end_of_text_token(tmp_path):
+    rows = [json.dumps({"text": numbers(i, i + 40)}) for i in range(50)]
+    (tmp_path / "texts.jsonl").write_text("\n".join(rows))
+    tokenizer = Words()
+    tokenizer.eos_token_id = None
+    assert len(pk.token_windows(tmp_path / "texts.jsonl", tokenizer, "calibration", 2, 8)) == 2
+    for corpus in (tmp_path / "texts.jsonl", "embedded"):
+        with pytest.raises(pk.UsageError, match="no end-of-text token, which closes every document"):
+            pk.token_windows(corpus, tokenizer, "train", 2, 8)

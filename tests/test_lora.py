@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
+from scipy import stats
 from torch import nn
 from transformers import AutoModelForCausalLM
 
@@ -458,6 +459,20 @@ def test_the_recovered_share_by_hand():
     assert low < value < high and high - low < 0.3
     with pytest.raises(pk.UsageError, match="not over the same windows"):
         pk.recovered(of(0), of(0.3), Perplexity(dense[:40]))
+
+
+def test_the_recovered_shares_interval_is_scipys_bootstraps():
+    def share(*nll, axis):
+        d, p, t = (np.exp(values.mean(axis)) for values in nll)
+        return (p - t) / (p - d)
+
+    generator = np.random.default_rng(1)
+    shifts = np.array([[0], [0.3], [0.1]]) + generator.normal(0, 0.1, (3, 1000))
+    many = generator.normal(1.0, 0.2, 1000) + shifts
+    found = stats.bootstrap(tuple(many), share, paired=True, n_resamples=2000, rng=generator)
+    low, high = found.confidence_interval
+    _, *interval = pk.recovered(*map(Perplexity, many))
+    assert interval == pytest.approx((low, high), abs=0.1 * (high - low))
 
 
 @pytest.mark.parametrize(("make", "sentence"), [

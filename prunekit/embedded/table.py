@@ -45,7 +45,7 @@ def recipe_table(records: dict[str, dict[str, Any]]) -> Iterator[str]:
 
 
 def pruned_table(name: str) -> Iterator[str]:
-    """Perplexity of every method and setting with its 95 % bootstrap interval over windows."""
+    """Perplexity of every method and setting with its 95 % interval over windows."""
     import prunekit as pk
 
     model, tokenizer = pk.load_model(f"embedded/{name}")

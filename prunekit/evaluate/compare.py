@@ -1,74 +1,54 @@
-"""Comparisons with error bars: paired over windows, documents and seeds, "indistinguishable" where that is the answer.
+"""Comparisons with error bars: paired over windows and documents; "indistinguishable" where that is so.
 
     pk.compare(a, b)                    two perplexities on the same windows -> Comparison
     pk.compare_many({name: (a, b)})     several of them at once, Holm-corrected -> DataFrame
-    pk.compare_documents(a, b, "acc")   two models' answers to the same questions -> DataFrame, one row per task
-    pk.sources(differences)             how much of a difference is seeds, how much is windows or documents -> Sources
-    pk.holm(p)                          p-values corrected for their number
+    pk.compare_documents(a, b, "acc")   two models' answers to the same questions -> DataFrame, one row per
+    task pk.sources(differences)             how much of a difference is seeds, how much is windows or
+    documents -> Sources pk.holm(p)                          p-values corrected for their number
+
+The statistics are those of `evaluate/intervals.py`.
 """
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy import stats
 
-from ..errors import UsageError
+from prunekit.errors import UsageError
+from prunekit.evaluate.intervals import (
+    LEVEL,
+    Mean,
+    decimals,
+    exp_mean,
+    holm,
+    holm_levels,
+    mean_of,
+    neighbours,
+    pooled,
+    verdict,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from .perplexity import Perplexity
-
-LEVEL = 0.05  # two-sided
-_RESAMPLES = 2000
+    from prunekit.evaluate.perplexity import Perplexity
 
 
-@lru_cache(maxsize=16)
-def _resampled(n: int) -> np.ndarray:
-    """How often each of n windows is drawn in each resample, as weights (resamples, n) float32; fixed seed."""
-    return np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=_RESAMPLES).astype(np.float32) / n
-
-
-def bootstrap_means(values: np.ndarray) -> np.ndarray:
-    """Means of bootstrap resamples of values (n,): float64 (2000,), the same for the same n and values."""
-    centre = values.mean()
-    return centre + _resampled(len(values)) @ (values - centre)
-
-
-def holm(p: Iterable[float]) -> np.ndarray:
-    """Holm's corrected p-values, float64 in the order given: the k-th smallest of m times (m - k + 1), made monotone.
-
-    What stays below 0.05 is distinguishable with at most 5 % risk of a single false alarm among all m (Holm 1979).
-    """
-    p = np.asarray(list(p), dtype=float)
-    order = np.argsort(p, kind="stable")
-    raised = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
-    return np.minimum(raised, 1.0)[np.argsort(order, kind="stable")]
-
-
-def detectable(error: float, *, power: float = 0.8, level: float = LEVEL) -> float:
-    """The smallest true difference that a test at `level` finds with probability `power`: (z_{1-level/2} + z_power) * error.
-
-    error: standard error of the difference. With 5 % and 80 % this is 2.80 standard errors.
-    """
-    return float((stats.norm.isf(level / 2) + stats.norm.isf(1 - power)) * error)
-
-
-# --- perplexities --------------------------------------------------------------------------------------------------
+# --- perplexities -------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Comparison:
     """Of two models on the same n windows.
 
-    ratio: ppl(a) / ppl(b); interval: its 95 % paired bootstrap interval; p: of the paired t-test on the windows'
-    differences in nll (a bootstrap's p-value could not become small enough for Holm); detectable: the smallest ratio
-    above 1 that these windows would find with probability 0.8.
+    ratio: ppl(a) / ppl(b); interval: its 95 % interval; p: of a ratio of 1, from the same test of the
+    windows' differences in nll, so below 0.05 exactly where the interval excludes 1; detectable: the smallest
+    ratio above 1 that these windows would find with probability 0.8; correlation: of neighbouring windows'
+    differences, which the interval allows for (NaN below three windows).
     """
 
     ratio: float
@@ -76,71 +56,102 @@ class Comparison:
     n: int
     p: float
     detectable: float
+    correlation: float
 
     @property
     def distinguishable(self) -> bool:
-        return self.n > 1 and not self.interval[0] <= 1 <= self.interval[1]  # one window says nothing about its spread
+        return self.p < LEVEL
 
     @property
     def verdict(self) -> str:
-        """`lower`, `higher` or `indistinguishable`, by the interval (one comparison; for several see `compare_many`)."""
-        return _verdict(self.distinguishable, self.ratio - 1)
+        """`lower`, `higher` or `indistinguishable` (one comparison; for several see `compare_many`)."""
+        return verdict(self.p, self.ratio - 1)
 
     def __str__(self) -> str:
         low, high = self.interval
-        return f"{self.verdict} (ratio {self.ratio:.3f}, 95 % interval {low:.3f} to {high:.3f}, {self.n} windows)"
+        places = decimals((self.ratio, low, high), 1)
+        ratio, low, high = (f"{value:.{places}f}" for value in (self.ratio, low, high))
+        return f"{self.verdict} (ratio {ratio}, 95 % interval {low} to {high}, {self.n} windows)"
 
 
 def compare(a: Perplexity, b: Perplexity) -> Comparison:
-    """Perplexity of a against b: exp(mean of the windows' differences in nll), resampling windows as pairs.
+    """Perplexity of a against b: exp(mean of the windows' differences in nll).
 
-    a, b: `Perplexity` on the same windows. Raises UsageError if they are not paired.
+    a, b: `Perplexity` on the same windows, in the order of the text. Raises UsageError if they are not
+    paired.
     """
-    if len(a.nll) != len(b.nll) or a.meta.get("seqlen") != b.meta.get("seqlen"):
-        raise UsageError(f"perplexities over {len(a.nll)} and {len(b.nll)} windows are not paired; evaluate both on the same.")
-    differences = a.nll - b.nll
-    low, high = np.quantile(bootstrap_means(differences), [0.025, 0.975])
-    return Comparison(math.exp(differences.mean()), (math.exp(low), math.exp(high)), len(differences), _t_test(differences),
-                      math.exp(detectable(_error(differences))))
+    differences = _differences(a, b)
+    ratio, *interval = exp_mean(differences)
+    mean = mean_of(differences, running=True)
+    with np.errstate(over="ignore"):
+        least = float(np.exp(mean.detectable))
+    return Comparison(ratio, tuple(interval), len(differences), mean.p, least, neighbours(differences))
 
 
 def compare_many(pairs: Mapping[Any, tuple[Perplexity, Perplexity]]) -> pd.DataFrame:
-    """`compare` for every pair: columns name, ratio, low, high, n, p, p_holm, detectable, verdict (by p_holm)."""
+    """`compare` for every pair: columns name, ratio, low, high, n, correlation, p, p_holm, holm_low,
+    holm_high, detectable, verdict (by p_holm).
+
+    low, high: 95 %, of this pair alone; holm_low, holm_high: at the level that Holm's correction leaves it,
+    so that they exclude 1 exactly where p_holm is below 0.05.
+    """
     import pandas as pd
 
     found = {name: compare(a, b) for name, (a, b) in pairs.items()}
-    rows = [{"name": name, "ratio": c.ratio, "low": c.interval[0], "high": c.interval[1], "n": c.n, "p": c.p, "p_holm": p,
-             "detectable": c.detectable, "verdict": _verdict(p < LEVEL, c.ratio - 1)}
-            for (name, c), p in zip(found.items(), holm(c.p for c in found.values()), strict=True)]
-    return pd.DataFrame(rows, columns=["name", "ratio", "low", "high", "n", "p", "p_holm", "detectable", "verdict"])
+    p = [c.p for c in found.values()]
+    rows = []
+    for (name, c), p_holm, level in zip(found.items(), holm(p), holm_levels(p), strict=True):
+        _, low, high = exp_mean(_differences(*pairs[name]), level)
+        rows.append({"name": name, "ratio": c.ratio, "low": c.interval[0], "high": c.interval[1], "n": c.n,
+                     "correlation": c.correlation, "p": c.p, "p_holm": p_holm, "holm_low": low,
+                     "holm_high": high, "detectable": c.detectable, "verdict": verdict(p_holm, c.ratio - 1)})
+    return pd.DataFrame(rows, columns=["name", "ratio", "low", "high", "n", "correlation", "p", "p_holm",
+                                       "holm_low", "holm_high", "detectable", "verdict"])
 
 
-# --- documents -----------------------------------------------------------------------------------------------------
+def _differences(a: Perplexity, b: Perplexity) -> np.ndarray:
+    if len(a.nll) != len(b.nll) or a.meta.get("seqlen") != b.meta.get("seqlen"):
+        raise UsageError(f"perplexities over {len(a.nll)} and {len(b.nll)} windows are not paired; evaluate "
+                         "both on the same.")
+    return a.nll - b.nll
 
 
-def compare_documents(first: pd.DataFrame, second: pd.DataFrame, metric: str = "acc") -> pd.DataFrame:
-    """Two models' answers to the same questions, compared in pairs: one row per task, and one for the mean over tasks.
+# --- documents ----------------------------------------------------------------------------------------------
 
-    first, second: documents as `zero_shot(…, return_documents=True)` gives them. Columns: task, metric, n, first, second
-    (mean values), difference = first - second with its 95 % paired bootstrap interval (low, high), only_first and
-    only_second (documents that one alone gets right), p, p_holm (over the tasks), detectable, verdict (by p_holm).
-    p is McNemar's exact test where values are right or wrong, a paired t-test elsewhere. Fewer than six disagreements are
-    never significant in McNemar's test, so what it can detect has a floor, however alike the two are. The row `mean` gives
-    every task the same weight; its p is that of the normal test and its own single question, so it is not corrected.
 
-    Raises UsageError if the two hold other documents, or none with that metric.
+def compare_documents(first: pd.DataFrame, second: pd.DataFrame, metric: str = "acc", *,
+                      level: float = LEVEL) -> pd.DataFrame:
+    """Two models' answers to the same questions, in pairs: a row per task, and one for the mean over tasks.
+
+    first, second: documents as `zero_shot(…, return_documents=True)` gives them. Columns: task, metric, n,
+    first, second (mean values), difference = first - second with its interval (low, high; 95 % unless `level`
+    is another), only_first and only_second (documents that one alone gets right), p, p_holm (over the tasks),
+    holm_low and holm_high (the interval that excludes 0 where p_holm is below 0.05), detectable, verdict (by
+    p_holm).
+
+    p is McNemar's exact test where values are right or wrong, a paired t-test elsewhere. Fewer than six
+    disagreements are never significant in McNemar's test, so what it can detect has a floor, however alike
+    the two are. Its interval is the wider, at each end, of what the test leaves of the disagreements (Clopper
+    and Pearson) and of Bonett's and Price's (2012), but excludes 0 exactly where p is below `level`. The row
+    `mean` gives every task the same weight; its p is of its own single question, so it is not corrected.
+
+    Raises UsageError if the two hold other documents, one of them twice, or none with that metric.
     """
     import pandas as pd
 
     pairs = _paired(first, second, metric)
-    differences = {task: (rows["first"] - rows["second"]).to_numpy() for task, rows in pairs.groupby("task", sort=False)}
-    frame = pd.DataFrame([_task_row(task, metric, rows) for task, rows in pairs.groupby("task", sort=False)])
+    tasks = dict(list(pairs.groupby("task", sort=False)))
+    differences = {task: (rows["first"] - rows["second"]).to_numpy() for task, rows in tasks.items()}
+    frame = pd.DataFrame([_task_row(task, metric, rows, level) for task, rows in tasks.items()])
     frame["p_holm"] = holm(frame["p"])
+    frame[["holm_low", "holm_high"]] = [_interval(values, at) for values, at in
+                                        zip(differences.values(), holm_levels(frame["p"]), strict=True)]
     if len(differences) > 1:
-        frame = pd.concat([frame, pd.DataFrame([_mean_row(frame, metric, differences)])], ignore_index=True)
-    frame["verdict"] = [_verdict(row.p_holm < LEVEL, row.difference) for row in frame.itertuples()]
-    return frame[["task", "metric", "n", "first", "second", "difference", "low", "high", "only_first", "only_second", "p",
-                  "p_holm", "detectable", "verdict"]]
+        mean = pd.DataFrame([_mean_row(frame, metric, differences, level)])
+        frame = pd.concat([frame, mean], ignore_index=True)
+    frame["verdict"] = [verdict(row.p_holm, row.difference) for row in frame.itertuples()]
+    return frame[["task", "metric", "n", "first", "second", "difference", "low", "high", "only_first",
+                  "only_second", "p", "p_holm", "holm_low", "holm_high", "detectable", "verdict"]]
 
 
 def _paired(first: pd.DataFrame, second: pd.DataFrame, metric: str) -> pd.DataFrame:
@@ -149,43 +160,60 @@ def _paired(first: pd.DataFrame, second: pd.DataFrame, metric: str) -> pd.DataFr
     if a.empty or b.empty:
         known = sorted(set(first["metric"]) | set(second["metric"]))
         raise UsageError(f"there are no documents with the metric '{metric}' (known: {', '.join(known)}).")
-    pairs = a.rename(columns={"value": "first"}).merge(b.rename(columns={"value": "second"}), on=keys, validate="one_to_one")
+    for frame in (a, b):
+        if (again := frame.duplicated(keys)).any():
+            task, document = frame.loc[again, keys].iloc[0]
+            raise UsageError(f"document '{document}' of task '{task}' occurs more than once; give those of "
+                             "one model.")
+    pairs = a.rename(columns={"value": "first"}).merge(b.rename(columns={"value": "second"}), on=keys)
     if len(pairs) != len(a) or len(pairs) != len(b):
-        raise UsageError(f"{len(a)} and {len(b)} documents are not the same ones ({len(pairs)} in common); evaluate both models "
-                         "on the same tasks with the same limit.")
+        raise UsageError(f"{len(a)} and {len(b)} documents are not the same ones ({len(pairs)} in common); "
+                         "evaluate both models on the same tasks with the same limit.")
     return pairs
 
 
-def _task_row(task: str, metric: str, rows: pd.DataFrame) -> dict[str, Any]:
-    first, second = rows["first"].to_numpy(float), rows["second"].to_numpy(float)
-    difference = first - second
-    low, high = np.quantile(_resampled_mean(difference), [0.025, 0.975])
+def _task_row(task: str, metric: str, rows: pd.DataFrame, level: float) -> dict[str, Any]:
+    difference = (rows["first"] - rows["second"]).to_numpy()
+    low, high = _interval(difference, level)
     only_first, only_second = int((difference > 0).sum()), int((difference < 0).sum())
-    binary = np.isin(np.concatenate([first, second]), (0, 1)).all()
-    p = _mcnemar(only_first, only_second) if binary else _t_test(difference)
-    least = _mcnemar_floor(len(rows)) if binary else 0.0
-    return {"task": task, "metric": metric, "n": len(rows), "first": first.mean(), "second": second.mean(),
-            "difference": difference.mean(), "low": low, "high": high, "only_first": only_first, "only_second": only_second,
-            "p": p, "detectable": max(detectable(_error(difference)), least)}
+    binary, mean = _binary(difference), _mean(difference)
+    return {"task": task, "metric": metric, "n": len(rows), "first": rows["first"].mean(),
+            "second": rows["second"].mean(), "difference": mean.value, "low": low, "high": high,
+            "only_first": only_first, "only_second": only_second,
+            "p": _mcnemar(only_first, only_second) if binary else mean.p,
+            "detectable": max(mean.detectable, _mcnemar_floor(len(rows)) if binary else 0.0)}
 
 
-def _mean_row(frame: pd.DataFrame, metric: str, differences: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    error = math.sqrt(sum(_error(values) ** 2 for values in differences.values())) / len(differences)
-    difference = frame["difference"].mean()
-    low, high = np.quantile(np.mean([_resampled_mean(values, place) for place, values in enumerate(differences.values())],
-                                    axis=0), [0.025, 0.975])
-    p = float(2 * stats.norm.sf(abs(difference) / error)) if error else 1.0
+def _mean_row(frame: pd.DataFrame, metric: str, differences: Mapping[str, np.ndarray], level: float
+              ) -> dict[str, Any]:
+    mean = pooled([_mean(values) for values in differences.values()])
+    low, high = mean.interval(level)
     return {"task": "mean", "metric": metric, "n": frame["n"].sum(), "first": frame["first"].mean(),
-            "second": frame["second"].mean(), "difference": difference, "low": low, "high": high,
-            "only_first": frame["only_first"].sum(), "only_second": frame["only_second"].sum(), "p": p, "p_holm": p,
-            "detectable": detectable(error) if error else math.nan}
+            "second": frame["second"].mean(), "difference": mean.value, "low": low, "high": high,
+            "only_first": frame["only_first"].sum(), "only_second": frame["only_second"].sum(), "p": mean.p,
+            "p_holm": mean.p, "holm_low": low, "holm_high": high, "detectable": mean.detectable}
 
 
-def _resampled_mean(values: np.ndarray, seed: int = 0) -> np.ndarray:
-    """As `bootstrap_means`, by how often each distinct value is drawn: thousands of documents, but few values."""
-    distinct, counts = np.unique(values, return_counts=True)
-    drawn = np.random.default_rng(seed).multinomial(len(values), counts / len(values), size=_RESAMPLES)
-    return drawn @ distinct / len(values)
+def _binary(differences: np.ndarray) -> bool:
+    return bool(np.isin(differences, (-1, 0, 1)).all())
+
+
+def _mean(differences: np.ndarray) -> Mean:
+    """Of right or wrong answers with Bonett's and Price's error, as if each model had won once more."""
+    if not _binary(differences):
+        return mean_of(differences, running=False)
+    n, more = len(differences), differences.sum()
+    return Mean(more / n, math.sqrt(np.abs(differences).sum() + 2 - more ** 2 / (n + 2)) / (n + 2), n - 1)
+
+
+def _interval(differences: np.ndarray, level: float) -> tuple[float, float]:
+    low, high = _mean(differences).interval(level)
+    unlike = int(np.abs(differences).sum())
+    if not _binary(differences) or not unlike:
+        return low, high
+    found = stats.binomtest(int((differences > 0).sum()), unlike).proportion_ci(1 - level, method="exact")
+    bottom, top = ((2 * share - 1) * unlike / len(differences) for share in found)
+    return bottom if low <= 0 < bottom else min(low, bottom), top if top < 0 <= high else max(high, top)
 
 
 def _mcnemar(only_first: int, only_second: int) -> float:
@@ -198,78 +226,3 @@ def _mcnemar_floor(n: int, power: float = 0.8) -> float:
     """The difference at which n documents, all disagreements one way, are significant with that probability."""
     fewest = math.ceil(1 - math.log2(LEVEL))  # 2 / 2^6 < 0.05
     return float(stats.beta.ppf(power, fewest, n - fewest + 1)) if n >= fewest else math.inf
-
-
-# --- seeds ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Sources:
-    """What a mean over seeds and items (windows, documents) is uncertain about.
-
-    mean; error: its standard error for new seeds and new items; interval: 95 %; p: of the mean being zero; variances:
-    of `seeds`, `items` and `rest` (their interaction), each the variance of one value.
-    """
-
-    mean: float
-    error: float
-    interval: tuple[float, float]
-    p: float
-    variances: dict[str, float]
-    shape: tuple[int, int]
-
-    @property
-    def shares(self) -> dict[str, float]:
-        """The share of the mean's squared error that more seeds, more items, or more of either would remove."""
-        seeds, items = self.shape
-        parts = {"seeds": self.variances["seeds"] / seeds, "items": self.variances["items"] / items,
-                 "rest": self.variances["rest"] / (seeds * items)}
-        total = sum(parts.values())
-        return {name: part / total if total else 0.0 for name, part in parts.items()}
-
-    @property
-    def distinguishable(self) -> bool:
-        return self.p < LEVEL
-
-
-def sources(values: np.ndarray) -> Sources:
-    """Two-way analysis of variance, y_si = mu + a_s + b_i + e_si, for values (seeds, items), float.
-
-    values: usually paired differences, as nll of a minus nll of b for every calibration seed (rows) and window (columns),
-    or correct(a) - correct(b) per document. Components are those of the mean squares, cut at zero; the interval is Student's
-    with Satterthwaite's degrees of freedom, so that three seeds count as three (with three it holds the mean in 92 to 96 of
-    100 cases). Raises UsageError below 2 seeds or 2 items.
-    """
-    y = np.asarray(values, dtype=float)
-    if y.ndim != 2 or min(y.shape) < 2:
-        raise UsageError(f"values of shape {y.shape} have no two sources of variance; give (seeds, items), at least 2 of each.")
-    s, n = y.shape
-    rows, columns, mean = y.mean(1, keepdims=True), y.mean(0, keepdims=True), y.mean()
-    freedom = np.array([s - 1, n - 1, (s - 1) * (n - 1)])
-    squares = np.array([n * ((rows - mean) ** 2).sum(), s * ((columns - mean) ** 2).sum(),
-                        ((y - rows - columns + mean) ** 2).sum()]) / freedom
-    seeds, items, rest = max(squares[0], squares[2]), max(squares[1], squares[2]), squares[2]
-    error = math.sqrt((seeds + items - rest) / y.size)
-    within = (seeds + items - rest) ** 2 / (np.array([seeds, items, rest]) ** 2 / freedom).sum() if error else 1.0
-    reach = stats.t.ppf(1 - LEVEL / 2, within) * error
-    p = float(2 * stats.t.sf(abs(mean) / error, within)) if error else float(mean == 0)
-    return Sources(float(mean), error, (mean - reach, mean + reach), p,
-                   {"seeds": (seeds - rest) / n, "items": (items - rest) / s, "rest": rest}, (s, n))
-
-
-# --- small ---------------------------------------------------------------------------------------------------------
-
-
-def _error(values: np.ndarray) -> float:
-    """Standard error of a mean; infinite for a single value, which says nothing about its spread."""
-    return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.inf
-
-
-def _t_test(differences: np.ndarray) -> float:
-    if len(differences) < 2 or not differences.std():
-        return float(len(differences) < 2 or not differences.any())  # equal everywhere: 1; the same shift everywhere: 0
-    return float(stats.ttest_1samp(differences, 0).pvalue)
-
-
-def _verdict(distinguishable: bool, difference: float) -> str:
-    return "indistinguishable" if not distinguishable else "lower" if difference < 0 else "higher"

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..errors import UsageError
-from ..models import check_windows
-from .compare import bootstrap_means
-from .perplexity import BATCH_TOKENS, cut, logit_pieces
+from prunekit.errors import UsageError
+from prunekit.evaluate.intervals import mean_of
+from prunekit.evaluate.perplexity import BATCH_TOKENS, cut, logit_pieces
+from prunekit.models import check_windows
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,12 @@ class Divergence:
     meta: dict[str, Any] = field(default_factory=dict)
 
     def row(self) -> dict[str, Any]:
-        """Means over windows with their 95 % bootstrap intervals: kl, kl_low, kl_high, changed, changed_low, changed_high, n."""
+        """Means over windows, 95 % intervals: kl, kl_low, kl_high, changed, changed_low, changed_high, n."""
         row: dict[str, Any] = {**self.meta, "n": len(self.kl)}
         for name in ("kl", "changed"):
-            values = getattr(self, name)
-            low, high = np.quantile(bootstrap_means(values), [0.025, 0.975])
-            row |= {name: float(values.mean()), f"{name}_low": float(low), f"{name}_high": float(high)}
+            mean = mean_of(getattr(self, name), running=True)
+            low, high = mean.interval()
+            row |= {name: mean.value, f"{name}_low": low, f"{name}_high": high}
         return row
 
 

@@ -48,8 +48,9 @@ def load_tasks(names: Sequence[str], *, datasets: Mapping[str, str | Path] | Non
     for name, leaves in parts.items():
         split = {leaf: _folder(leaf, configs[leaf], local) for leaf in leaves}
         specs = [leaf if folder is None else _from_folder(leaf, configs[leaf], folder) for leaf, folder in split.items()]
-        for spec in specs if any(split.values()) else [name]:
-            tasks |= _load(manager, spec, {leaf: configs[leaf] for leaf in leaves})
+        parted = zip(specs, split.values(), strict=True) if any(split.values()) else [(name, None)]
+        for spec, folder in parted:
+            tasks |= _load(manager, spec, {leaf: configs[leaf] for leaf in leaves}, folder)
     return tasks
 
 
@@ -80,6 +81,11 @@ def with_fewshot(tasks: Mapping[str, Any], count: int | None) -> dict[str, Any]:
         if own is None or (count is not None and own != 0):
             task.set_config(key="num_fewshot", value=count or 0)
         task.set_fewshot_seed(seed=_SEEDS["fewshot"])
+        examples = getattr(getattr(task, "sampler", None), "df", True)
+        if (wanted := task.get_config("num_fewshot")) and not examples:
+            split = task.config.fewshot_split or task.config.training_split
+            raise UsageError(f"task '{task.config.task}' has no documents in its split '{split}' to take "
+                             f"{wanted} examples from; add that split to its folder, or ask without any.")
     return copies
 
 
@@ -155,8 +161,11 @@ def _folder(name: str, config: Mapping[str, Any], local: Mapping[str, Any]) -> P
 def _from_folder(name: str, config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """The task with its data from a folder, as a group of one: lm-eval's way of changing a task's settings."""
     def read(**_: Any) -> Any:
-        return _read(folder, config.get("dataset_name"), [split for split in (config.get("test_split"), config.get(
-            "validation_split")) if split][:1])
+        asked = [split for split in (config.get("test_split"), config.get("validation_split")) if split][:1]
+        data = _read(folder, config.get("dataset_name"), asked)
+        for split in {config.get("training_split"), config.get("fewshot_split")} - {None, *data}:
+            data[split] = data[asked[0]].select([])  # lm-eval reads the examples even where it shows none
+        return data
 
     return {"group": f"{name} from a folder", "task": [{"task": name, "custom_dataset": read, "dataset_kwargs": {}}]}
 
@@ -177,7 +186,8 @@ def _read(folder: Path, subset: str | None, needed: Sequence[str]) -> Any:
     return data
 
 
-def _load(manager: Any, spec: str | dict[str, Any], configs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def _load(manager: Any, spec: str | dict[str, Any], configs: Mapping[str, Mapping[str, Any]],
+          folder: Path | None = None) -> dict[str, Any]:
     try:
         with hub_or_cache():
             return manager.load([spec])["tasks"]
@@ -188,7 +198,12 @@ def _load(manager: Any, spec: str | dict[str, Any], configs: Mapping[str, Mappin
     except Exception as error:  # the hub client and datasets raise a dozen kinds of error for one fact
         data = dict.fromkeys(f"'{c['dataset_path']}'" + (f" ({c['dataset_name']})" if c.get("dataset_name") else "")
                              for c in configs.values() if c.get("dataset_path"))
-        reason = next(iter(str(error).strip().splitlines()), "")[:150] or type(error).__name__
+        cause = error.__cause__ or error
+        reason = next(iter(str(cause).strip().splitlines()), "")[:150] or type(cause).__name__
+        if folder:
+            raise UsageError(f"task {_named(configs)} cannot be read from {folder} ({reason}); that folder "
+                             f"should hold the splits and fields of {', '.join(data)}, for instance as "
+                             "{train,validation,test}.jsonl.") from error
         raise UsageError(f"task {_named(configs)} needs the data set {', '.join(list(data)[:3])}, which cannot be had ({reason}); "
                          f"connect to the network once, or give a folder that holds it: datasets={{'{next(iter(configs))}': "
                          f"'FOLDER'}} (--datasets {next(iter(configs))}=FOLDER).") from error

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..errors import UsageError
-
-_RESAMPLES = 2000
+from prunekit.errors import UsageError
+from prunekit.evaluate.intervals import RESAMPLES
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ def leakage(cells: Mapping[tuple[str, str, str, int], tuple[np.ndarray, np.ndarr
                          f"{len(seeds)} seeds: give every combination of at least two corpora.")
     generator = np.random.default_rng(0)
     by_seed = _counts(generator, len(seeds))
-    arms = np.zeros((4, 1 + _RESAMPLES))  # rival out, rival in, leader out, leader in
+    arms = np.zeros((4, 1 + RESAMPLES))  # rival out, rival in, leader out, leader in
     windows = 0
     for test in corpora:
         of_test = {cell: np.asarray(values, dtype=float) for cell, values in cells.items() if cell[2] == test}
@@ -68,7 +67,7 @@ def leakage(cells: Mapping[tuple[str, str, str, int], tuple[np.ndarray, np.ndarr
 
 def _counts(generator: np.random.Generator, n: int) -> np.ndarray:
     """How often each of n is drawn, as weights (1 + resamples, n); first of all everything once."""
-    drawn = generator.multinomial(n, np.full(n, 1 / n), size=_RESAMPLES)
+    drawn = generator.multinomial(n, np.full(n, 1 / n), size=RESAMPLES)
     return np.vstack([np.ones(n), drawn]) / n
 
 

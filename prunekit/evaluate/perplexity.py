@@ -1,7 +1,6 @@
 """Perplexity, with what its windows say about its uncertainty."""
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..data import check_seqlen
-from ..errors import UsageError
-from ..models import check_windows
-from .compare import bootstrap_means
+from prunekit.data import check_seqlen
+from prunekit.errors import UsageError
+from prunekit.evaluate.intervals import exp_mean
+from prunekit.models import check_windows
 
 LOGIT_BUDGET = 2**25  # logits alive at once: 128 MiB in float32
 BATCH_TOKENS = 4096
@@ -23,20 +22,30 @@ BATCH_TOKENS = 4096
 
 @dataclass(frozen=True)
 class Perplexity:
-    """exp(mean of `nll`). nll: mean negative log-likelihood of each window, nats per predicted token, float64."""
+    """exp(mean of `nll`).
+
+    nll: mean negative log-likelihood of each window, nats per predicted token, float64 (n,). Raises UsageError if
+    there is no loss, or one that is not finite.
+    """
 
     nll: np.ndarray
     meta: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if np.ndim(self.nll) != 1 or not len(self.nll):
+            raise UsageError(f"losses of shape {np.shape(self.nll)} are not one for each window.")
+        if wrong := int((~np.isfinite(self.nll)).sum()):
+            raise UsageError(f"the loss of {wrong} of {len(self.nll)} windows is not finite; evaluate in "
+                             "float32.")
+
     @property
     def value(self) -> float:
-        return math.exp(self.nll.mean())
+        return exp_mean(self.nll)[0]
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95 % bootstrap interval over windows (percentile, fixed seed)."""
-        low, high = np.quantile(bootstrap_means(self.nll), [0.025, 0.975])
-        return math.exp(low), math.exp(high)
+        """95 %, for other windows of such text, whose neighbours may be alike: `intervals.exp_mean`."""
+        return exp_mean(self.nll)[1:]
 
     def row(self) -> dict[str, Any]:
         low, high = self.interval
@@ -67,8 +76,6 @@ def perplexity(model: nn.Module, tokens: Tensor, seqlen: int = 128, *, progress:
     finally:
         model.train(training)
     nll = torch.cat(losses).numpy()
-    if not np.isfinite(nll).all():
-        raise UsageError(f"the loss of {int((~np.isfinite(nll)).sum())} of {len(nll)} windows is not finite; evaluate in float32.")
     return Perplexity(nll, {"seqlen": seqlen, "windows": len(nll), "dtype": str(model.dtype).removeprefix("torch."), **(meta or {})})
 
 

@@ -13,8 +13,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import UsageError
-from .harness import load_tasks, quiet, with_fewshot
+from prunekit.errors import UsageError
+from prunekit.evaluate.harness import load_tasks, quiet, with_fewshot
+from prunekit.evaluate.intervals import Mean, pooled, wilson
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,7 +29,7 @@ def zero_shot(model: nn.Module, tokenizer: Any, tasks: Sequence[str] | Mapping[s
     """Evaluate a model in memory on lm-eval's tasks: one row per task and metric.
 
     Columns: task, metric (acc and acc_norm are two; one of several filters is named as lm-eval does, `exact_match,strict`),
-    value, low, high (95 %: Wilson's where answers are right or wrong, else value -+ 1.96 stderr), stderr (lm-eval's), n
+    value, low, high (95 %: Wilson's where answers are right or wrong, else Student's), stderr (lm-eval's), n
     (documents), num_fewshot, chance (of guessing among the choices; NaN where that means nothing), limit (0: none),
     task_version, harness.
 
@@ -66,7 +67,8 @@ def zero_shot(model: nn.Module, tokenizer: Any, tasks: Sequence[str] | Mapping[s
 def mean_over(frame: pd.DataFrame, metric: str | None = None) -> pd.Series:
     """The mean of one metric over tasks, each with the same weight: metric, tasks, value, low, high, stderr, chance, n.
 
-    stderr = sqrt(sum of the tasks' squared errors) / tasks. frame: rows of `zero_shot` for one model.
+    stderr = sqrt(sum of the tasks' squared errors) / tasks; the interval is Student's. frame: rows of
+    `zero_shot` for one model.
 
     Raises UsageError if no metric is named and the frame holds several, if a task has no such metric (a mean that takes
     acc_norm where there is one and acc elsewhere is a mean of nothing), or if a task occurs twice.
@@ -84,9 +86,10 @@ def mean_over(frame: pd.DataFrame, metric: str | None = None) -> pd.Series:
                          "or choose the tasks that have it first.")
     if rows["task"].duplicated().any():
         raise UsageError(f"task '{rows['task'][rows['task'].duplicated()].iloc[0]}' occurs more than once; give one model's rows.")
-    value, error = rows["value"].mean(), math.sqrt((rows["stderr"] ** 2).sum()) / len(rows)
-    return pd.Series({"metric": metric, "tasks": len(rows), "value": value, "low": value - 1.96 * error,
-                      "high": value + 1.96 * error, "stderr": error, "chance": rows["chance"].mean(), "n": rows["n"].sum()})
+    mean = pooled([Mean(row.value, row.stderr, row.n - 1) for row in rows.itertuples()])
+    low, high = mean.interval()
+    return pd.Series({"metric": metric, "tasks": len(rows), "value": mean.value, "low": low, "high": high,
+                      "stderr": mean.error, "chance": rows["chance"].mean(), "n": rows["n"].sum()})
 
 
 def default_tasks(model: str) -> list[str]:
@@ -127,21 +130,15 @@ def _frame(found: Mapping[str, Any], documents: pd.DataFrame, limit: float | Non
             error = found["results"][task].get(f"{metric}_stderr,{kind}")
             error = float(error) if isinstance(error, (int, float)) else math.nan
             name = _key(metric, kind)
-            low, high = _interval(float(value), error, right.get((task, name)))
+            n = found["n-samples"][task]["effective"]
+            answers = right.get((task, name))
+            graded = Mean(float(value), error, n - 1)
+            low, high = graded.interval() if answers is None else wilson(answers.sum(), len(answers))
             rows.append({"task": task, "metric": name, "value": float(value), "low": low, "high": high, "stderr": error,
-                         "n": found["n-samples"][task]["effective"], "num_fewshot": found["n-shot"][task],
+                         "n": n, "num_fewshot": found["n-shot"][task],
                          "chance": _chance(found["configs"][task], metric, samples), "limit": limit or 0,
                          "task_version": found["versions"].get(task), "harness": f"lm-eval {__version__}"})
     return pd.DataFrame(rows)
-
-
-def _interval(value: float, error: float, right: pd.Series | None) -> tuple[float, float]:
-    from scipy.stats import binomtest
-
-    if right is None:
-        return value - 1.96 * error, value + 1.96 * error
-    found = binomtest(int(right.sum()), len(right)).proportion_ci(method="wilson")
-    return found.low, found.high
 
 
 def _chance(config: Mapping[str, Any], metric: str, samples: list[dict[str, Any]]) -> float:

@@ -20,8 +20,8 @@ import pandas as pd
 from scipy import stats
 
 from prunekit.errors import UsageError
-from prunekit.evaluate.compare import LEVEL, holm
-from prunekit.search.traits import SHAPE, counted, first_parents, wilson
+from prunekit.evaluate.intervals import LEVEL, holm, wilson
+from prunekit.search.traits import SHAPE, counted, first_parents
 
 LEAST = 10  # distinct metrics with a trait, and without it, before it is asked about
 FEWEST = 50  # distinct metrics before anything is asked

@@ -1,7 +1,7 @@
 """Where metrics agree, what their disputes are worth, and whether an order of metrics travels to other settings."""
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 
 import numpy as np
@@ -12,14 +12,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from prunekit.errors import UsageError
-from prunekit.evaluate.compare import bootstrap_means
+from prunekit.evaluate.intervals import mean_of, percentiles, resampled
 from prunekit.metric.tree import Tree, defect
 from prunekit.pruning.masks import keep_mask, zero_out
 from prunekit.pruning.pattern import parse_task
 from prunekit.search.evaluator import Bench, Evaluator
 
 Trees = Mapping[str, Tree]
-_RESAMPLES = 500
 
 
 # Masks --------------------------------------------------------------------------------------------------------------------
@@ -82,7 +81,7 @@ def flip_disputed(bench: Bench, first: Tree, second: Tree, task: float | str = 0
     """What the disputes are worth: the model pruned by `first`, with `second`'s mask in one kind of layer or one block.
 
     Columns: by ("kind", "block" or "all"), part, disputed (share of those layers' weights that change hands), change (of
-    the mean loss, nats per token: above 0, `first` was right there), low, high (95 % paired bootstrap interval over
+    the mean loss, nats per token: above 0, `first` was right there), low, high (95 % paired interval over
     windows), n. windows: LongTensor (n, seqlen); default, the bench's search windows. The model is dense again afterwards.
     """
     windows = bench.search if windows is None else windows
@@ -98,7 +97,7 @@ def flip_disputed(bench: Bench, first: Tree, second: Tree, task: float | str = 0
             differing = sum(int((masks[0][i] != masks[1][i]).sum()) for i, turn in enumerate(turned) if turn)
             weights = sum(mask.numel() for mask, turn in zip(mixed, turned, strict=True) if turn)
             change = _measured(bench, mixed, windows) - base
-            low, high = np.quantile(bootstrap_means(change), [0.025, 0.975])
+            low, high = mean_of(change, running=True).interval()
             rows.append({"by": by, "part": f"block {part}" if by == "block" else part, "disputed": differing / weights,
                          "change": change.mean(), "low": low, "high": high, "n": len(change)})
     finally:
@@ -161,12 +160,12 @@ def transfer(trees: Trees, settings: Mapping[str, Setting | Callable[[], Setting
 
 
 def atlas(frame: pd.DataFrame) -> pd.DataFrame:
-    """`transfer` as means: columns metric, setting, loss, low, high (95 % bootstrap interval over windows), rank (1: lowest
-    loss in that setting), n."""
+    """`transfer` as means: columns metric, setting, loss, low, high (95 % interval over windows), rank (1:
+    lowest loss in that setting), n."""
     rows = []
     for (metric, setting), part in frame.groupby(["metric", "setting"], sort=False):
         values = part["loss"].to_numpy()
-        low, high = np.quantile(bootstrap_means(values), [0.025, 0.975]) if np.isfinite(values).all() else (np.nan, np.nan)
+        low, high = mean_of(values, running=True).interval()
         rows.append({"metric": metric, "setting": setting, "loss": values.mean(), "low": low, "high": high, "n": len(values)})
     found = pd.DataFrame(rows, columns=["metric", "setting", "loss", "low", "high", "n"])
     return found.assign(rank=found.groupby("setting")["loss"].rank())
@@ -176,8 +175,9 @@ def rank_agreement(frame: pd.DataFrame, home: str) -> pd.DataFrame:
     """Kendall's tau-b between the order of the metrics in `home` and in every other setting of `transfer`.
 
     Columns: setting, tau, low, high, metrics. The interval resamples windows (those of home and of the other setting,
-    independently; 500 times), so it says what other windows would have given, for these metrics. Metrics invalid in either
-    setting are left out. A tau of home's order against itself on other windows is the most that any setting can reach.
+    independently; `intervals.resampled`), so it says what other windows would have given, for these metrics.
+    Metrics invalid in either setting are left out. A tau of home's order against itself on other windows is
+    the most that any setting can reach.
     """
     tables = {name: part.pivot(index="metric", columns="window", values="loss").dropna()
               for name, part in frame.groupby("setting", sort=False)}
@@ -190,17 +190,15 @@ def rank_agreement(frame: pd.DataFrame, home: str) -> pd.DataFrame:
             continue
         ours, theirs = (t.loc[shared].to_numpy() for t in (tables[home], table))
         drawn = [kendalltau(a, b).statistic for a, b in zip(_means(ours, 0), _means(theirs, 1), strict=True)]
-        low, high = np.nanquantile(drawn, [0.025, 0.975])
+        low, high = percentiles(drawn)
         rows.append({"setting": name, "tau": kendalltau(ours.mean(1), theirs.mean(1)).statistic, "low": low, "high": high,
                      "metrics": len(shared)})
     return pd.DataFrame(rows, columns=["setting", "tau", "low", "high", "metrics"])
 
 
-def _means(losses: np.ndarray, seed: int) -> Iterator[np.ndarray]:
-    """Means over windows (columns) resampled, the same windows for all metrics."""
-    rng = np.random.default_rng(seed)
-    for _ in range(_RESAMPLES):
-        yield losses[:, rng.integers(losses.shape[1], size=losses.shape[1])].mean(1)
+def _means(losses: np.ndarray, seed: int) -> np.ndarray:
+    """Means over windows (columns) resampled, the same windows for all metrics: (resamples, metrics)."""
+    return resampled(losses.shape[1], seed) @ losses.T
 
 
 def winners_curse(frame: pd.DataFrame, home: str, other: str, chosen: Sequence[str]) -> tuple[pd.DataFrame, dict[str, float]]:
@@ -226,6 +224,6 @@ def winners_curse(frame: pd.DataFrame, home: str, other: str, chosen: Sequence[s
         return float(np.expm1(growth[ours].mean() - growth[~ours].mean()))
 
     drawn = [ratio(*means) for means in zip(_means(search.to_numpy(), 0), _means(unseen.to_numpy(), 1), strict=True)]
-    low, high = np.nanquantile(drawn, [0.025, 0.975]) if np.isfinite(drawn).any() else (np.nan, np.nan)
-    return found, {"excess": ratio(search.mean(axis=1).to_numpy(), unseen.mean(axis=1).to_numpy()), "low": float(low),
-                   "high": float(high)}
+    low, high = percentiles(drawn)
+    excess = ratio(search.mean(axis=1).to_numpy(), unseen.mean(axis=1).to_numpy())
+    return found, {"excess": excess, "low": low, "high": high}

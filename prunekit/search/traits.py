@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from prunekit.errors import UsageError
+from prunekit.evaluate.intervals import wilson
 from prunekit.metric.ops import TERMINALS, symbols
 from prunekit.metric.rank import canonical
 from prunekit.metric.text import fold
@@ -154,14 +154,6 @@ def contains(frame: pd.DataFrame, name: str) -> pd.Series:
 def counted(frame: pd.DataFrame) -> list[str]:
     """The symbols that a frame of traits counts."""
     return [name for name in symbols("extended") if name in frame]
-
-
-def wilson(count: int, n: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share; of nothing, NaN."""
-    if not n:
-        return math.nan, math.nan
-    found = stats.binomtest(int(count), n).proportion_ci(method="wilson")
-    return float(found.low), float(found.high)
 
 
 def lineage(history: pd.DataFrame, i: int) -> pd.DataFrame:

@@ -142,14 +142,12 @@ def _perplexities(profile: str, topic: str, made: Mapping[str, Any], used: Mappi
 
 
 def _dense(profile: str, topic: str) -> dict[str, float]:
-    import numpy as np
     import pandas as pd
 
-    from prunekit.evaluate.compare import bootstrap_means
+    from prunekit.evaluate.intervals import exp_mean
 
     nll = pd.read_csv(project.run_folder(profile, topic) / "nll.csv", usecols=["dense"])["dense"].to_numpy()
-    low, high = np.exp(np.quantile(bootstrap_means(nll), [0.025, 0.975]))
-    return {"value": float(np.exp(nll.mean())), "low": low, "high": high}
+    return dict(zip(("value", "low", "high"), exp_mean(nll), strict=True))
 
 
 def _accuracies(profile: str, topic: str, made: Mapping[str, Any], used: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -227,13 +225,16 @@ def _settings(profile: str, topic: str) -> dict[str, Any]:
 
 def page(profile: str) -> dict[str, Any]:
     """What the template of the page shows: rule, ledger by status, known problems with what this profile measured, traps."""
+    from prunekit.evaluate.intervals import decimals
+
     ledger = table(profile)
     groups = {status: ledger[ledger["status"] == status] for status in STATUSES}
     texts = yaml.safe_load(Path(__file__).with_name("claims.yaml").read_text(encoding="utf-8"))
     left_open = (groups["protocol incomplete"][list(PROTOCOL)] == "unknown").sum()
     return {
         "rule": RULE, "ledger": ledger, "counts": {status: len(rows) for status, rows in groups.items()},
-        "beside": list(ledger[ledger["ours"].notna()].itertuples()),
+        "beside": [(row, decimals((row.low, row.high), row.value, 2))
+                   for row in ledger[ledger["ours"].notna()].itertuples()],
         "commands": [(text, list(rows.itertuples()))
                      for text, rows in groups["not run here"].groupby("command", sort=False)],
         "incomplete": list(groups["protocol incomplete"].itertuples()),
@@ -292,9 +293,12 @@ def _leaked(profile: str) -> str:
 
 
 def _sparser(profile: str) -> str:
+    from prunekit.evaluate.intervals import decimals
+
     rows = [row for row in _rows(profile, "03_baselines", "against-wanda")
             if row["method"] == "pruner-zero" and row["pattern"] == "unstructured"]
-    shown = ", ".join(f"{row['ratio']:.3f} at {row['sparsity']:.0%} ({row['verdict']})" for row in rows)
+    shown = ", ".join(f"{row['ratio']:.{decimals([row['ratio']], 1)}f} at {row['sparsity']:.0%} "
+                      f"({row['verdict']})" for row in rows)
     return f"Pruner-Zero's perplexity over Wanda's: {shown}." if rows else ""
 
 

@@ -65,8 +65,11 @@ def choose_from(draw: Callable[..., Figure], **choices: list[Any]) -> Shown | No
 
 # ---------------------------------------------------------------- tables
 
-def format_column(column: pd.Series) -> list[str]:
-    """Cells as people read them: numbers of a column with the same few decimals, nothing for missing values."""
+def format_column(column: pd.Series, null: float | None = None) -> list[str]:
+    """Cells as people read them: numbers of a column with the same few decimals, nothing for missing values.
+
+    null: what would be no difference; a number beside it gets as many decimals as print it on its own side.
+    """
     import pandas as pd
 
     if not _numeric(column):
@@ -81,7 +84,11 @@ def format_column(column: pd.Series) -> list[str]:
         return ["" if pd.isna(value) else f"{value:.2e}" for value in column]
     most = 1 if largest >= 1000 else 2 if largest >= 100 else 3 if largest >= 1 else 4
     needed = max((len(f"{value:.{most}f}".rstrip("0").partition(".")[2]) for value in finite), default=0)
-    return ["" if pd.isna(value) else f"{value:z,.{needed}f}" for value in column]
+    if null is None:
+        return ["" if pd.isna(value) else f"{value:z,.{needed}f}" for value in column]
+    from prunekit.evaluate.intervals import decimals
+
+    return ["" if pd.isna(value) else f"{value:z,.{decimals([value], null, needed)}f}" for value in column]
 
 
 def _numeric(column: pd.Series) -> bool:
@@ -99,24 +106,34 @@ HEADINGS = {
 }
 
 
+# Columns that say how far two things are apart, and what they hold where these are the same.
+_NULLS = {"ratio": 1.0, "difference": 0.0, "change": 0.0, "effect": 0.0}
+
+
 def readable(frame: pd.DataFrame) -> list[tuple[str, list[str], bool]]:
     """(heading, cells, are they numbers?) of each column as people read it.
 
-    Columns `low` and `high` (or `tuned_low` and `tuned_high`, …), which are bounds of 95 % intervals, become one.
+    Columns `low` and `high` (or `tuned_low` and `tuned_high`, …), which are bounds of 95 % intervals, become
+    one; beside a ratio or a difference their printed ends lie on the same side of no difference as they do.
+    `holm_low` and `holm_high` are bounds at the level that Holm's correction leaves.
     """
     import pandas as pd
 
+    intervals = any(str(name).endswith("low") for name in frame)
+    null = next((value for name, value in _NULLS.items() if name in frame and intervals), None)
     columns = []
     for name in frame:
         start = re.fullmatch(r"(.*?)[_ ]?low", str(name))
         high = str(name)[:-3] + "high" if start else None
         if high in frame and _numeric(frame[name]):
-            bounds = format_column(pd.concat([frame[name], frame[high]]).astype(float))
+            bounds = format_column(pd.concat([frame[name], frame[high]]).astype(float), null)
             pairs = zip(bounds[:len(frame)], bounds[len(frame):], strict=True)
-            columns.append(("95 % interval", [f"{low} to {top}" if low or top else "" for low, top in pairs], True))
+            heading = "interval (Holm)" if name == "holm_low" else "95 % interval"
+            columns.append((heading, [f"{low} to {top}" if low or top else "" for low, top in pairs], True))
         elif not (str(name).endswith("high") and f"{str(name)[:-4]}low" in frame and _numeric(frame[name])):
             heading = HEADINGS.get(name, str(name).replace("_", " "))
-            columns.append((heading, format_column(frame[name]), _numeric(frame[name])))
+            cells = format_column(frame[name], null if name in _NULLS else None)
+            columns.append((heading, cells, _numeric(frame[name])))
     return columns
 
 

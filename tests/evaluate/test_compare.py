@@ -2,15 +2,17 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
 import prunekit as pk
+from prunekit.evaluate.compare import _interval, _mcnemar
 from prunekit.evaluate.perplexity import Perplexity
 
 RNG = np.random.default_rng
@@ -45,14 +47,44 @@ def test_a_detectable_difference_is_found_four_times_in_five():
     assert pk.detectable(1.0) == pytest.approx(2.8016, abs=1e-4)
 
 
+def test_of_eight_windows_it_is_found_as_often():
+    shifted = RNG(0).normal(pk.detectable(0.3 / math.sqrt(8), freedom=7), 0.3, size=(10_000, 8))
+    assert (stats.ttest_1samp(shifted, 0, axis=1).pvalue < 0.05).mean() == pytest.approx(0.8, abs=0.012)
+
+
 # ------------------------------------------------------------ perplexities
 
-def test_p_is_the_paired_t_tests():
+@given(st.integers(0, 10**6), st.integers(2, 40))
+@settings(max_examples=60, deadline=None)
+def test_verdict_p_and_interval_are_one(seed, n):
+    """Also after Holm's correction, and in print."""
+    shifts = RNG(seed).normal(0.1, 0.1, 5)
+    base = RNG(seed).normal(3, 0.5, n)
+    pairs = {shift: (Perplexity(base + RNG(seed).normal(shift, 0.2, n)), Perplexity(base))
+             for shift in shifts}
+    found = pk.compare_many(pairs)
+    for row, one in zip(found.itertuples(), (pk.compare(*pair) for pair in pairs.values()), strict=True):
+        assert (row.p < 0.05) == (not row.low <= 1 <= row.high) == one.distinguishable
+        told_apart = row.verdict != "indistinguishable"
+        assert (row.p_holm < 0.05) == (not row.holm_low <= 1 <= row.holm_high) == told_apart
+        low, high = map(float, re.search(r"interval (\S+) to ([^,]+),", str(one)).groups())
+        assert (not low <= 1 <= high) == one.distinguishable, str(one)
+
+
+def test_the_same_is_not_distinguishable_and_one_window_says_nothing():
     a, b = RNG(1).normal(3, 0.5, (2, 40))
-    assert pk.compare(Perplexity(a), Perplexity(b)).p == pytest.approx(stats.ttest_rel(a, b).pvalue, rel=1e-9)
     same = pk.compare(Perplexity(a), Perplexity(a))
     assert (same.p, same.ratio, same.detectable, same.verdict) == (1, 1, 1, "indistinguishable")
-    assert pk.compare(Perplexity(a[:1]), Perplexity(b[:1])).verdict == "indistinguishable"
+    alone = pk.compare(Perplexity(a[:1]), Perplexity(b[:1]))
+    assert (alone.p, alone.detectable, alone.verdict) == (1, math.inf, "indistinguishable")
+    assert np.isnan(alone.interval).all()
+
+
+def test_digits_carry_their_verdict():
+    lower = pk.compare(Perplexity(3 - 0.0004 + RNG(0).normal(0, 1e-4, 64)), Perplexity(np.full(64, 3.0)))
+    equal = pk.compare(Perplexity(3 - 0.0002 + RNG(0).normal(0, 1e-3, 64)), Perplexity(np.full(64, 3.0)))
+    assert str(lower) == "lower (ratio 0.9996, 95 % interval 0.9996 to 0.9996, 64 windows)"
+    assert str(equal) == "indistinguishable (ratio 0.9999, 95 % interval 0.9995 to 1.0003, 64 windows)"
 
 
 def test_many_comparisons_are_corrected():
@@ -92,6 +124,25 @@ def test_what_mcnemar_can_detect_has_a_floor():
     assert few["detectable"] == math.inf and few["verdict"] == "indistinguishable"
 
 
+@pytest.mark.parametrize("level", [0.05, 0.01, 0.05 / 7])
+def test_intervals_of_answers_exclude_zero_where_mcnemars_p_does(level):
+    for n, first, second in itertools.product((8, 20, 200), range(13), range(13)):
+        if first + second <= n:
+            values = np.repeat([1, -1, 0], [first, second, n - first - second])
+            low, high = _interval(values, level)
+            assert low <= values.mean() <= high
+            assert (not low <= 0 <= high) == (_mcnemar(first, second) < level), (n, first, second)
+
+
+@pytest.mark.parametrize(("n", "lost", "won"), [
+    (50, 0.12, 0.06), (200, 0.1, 0.1), (200, 0.3, 0.02), (50, 0.02, 0.0)])
+def test_intervals_of_answers_hold_the_difference(n, lost, won):
+    drawn = RNG(0).multinomial(n, [lost, won, 1 - lost - won], 1000)
+    counts, often = np.unique(drawn, axis=0, return_counts=True)
+    found = [_interval(np.repeat([1, -1, 0], one), 0.05) for one in counts]
+    assert 0.94 <= np.average([low <= lost - won <= high for low, high in found], weights=often)
+
+
 def test_intervals_agree_with_scipys_bootstrap():
     first, second = RNG(0).integers(0, 2, (2, 300))
     row = pk.compare_documents(documents(rte=first), documents(rte=second)).iloc[0]
@@ -106,15 +157,17 @@ def test_the_mean_gives_every_task_the_same_weight():
     mean, parts = frame.iloc[-1], frame.iloc[:-1]
     assert mean["task"] == "mean" and mean["difference"] == pytest.approx(parts["difference"].mean())
     error = math.sqrt(sum(np.var(v[0] - v[1], ddof=1) / v.shape[1] for v in tasks.values())) / 2
-    assert mean["p"] == pytest.approx(2 * stats.norm.sf(abs(mean["difference"]) / error))
-    assert (mean["high"] - mean["low"]) == pytest.approx(2 * 1.96 * error, rel=0.1)
+    assert mean["p"] == pytest.approx(2 * stats.norm.sf(abs(mean["difference"]) / error), rel=0.1)
+    assert (mean["high"] - mean["low"]) == pytest.approx(2 * 1.96 * error, rel=0.05)
     np.testing.assert_allclose(parts["p_holm"], pk.holm(parts["p"]))
 
 
 def test_graded_values_are_compared_by_t_test():
     first, second = RNG(0).random((2, 30))
     found = pk.compare_documents(documents(f1=first), documents(f1=second)).iloc[0]
-    assert found["p"] == pytest.approx(stats.ttest_rel(first, second).pvalue, rel=1e-9)
+    reference = stats.ttest_rel(first, second)
+    assert found["p"] == pytest.approx(reference.pvalue, rel=1e-9)
+    assert (found["low"], found["high"]) == pytest.approx(tuple(reference.confidence_interval()), rel=1e-9)
 
 
 def test_documents_that_are_not_the_same_are_refused():
@@ -122,6 +175,10 @@ def test_documents_that_are_not_the_same_are_refused():
         pk.compare_documents(documents(rte=[1, 0, 1]), documents(rte=[1, 0]))
     with pytest.raises(pk.UsageError, match=r"no documents with the metric 'acc_norm' \(known: acc\)"):
         pk.compare_documents(documents(rte=[1]), documents(rte=[1]), "acc_norm")
+    twice = pd.concat([documents(rte=[1, 0]), documents(rte=[1, 0])])
+    for frames in ((twice, documents(rte=[1, 0])), (documents(rte=[1, 0]), twice), (twice, twice)):
+        with pytest.raises(pk.UsageError, match="document '000' of task 'rte' occurs more than once"):
+            pk.compare_documents(*frames)
 
 
 # ------------------------------------------------------------ seeds
@@ -149,9 +206,10 @@ def test_sources_are_those_of_the_two_way_analysis_of_variance():
 @pytest.mark.parametrize("sizes", [(0.5, 1.0, 1.0), (0.0, 1.0, 0.5), (1.0, 0.1, 0.1)])
 def test_intervals_hold_the_mean_as_often_as_documented(sizes):
     generator = RNG(0)
-    found = [pk.sources(crossed(generator, 3, 60, sizes, 1.0)) for _ in range(1000)]
-    held = np.mean([s.interval[0] <= 1 <= s.interval[1] for s in found])
-    assert 0.91 <= held <= 0.97
+    values = [crossed(generator, 3, 60, sizes, 1.0) for _ in range(1000)]
+    found = [pk.sources(y) for y in values]
+    for seen in (found, [pk.sources(y, running=True) for y in values]):
+        assert 0.91 <= np.mean([s.interval[0] <= 1 <= s.interval[1] for s in seen]) <= 0.975
     assert all((s.p < 0.05) == (not s.interval[0] <= 0 <= s.interval[1]) for s in found)
 
 

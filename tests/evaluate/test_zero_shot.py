@@ -195,6 +195,31 @@ def test_published_tasks_read_their_data_from_a_folder(llama, tmp_path, form, ke
     assert found["value"].tolist() == by_hand
 
 
+@pytest.mark.parametrize("task", ["rte", "hellaswag"])  # the latter's documents are processed
+def test_a_folder_without_training_documents_is_enough_for_no_examples(llama, tmp_path, task):
+    question = {"activity_label": "Boxes", "ctx_a": "The ball", "ctx_b": "is", "label": "1",
+                "endings": ["red.", "in the box."]}
+    rows = RTE if task == "rte" else [{**question, "ind": i} for i in range(3)]
+    datasets.Dataset.from_list(rows).to_json(tmp_path / "validation.jsonl")
+    frame = pk.zero_shot(*llama, [task], datasets={task: tmp_path}, progress=False)
+    assert (frame["n"] == len(rows)).all()
+    sentence = f"'{task}' has no documents in its split 'train' to take 2 examples from"
+    with pytest.raises(pk.UsageError, match=sentence):
+        pk.zero_shot(*llama, [task], datasets={task: tmp_path}, num_fewshot=2, progress=False)
+
+
+@pytest.mark.parametrize(("content", "reason"), [
+    ('{"sentence1": "a", "label": 0}', "'sentence2' is undefined"), ('{"sentence1": ', "JSON parse error"),
+    (None, "any data files")])
+def test_a_folder_that_holds_something_else_is_named(llama, tmp_path, content, reason):
+    if content:
+        (tmp_path / "validation.jsonl").write_text(content + "\n")
+    with pytest.raises(pk.UsageError) as refused:
+        pk.zero_shot(*llama, ["rte"], datasets={"rte": tmp_path}, progress=False)
+    assert f"task 'rte' cannot be read from {tmp_path} (" in str(refused.value)
+    assert reason in str(refused.value)
+
+
 def test_missing_data_is_named_at_once(llama, tmp_path, monkeypatch, few_tasks):
     monkeypatch.setattr(prunekit.hub, "_reachable", lambda endpoint: False)
     (tmp_path / "quiz.yaml").write_text(

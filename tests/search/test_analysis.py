@@ -12,6 +12,7 @@ from scipy import stats
 
 import prunekit as pk
 from prunekit.errors import UsageError
+from prunekit.evaluate import intervals
 from prunekit.search import analysis, traits
 from prunekit.search.archive import _COLUMNS
 from prunekit.search.sample import Alphabet, half_and_half
@@ -104,7 +105,7 @@ def test_journals_of_nothing_and_of_one_candidate(tmp_path, budget):
     assert len(frame) == budget and set(traits._OWN) <= set(frame)
     assert [frame[name].dtype.kind for name in ("fitness", "complete", "size")] == ["f", "b", "i"]
     assert pk.findings(frame).empty and len(traits.over_time(frame)) == 3 * budget
-    assert analysis.improvements(frame).empty and np.isnan(traits.wilson(0, 0)).all()
+    assert analysis.improvements(frame).empty and np.isnan(intervals.wilson(0, 0)).all()
     assert list(pk.findings(frame)) == analysis._COLUMNS
 
 

@@ -37,7 +37,7 @@ torture: $(VENV)/.installed
 	@$(BIN)/python -m pytest -m torture -v $(PYTEST)
 
 study: $(VENV)/.installed
-	@echo "· running the long search, and recording it in prunekit/workbook/study"
+	@echo "· running the long search, and recording it in prunekit/ledger/recorded"
 	@$(BIN)/prunekit run study 04_gp_search $(ARGS)
 	@$(BIN)/prunekit record study
 

@@ -26,7 +26,7 @@ from shared import machine, material
 
 import prunekit as pk
 from prunekit.errors import UsageError
-from prunekit.search.sample import half_and_half
+from prunekit.search.random_trees import half_and_half
 
 MODEL, SEQLEN, SPARSITY, WINDOWS = "embedded/llama", 128, 0.7, 16
 SIZES = range(3, 10)

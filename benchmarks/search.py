@@ -22,8 +22,9 @@ from scipy import stats
 from shared import machine, material
 
 import prunekit as pk
-from prunekit.search.archive import replay
-from prunekit.search.engine import AUDIT, RACE_FEWEST, RACE_RANK, Candidate, Race, Search, behind
+from prunekit.analysis.history import replay
+from prunekit.search.records import Candidate, Race, behind
+from prunekit.search.state import AUDIT, RACE_FEWEST, RACE_RANK, Search
 
 MODEL, SEQLEN, SPARSITY, DTYPE = "embedded/llama", 128, 0.6, "float32"
 CALIBRATION, FITNESS, FULL, GRADIENT = 32, 128, 512, 64  # windows

@@ -26,8 +26,8 @@ from typing import Any
 import torch
 
 from prunekit.models import DTYPES, prunable_layers
-from prunekit.pruning.checkpoint import Checkpoint, Entry, write_safetensors
-from prunekit.search.evaluator import fast_dtype
+from prunekit.search.bench import fast_dtype
+from prunekit.streaming.checkpoint import Checkpoint, Entry, write_safetensors
 
 HIDDEN, INTERMEDIATE, HEADS, VOCABULARY = 1024, 2816, 16, 16000
 SEQLEN = 512
@@ -81,7 +81,7 @@ def digest(tensor: torch.Tensor) -> str:
 
 def streamed(source: Path, target: Path, method: str, limit: int, tiny: Path, count: int) -> dict[str, Any]:
     """In a process of its own: prune under the limit, and tell what it took."""
-    from prunekit.pruning.stream import prune_checkpoint
+    from prunekit.streaming.stream import prune_checkpoint
 
     prune_checkpoint(tiny, target.with_name(target.name + "-warm"), windows(1)[:, :64], method, 0.5,
                      gradients=gradients(tiny), progress=False)

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import UsageError, did_you_mean
-from .hub import hub_or_cache
-from .names import CORPORA, SAMPLINGS
+from prunekit.choices import CORPORA, SAMPLINGS
+from prunekit.errors import UsageError, did_you_mean
+from prunekit.hub import hub_or_cache
 
 ROLES = ("calibration", "gradient", "search", "train", "select", "test")
 # `select` and `test` are a corpus's validation and test split. The other roles, and these two where there is no such
@@ -130,7 +130,7 @@ def fingerprint(corpus: str | Path) -> str:
     """A short hash that changes when a corpus on disk changes; for a named corpus, its name."""
     name = str(corpus).partition(":")[0]
     if name == "embedded":
-        from .embedded import world
+        from prunekit.embedded import world
 
         folder = Path(world.__file__).parent
         return _digest(sorted(folder.glob("*.py")), str(corpus))
@@ -320,7 +320,7 @@ def _from_file(path: Path, role: str, n: int | None, seqlen: int) -> Tensor:
 
 def _embedded_windows(tokenizer: Any, role: str, n: int | None, seqlen: int, seed: int, registers: str) -> Tensor:
     """Consecutive windows of a stream of fresh documents, each closed by the end-of-text token."""
-    from .embedded import world
+    from prunekit.embedded import world
 
     documents = world.documents(role, 0 if role == "test" else seed, registers.split("+") if registers else None)
     return _packed(documents, tokenizer, n or EMBEDDED_TEST_WINDOWS, seqlen)

@@ -2,9 +2,12 @@
 from __future__ import annotations
 
 import errno
+import fcntl
+import hashlib
 import json
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -89,3 +92,64 @@ def read_json(text: str | bytes, **how: Any) -> Any:
         return json.loads(text, **how)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+
+
+@contextmanager
+def environment(**variables: str) -> Iterator[None]:
+    """The environment with these variables as well, for as long as the block lasts."""
+    before = dict(os.environ)
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """A new folder beside this one that takes its place when the block ends; until then, and after a kill, there is the old."""
+    folder = folder.resolve()
+    new, old = (folder.with_name(f".{folder.name}.{word}") for word in ("building", "old"))
+    for left in (new, old):
+        shutil.rmtree(left, ignore_errors=True)
+    try:
+        with writing_to(folder):
+            new.mkdir(parents=True)
+            yield new
+            if folder.exists():
+                folder.rename(old)
+            new.rename(folder)
+    finally:
+        for left in (new, old):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write a text file so that it is there whole or not at all, even through a power cut."""
+    with replacing_file(path) as file:
+        file.write_text(text, encoding="utf-8")
+
+
+def file_hash(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def lock(handle: int, sentence: str) -> None:
+    """Lock an open file for as long as it is open. Raises UsageError with the sentence if another process has it."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise UsageError(sentence) from error
+
+
+@contextmanager
+def locked(path: Path, sentence: str) -> Iterator[None]:
+    """For a while, hold the lock on a file that is for nothing else. Raises UsageError as `lock` does."""
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        lock(handle, sentence)
+        yield
+    finally:
+        os.close(handle)

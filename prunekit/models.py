@@ -13,10 +13,10 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from .errors import UsageError, did_you_mean
-from .hub import hub_or_cache
-from .names import DTYPES as _DTYPES
-from .names import EMBEDDED
+from prunekit.choices import DTYPES as _DTYPES
+from prunekit.choices import EMBEDDED
+from prunekit.errors import UsageError, did_you_mean
+from prunekit.hub import hub_or_cache
 
 DTYPES = {name: getattr(torch, name) for name in _DTYPES}
 _HASHED_WHOLE = 256 * 2**20  # bytes; of larger files 64 pieces of 1 MiB, evenly spread

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.tiny_project import BASELINES, DATA, profile, write_notebook
+
 os.environ.setdefault("TQDM_DISABLE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # models this small gain nothing from threads, and sums depend on their number
 GOLDEN = Path(__file__).parent / "golden"
@@ -36,3 +38,15 @@ def golden_gradients():
     from prunekit import Gradients
 
     return {family: Gradients.load(GOLDEN / f"{family}-grad-l2.pth") for family in ("llama", "opt")}
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A project root with 01_data and 03_baselines (parameters only) and the profile `tiny`."""
+    root = tmp_path / "project"
+    write_notebook(root / "notebooks" / "01_data.ipynb", [("parameters", DATA)])
+    write_notebook(root / "notebooks" / "03_baselines.ipynb", [("parameters", BASELINES)])
+    profile(root, "tiny")
+    monkeypatch.setenv("PRUNEKIT_HOME", str(root))
+    monkeypatch.chdir(tmp_path)
+    return root

@@ -12,9 +12,8 @@ from pathlib import Path
 import pytest
 
 import prunekit
-from prunekit import __main__ as cli
-
-from .pruning.families import table
+from prunekit.cli import _parser
+from tests.pruning.families import table
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = sorted((ROOT / "docs").glob("*.md"))
@@ -40,11 +39,11 @@ def rows(name: str) -> list[list[str]]:
 
 @pytest.mark.parametrize("line", COMMANDS)
 def test_commands_can_be_parsed(line):
-    assert callable(cli._parser().parse_args(shlex.split(line, comments=True)[1:]).command)
+    assert callable(_parser().parse_args(shlex.split(line, comments=True)[1:]).command)
 
 
 def test_commands_that_are_named_exist():
-    assert len(INLINE) > 5 and options(cli._parser()).keys() >= INLINE
+    assert len(INLINE) > 5 and options(_parser()).keys() >= INLINE
 
 
 def test_python_blocks_use_public_names():
@@ -63,7 +62,7 @@ def options(parser: argparse.ArgumentParser) -> dict[str, set[str]]:
 
 def test_the_flags_for_the_published_scripts_exist():
     """Under a heading that names a command, each flag on the right is one of that command's."""
-    known = options(cli._parser())
+    known = options(_parser())
     text = TEXTS[ROOT / "docs" / "published-scripts.md"]
     sections = re.findall(r"^## [^\n]*: `prunekit (\w+)`\n(.*?)(?=^## )", text, re.DOTALL | re.MULTILINE)
     assert [command for command, _ in sections] == ["prune", "gradients", "evaluate", "finetune"]

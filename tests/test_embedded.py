@@ -143,25 +143,25 @@ def test_training_resumes_where_it_was_killed(tmp_path) -> None:
     """Two steps, a checkpoint, two more: the same weights as four in a row."""
     import torch
 
-    from prunekit.embedded import train
+    from recipes import embedded_models
 
-    recipe = train.Recipe("llama", tokens=1024 * 4, batch=1024, warmup=1, context=(128,))
-    batches = torch.randint(0, train.VOCABULARY, (4, 1024), generator=torch.Generator().manual_seed(0))
-    whole = train.Trainer(recipe)
+    recipe = embedded_models.Recipe("llama", tokens=1024 * 4, batch=1024, warmup=1, context=(128,))
+    batches = torch.randint(0, embedded_models.VOCABULARY, (4, 1024), generator=torch.Generator().manual_seed(0))
+    whole = embedded_models.Trainer(recipe)
     for ids in batches:
         whole.advance(ids)
-    first = train.Trainer(recipe)
+    first = embedded_models.Trainer(recipe)
     for ids in batches[:2]:
         first.advance(ids)
     first.save(tmp_path)
-    second = train.Trainer(recipe)
+    second = embedded_models.Trainer(recipe)
     second.load(tmp_path)
     for ids in batches[2:]:
         second.advance(ids)
     assert whole.step == second.step == 4
     assert all(torch.equal(a, b) for a, b in zip(whole.masters.values(), second.masters.values()))
     with pytest.raises(UsageError, match="another recipe"):
-        train.Trainer(train.Recipe("llama", seed=1)).load(tmp_path)
+        embedded_models.Trainer(embedded_models.Recipe("llama", seed=1)).load(tmp_path)
 
 
 @pytest.mark.parametrize("task", tasks.TASKS)

@@ -11,7 +11,7 @@ from matplotlib.text import Text
 
 import prunekit as pk
 from prunekit import figures
-from prunekit.workbook import shown
+from prunekit.workbook import display
 
 mpl.use("agg")
 FOUND = pd.DataFrame({"kind": ["correlation", "best tenth", "operator"], "name": ["mul>W", "sqrt", "hoist"], "effect": [0.4, -1.0, 2.0],
@@ -29,8 +29,8 @@ def test_nothing_to_show_is_said(frame):
 
 
 def test_the_legend_of_findings_names_only_what_is_drawn():
-    shown = texts(figures.findings(FOUND))
-    assert {"signal", "no signal", "mul>W", "sqrt"} <= set(shown) and "hoist" not in shown
+    display = texts(figures.findings(FOUND))
+    assert {"signal", "no signal", "mul>W", "sqrt"} <= set(display) and "hoist" not in display
     assert "signal" not in texts(figures.findings(FOUND[FOUND["verdict"] == "no signal"]))
 
 
@@ -59,7 +59,7 @@ def test_logarithmic_axes_have_round_numbers(values, ticks):
 
 def test_a_small_p_is_no_zero():
     frame = pd.DataFrame({"p": [1e-9, 0.04], "ratio": [1e-9, 0.04]})
-    assert [cells for _, cells, _ in shown.readable(frame)] == [["under 0.001", "0.040"], ["0.00", "0.04"]]
+    assert [cells for _, cells, _ in display.readable(frame)] == [["under 0.001", "0.040"], ["0.00", "0.04"]]
 
 
 def test_menus_draw_again_or_say_how_to_do_without(monkeypatch):

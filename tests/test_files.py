@@ -14,8 +14,9 @@ from safetensors.torch import save_file
 
 import prunekit as pk
 from prunekit import files
-from prunekit.__main__ import main
-from prunekit.workbook import batch, manifest, project
+from prunekit.batch import notebooks
+from prunekit.cli import main
+from prunekit.files import replacing, write_atomic
 
 FULL = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
@@ -42,7 +43,7 @@ def test_what_a_disk_says_is_one_sentence(tmp_path, monkeypatch, number):
         files.check_file,
         files.check_folder,
         tree.to_json,
-        lambda path: manifest.write_atomic(path, "text"),
+        lambda path: write_atomic(path, "text"),
         pk.Gradients({"model.layers.0.q": torch.ones(1, 1)}).save,
     ):
         with pytest.raises(
@@ -56,7 +57,7 @@ def test_what_a_disk_says_is_one_sentence(tmp_path, monkeypatch, number):
 def test_the_old_file_stays_when_the_new_one_cannot_be_finished(tmp_path, error):
     link, path = tmp_path / "link", tmp_path / "inside" / "a.csv"
     link.symlink_to(path)
-    manifest.write_atomic(link, "old")  # what the link leads to, though that was not there
+    write_atomic(link, "old")  # what the link leads to, though that was not there
     with (
         pytest.raises(type(error) if isinstance(error, KeyboardInterrupt) else pk.UsageError),
         files.replacing_file(link) as new,
@@ -193,9 +194,9 @@ def test_runs_and_reports_are_tried_before_a_notebook_runs(tmp_path, monkeypatch
     (tmp_path / part).write_text("a file")
     monkeypatch.setenv("PRUNEKIT_HOME", str(tmp_path))
     monkeypatch.setattr(
-        batch, "run_all", lambda *args, **kwargs: (pytest.fail("a notebook was run") for _ in "1")
+        notebooks, "run_all", lambda *args, **kwargs: (pytest.fail("a notebook was run") for _ in "1")
     )
     assert main(["run", "tiny"]) == 2
     assert f"{part}/tiny cannot be written (" in capsys.readouterr().err
-    with pytest.raises(pk.UsageError, match="cannot be written"), project.replacing(tmp_path / part / "tiny"):
+    with pytest.raises(pk.UsageError, match="cannot be written"), replacing(tmp_path / part / "tiny"):
         pass

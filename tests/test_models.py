@@ -12,9 +12,8 @@ from safetensors.torch import load_file, save_file
 
 import prunekit as pk
 from prunekit.models import fingerprint, prunable_layers
-
-from .conftest import GOLDEN
-from .pruning.families import FAMILIES
+from tests.conftest import GOLDEN
+from tests.pruning.families import FAMILIES
 
 
 def test_embedded_models_load_with_their_tokenizer():

@@ -91,12 +91,12 @@ def test_the_graph_names_what_a_notebook_loads(path):
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_formulas_of_notebooks_can_be_rendered(path):
-    from prunekit.workbook import markup
+    from prunekit.report import html
 
     for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
         text = re.sub(r"```.*?```|`[^`\n]*`", "", "".join(cell["source"]), flags=re.DOTALL)
         if cell["cell_type"] == "markdown":
-            assert '<code class="latex">' not in markup.with_mathml(text), text
+            assert '<code class="latex">' not in html.with_mathml(text), text
 
 
 def test_the_package_never_prints():

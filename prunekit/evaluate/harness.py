@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..errors import UsageError, did_you_mean
-from ..hub import hub_or_cache
+from prunekit.errors import UsageError, did_you_mean
+from prunekit.hub import hub_or_cache
 
 EMBEDDED = Path(__file__).parents[1] / "embedded" / "lm_eval"  # for lm-eval's own command line: --include_path
 # The seven tasks of the Wanda and Pruner-Zero papers, and their folders in lm-eval.

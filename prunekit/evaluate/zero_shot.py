@@ -94,7 +94,7 @@ def mean_over(frame: pd.DataFrame, metric: str | None = None) -> pd.Series:
 
 def default_tasks(model: str) -> list[str]:
     """What a model is asked if nothing is said: the package's own world for its own models, else the papers' seven tasks."""
-    from .harness import PUBLISHED
+    from prunekit.evaluate.harness import PUBLISHED
 
     return ["embedded"] if model.startswith("embedded/") else list(PUBLISHED)
 

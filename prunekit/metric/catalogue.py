@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass, replace
 
 from prunekit.errors import UsageError, did_you_mean
-from prunekit.metric.ops import TERMINALS
+from prunekit.metric.primitives import TERMINALS
 from prunekit.metric.tree import Tree
 
 GROUPS = ("row", "layer", "variant")

@@ -18,25 +18,11 @@ from functools import lru_cache
 from math import gcd
 
 from prunekit.errors import UsageError, did_you_mean
-from prunekit.metric.catalogue import GROUPS, METHODS
-from prunekit.metric.ops import PRIMITIVES
-from prunekit.metric.simplify import (
-    AFFINE,
-    ORDER,
-    RULES,
-    SCALED,
-    SHIFT,
-    Context,
-    Node,
-    Rewriter,
-    constant,
-    flat,
-    order_key,
-    rule,
-    run,
-    shape,
-    sign,
-)
+from prunekit.metric.catalogue import GROUPS
+from prunekit.metric.facts import Node, constant, order_key, shape, sign
+from prunekit.metric.primitives import PRIMITIVES
+from prunekit.metric.rewrite import Rewriter, run
+from prunekit.metric.rules import AFFINE, ORDER, RULES, SCALED, SHIFT, Context, rule
 from prunekit.metric.tree import Tree
 
 RANK_RULES = (
@@ -286,30 +272,3 @@ def rank_key(tree: Tree, group: str = "row") -> Hashable:
     found, _ = _reduce(tree, group)
     return ("invalid", tuple(tree)) if found is None else (group, tuple(found))
 
-
-def explain(tree: Tree, group: str = "row") -> str:
-    """What a metric is and what it comes to, as text: drawing, LaTeX, each level rule by rule, its class."""
-    lines = [f"metric      {tree}", f"infix       {tree.infix()}", f"LaTeX       {tree.latex()}",
-             f"size        {tree.size} nodes, depth {tree.depth}",
-             f"reads       {', '.join(sorted(tree.terminals))}",
-             f"homogeneous {'yes' if tree.homogeneous else 'not proven: masks may follow the scale of G, X'}",
-             "", tree.ascii(), ""]
-    oos = Rewriter(RULES)
-    exact = run(tree, oos, Context(ORDER))
-    if exact is None:
-        return "\n".join([*lines, "proven invalid on every layer: constant or undefined"])
-    lines += [f"opposing operations: {exact}", *_steps(oos), ""]
-    found, rewriter = _reduce(tree, group)
-    if found is None:
-        return "\n".join([*lines, "proven invalid on every layer: constant or undefined"])
-    methods = (m for m in METHODS.values() if m.tree and m.group != "variant")
-    same = [m.name for m in methods if rank_key(m.tree, group) == (group, tuple(found))]
-    if {"exp", "tanh", "log"} & set(tree) - set(found):
-        lines += ["(in floats log, tanh and exp, clamped at 88, make ties: evaluate the form below)", ""]
-    return "\n".join([*lines, f"same masks (group {group}): {found}", *_steps(rewriter), "",
-                      f"catalogue methods with this metric: {', '.join(same) or 'none'}"])
-
-
-def _steps(rewriter: Rewriter) -> list[str]:
-    return [f"  {level:5} {Tree(flat(old))}  =>  {Tree(flat(new))}   [{name}]"
-            for name, level, old, new in rewriter.steps]

@@ -12,8 +12,8 @@ from functools import lru_cache
 from typing import Any, NamedTuple, Self
 
 from prunekit.errors import UsageError
-from prunekit.metric import text
-from prunekit.metric.ops import CONSTANTS, PRIMITIVES, TERMINALS, Tensor, arity
+from prunekit.metric import syntax
+from prunekit.metric.primitives import CONSTANTS, PRIMITIVES, TERMINALS, Tensor, arity
 
 MAX_SIZE = 255  # nodes
 MAX_DEPTH = 64  # edges from the root to the deepest leaf
@@ -52,40 +52,40 @@ class Tree(tuple):
     @classmethod
     def parse(cls, source: str) -> Tree:
         """From text (`mul(W, sqrt(X))`), infix (`|W*W| * mms(G)`) or a mixture; see `text.parse`."""
-        return cls(text.parse(source))
+        return cls(syntax.parse(source))
 
     @classmethod
     def from_json(cls, source: Any) -> Tree:
         """From a path or a dict in the reference's schema {"data", "left", "right"}; see `text.from_json`."""
-        return cls(text.from_json(source))
+        return cls(syntax.from_json(source))
 
     def to_json(self, path: Any = None, meta: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """The reference's schema, also written to `path` if given; `meta` goes under the root's "meta" key.
         """
-        return text.to_json(self, path, meta)
+        return syntax.to_json(self, path, meta)
 
     def __str__(self) -> str:
         """The canonical text form: `mul(abs(mul(W, W)), mms(G))`."""
-        return text.fold(self, lambda s, args: f"{s}({', '.join(args)})" if args else s)
+        return syntax.fold(self, lambda s, args: f"{s}({', '.join(args)})" if args else s)
 
     def __repr__(self) -> str:
         return f"Tree.parse({str(self)!r})"
 
     def infix(self) -> str:
         """`|W * W| * mms(G)`; `/` is division by the norm, `./` element by element. `parse` reads it back."""
-        return text.infix(self)
+        return syntax.infix(self)
 
     def latex(self) -> str:
         """LaTeX of the expression, for math mode."""
-        return text.latex(self)
+        return syntax.latex(self)
 
     def ascii(self) -> str:
         """The tree drawn with lines, one node per text line."""
-        return text.ascii(self)
+        return syntax.ascii(self)
 
     def draw(self, ax: Any, fontsize: float = 11) -> Any:
         """Draw on matplotlib axes (colours are safe for colour blindness); returns the axes."""
-        return text.draw(self, ax, fontsize)
+        return syntax.draw(self, ax, fontsize)
 
     def _repr_latex_(self) -> str:
         return f"${self.latex()}$"
@@ -100,7 +100,7 @@ class Tree(tuple):
     @property
     def depth(self) -> int:
         """Edges from the root to the deepest leaf (a terminal alone has depth 0)."""
-        return text.fold(self, lambda s, args: 1 + max(args, default=-1))
+        return syntax.fold(self, lambda s, args: 1 + max(args, default=-1))
 
     @property
     def terminals(self) -> frozenset[str]:
@@ -110,14 +110,14 @@ class Tree(tuple):
     @property
     def sign(self) -> int:
         """1: the score is proven >= 0, -1: proven <= 0, 0: neither."""
-        return text.fold(self, lambda s, args: PRIMITIVES[s].sign(*args) if args else 1)
+        return syntax.fold(self, lambda s, args: PRIMITIVES[s].sign(*args) if args else 1)
 
     @property
     def homogeneous(self) -> bool:
         """True: masks provably stay when G or X is multiplied by a positive number (exact arithmetic, groups
         row and layer). False: not proven; such a metric depends on n, seqlen and scale of the collected
         statistics."""
-        return text.fold(self, _scaling) is not None
+        return syntax.fold(self, _scaling) is not None
 
     def span(self, index: int) -> slice:
         """The slice of the subtree that starts at a node index."""

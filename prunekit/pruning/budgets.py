@@ -4,9 +4,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..errors import UsageError
-from .stats import collect_inputs
-from .walk import Walk
+from prunekit.errors import UsageError
+from prunekit.pruning.inputs import collect_inputs
+from prunekit.pruning.walk import Walk
 
 
 def owl_budget(model: nn.Module, windows: Tensor, sparsity: float, *, threshold: float = 5.0, spread: float = 0.08,

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import UsageError, did_you_mean
-from ..metric.catalogue import GROUPS
-from .pattern import parse_pattern
+from prunekit.choices import parse_pattern
+from prunekit.errors import UsageError, did_you_mean
+from prunekit.metric.catalogue import GROUPS
 
 
 def keep_mask(S: Tensor, sparsity: float, pattern: str = "unstructured", group: str = "row") -> Tensor:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..errors import UsageError
-from .masks import check_scores, finite, keep_above, keep_n_of_m, zero_out
-from .pattern import parse_pattern
+from prunekit.choices import parse_pattern
+from prunekit.errors import UsageError
+from prunekit.pruning.masks import check_scores, finite, keep_above, keep_n_of_m, zero_out
 
 # Scores of a slice of columns, from the weights as updated so far (out, columns); float32
 SliceScore = Callable[[slice, Tensor], Tensor]

@@ -12,15 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..errors import UsageError
-from ..metric.catalogue import Method, resolve
-from ..metric.tree import Tree
-from ..models import Layer, check_windows, decoder_blocks, prunable_layers, refuse_offloaded
-from .masks import finite, keep_mask, remedy, zero_out
-from .obs import Factor, ObsOptions, inverse_factor, obs_update
-from .pattern import parse_pattern, per_block
-from .stats import Gradients, InputStatistics, collect_inputs
-from .walk import Resident, Walk
+from prunekit.choices import parse_pattern, per_block
+from prunekit.errors import UsageError
+from prunekit.metric.catalogue import Method, resolve
+from prunekit.metric.tree import Tree
+from prunekit.models import Layer, check_windows, decoder_blocks, prunable_layers, refuse_offloaded
+from prunekit.pruning.gradients import Gradients
+from prunekit.pruning.inputs import InputStatistics, collect_inputs
+from prunekit.pruning.masks import finite, keep_mask, remedy, zero_out
+from prunekit.pruning.obs import Factor, ObsOptions, inverse_factor, obs_update
+from prunekit.pruning.walk import Resident, Walk
 
 if TYPE_CHECKING:
     import pandas as pd

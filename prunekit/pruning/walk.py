@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..errors import UsageError
-from ..models import Layer, check_windows, decoder_blocks, prunable_layers, refuse_offloaded
-from .experts import ExpertInputs, one_by_one
+from prunekit.errors import UsageError
+from prunekit.models import Layer, check_windows, decoder_blocks, prunable_layers, refuse_offloaded
+from prunekit.pruning.experts import ExpertInputs, one_by_one
 
 BATCH_TOKENS = 4096  # tokens per forward call
 _PROBE_TOKENS = 8

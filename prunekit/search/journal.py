@@ -16,8 +16,7 @@ from typing import Any, Self
 from zlib import crc32
 
 from prunekit.errors import UsageError
-from prunekit.files import read_json, writing_to
-from prunekit.locks import lock
+from prunekit.files import lock, read_json, writing_to
 
 FORMAT = 1
 _UNSTABLE = ("seconds", "host", "started", "file")  # what two runs of the same search may differ in

@@ -12,8 +12,8 @@ from pydantic.dataclasses import dataclass
 
 from prunekit.errors import UsageError, did_you_mean
 from prunekit.metric.tree import MAX_DEPTH, MAX_SIZE
-from prunekit.search.breed import OPERATORS
-from prunekit.search.sample import Alphabet
+from prunekit.search.operators import OPERATORS
+from prunekit.search.random_trees import Alphabet
 
 _EXACT_COPIES = ("pow", "skp")  # of sqr, and of nothing at all
 _DEEPEST = (MAX_SIZE + 1).bit_length() - 2  # of trees that are full, and binary throughout

@@ -29,31 +29,21 @@ from pathlib import Path
 from typing import Any
 
 import prunekit
-from prunekit.files import replacing_file
+from prunekit.files import file_hash
 from prunekit.workbook import project
 
 PACKAGE = Path(prunekit.__file__).resolve().parent
-# All else in prunekit.workbook decides how a run is started and shown, not what it computes.
-_RESULTS = ("prunekit.workbook.runs", "prunekit.workbook.published", "prunekit.workbook.recorded")
+# Rooms that decide how a run is started and shown, not what it computes; and what computes in them all the same.
+_AROUND = re.compile(r"prunekit\.(workbook|ledger|batch|report|cli|course)\b")
+_RESULTS = ("prunekit.workbook.run", "prunekit.ledger.published", "prunekit.ledger.study")
 # Packages whose version can change a number.
 _PACKAGES = ("torch", "transformers", "numpy", "scipy", "pandas", "datasets", "tokenizers", "accelerate", "peft", "lm_eval")
 # What a module reads from the package beside its own source.
-_DATA = {"prunekit.evaluate.harness": "embedded/lm_eval/*", "prunekit.workbook.published": "workbook/published.csv",
-         "prunekit.workbook.recorded": "workbook/study/*"}
+_DATA = {"prunekit.evaluate.harness": "embedded/lm_eval/*", "prunekit.ledger.published": "ledger/published.csv",
+         "prunekit.ledger.study": "ledger/recorded/*"}
 
 
 # ---------------------------------------------------------------- files and hashes
-
-def write_atomic(path: Path, text: str) -> None:
-    """Write a text file so that it is there whole or not at all, even through a power cut."""
-    with replacing_file(path) as file:
-        file.write_text(text, encoding="utf-8")
-
-
-def file_hash(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
 
 def notebook_hash(topic: str) -> str:
     """Hash of the code cells but the parameters cell, whose values are compared one by one."""
@@ -79,7 +69,7 @@ def module_hashes(names: Iterable[str]) -> dict[str, str]:
 def imported_modules() -> list[str]:
     """The modules of this package that the present process has imported and that can change a result."""
     return [name for name, module in sys.modules.items() if name.startswith("prunekit.") and module is not None
-            and name != "prunekit.__main__" and (name in _RESULTS or not name.startswith("prunekit.workbook"))]
+            and (name in _RESULTS or not _AROUND.match(name))]
 
 
 @cache

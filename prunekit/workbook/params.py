@@ -18,7 +18,7 @@ import yaml
 
 from prunekit.errors import UsageError, did_you_mean
 from prunekit.workbook import project
-from prunekit.workbook.vocabulary import PATHS, combination_problem, problem
+from prunekit.workbook.checks import PATHS, combination_problem, problem
 
 TYPES = {"str": str, "int": int, "float": float, "bool": bool}
 WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}

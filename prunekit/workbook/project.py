@@ -10,15 +10,14 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import prunekit
 from prunekit.errors import UsageError, did_you_mean
-from prunekit.files import read_json, writing_to
-from prunekit.locks import lock
+from prunekit.files import lock, read_json
 
 # Which notebooks a notebook reads from. The only statement of the order of things.
 GRAPH: dict[str, tuple[str, ...]] = {
@@ -39,43 +38,12 @@ def root() -> Path:
     beside = Path(prunekit.__file__).resolve().parents[1]
     here = Path.cwd().resolve()
     around = [here, *here.parents]
-    copies = [folder for folder in around if (folder / "student.json").is_file()]  # see workbook/course.py
+    copies = [folder for folder in around if (folder / "student.json").is_file()]  # see course.py
     for folder in [Path(home).resolve()] if home else [*copies, beside, *around]:
         if (folder / "notebooks").is_dir():
             return folder
     where = f"PRUNEKIT_HOME={home}" if home else f"neither {beside} nor any folder above {here}"
     raise UsageError(f"No workbook found: {where} holds no notebooks/ folder; set PRUNEKIT_HOME to a clone of the project.")
-
-
-@contextmanager
-def environment(**variables: str) -> Iterator[None]:
-    """The environment with these variables as well, for as long as the block lasts."""
-    before = dict(os.environ)
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
-
-
-@contextmanager
-def replacing(folder: Path) -> Iterator[Path]:
-    """A new folder beside this one that takes its place when the block ends; until then, and after a kill, there is the old."""
-    folder = folder.resolve()
-    new, old = (folder.with_name(f".{folder.name}.{word}") for word in ("building", "old"))
-    for left in (new, old):
-        shutil.rmtree(left, ignore_errors=True)
-    try:
-        with writing_to(folder):
-            new.mkdir(parents=True)
-            yield new
-            if folder.exists():
-                folder.rename(old)
-            new.rename(folder)
-    finally:
-        for left in (new, old):
-            shutil.rmtree(left, ignore_errors=True)
 
 
 def relative(path: Path) -> str:

@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from prunekit.evaluate import intervals
-from prunekit.workbook.shown import readable
+from prunekit.workbook.display import readable
 
 RNG = np.random.default_rng
 

@@ -16,7 +16,7 @@ import torch
 
 import prunekit as pk
 import prunekit.hub
-from prunekit.__main__ import main
+from prunekit.cli import main
 from prunekit.embedded import tasks
 from prunekit.evaluate import harness
 from prunekit.evaluate.zero_shot import default_tasks

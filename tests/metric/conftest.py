@@ -6,7 +6,7 @@ import torch
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from prunekit.metric.ops import PRIMITIVES, symbols
+from prunekit.metric.primitives import PRIMITIVES, symbols
 from prunekit.metric.tree import Tree
 
 settings.register_profile("repeatable", derandomize=True)  # the same examples in every run

@@ -10,7 +10,7 @@ import random
 import mpmath as mp
 import numpy as np
 
-from prunekit.metric.ops import arity
+from prunekit.metric.primitives import arity
 
 mp.mp.dps = 400
 NOISE, RELATIVE = mp.mpf(10) ** -250, mp.mpf(10) ** -200

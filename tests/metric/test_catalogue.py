@@ -6,8 +6,7 @@ import torch
 from prunekit.errors import UsageError
 from prunekit.metric.catalogue import GROUPS, METHODS, UPDATES, resolve
 from prunekit.metric.tree import Tree
-
-from .conftest import layer
+from tests.metric.conftest import layer
 
 
 def test_metrics_equal_their_published_formulas():

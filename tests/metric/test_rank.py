@@ -9,13 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prunekit.errors import UsageError
-from prunekit.metric.ops import PRIMITIVES, symbols
-from prunekit.metric.rank import canonical, explain, rank_key
-from prunekit.metric.simplify import simplify
+from prunekit.metric.primitives import PRIMITIVES, symbols
+from prunekit.metric.rank import canonical, rank_key
+from prunekit.metric.simplify import explain, simplify
 from prunekit.metric.tree import Tree, defect, evaluate
-
-from .conftest import trees
-from .exact import Outside, order, probe, value
+from tests.metric.conftest import trees
+from tests.metric.exact import Outside, order, probe, value
 
 P = Tree.parse
 PUBLISHED = P("mul(abs(mul(W, W)), mms(G))")

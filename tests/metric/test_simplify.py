@@ -8,25 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prunekit.errors import UsageError
-from prunekit.metric.ops import PRIMITIVES
+from prunekit.metric.facts import flat, nested, shape, sign
+from prunekit.metric.primitives import PRIMITIVES
 from prunekit.metric.rank import RANK_RULES, ROW_RULES, canonical, rank_key
-from prunekit.metric.simplify import (
-    NAIVE,
-    NEVER,
-    RULES,
-    Context,
-    Rewriter,
-    flat,
-    nested,
-    run,
-    shape,
-    sign,
-    simplify,
-)
+from prunekit.metric.rewrite import Rewriter, run
+from prunekit.metric.rules import NAIVE, NEVER, RULES, Context
+from prunekit.metric.simplify import simplify
 from prunekit.metric.tree import Tree, defect, evaluate
-
-from .conftest import layer, trees
-from .exact import Outside, order, probe, same, value
+from tests.metric.conftest import layer, trees
+from tests.metric.exact import Outside, order, probe, same, value
 
 EVERY = (*RULES, *RANK_RULES, *ROW_RULES)
 SLOW = settings(max_examples=60, deadline=None)

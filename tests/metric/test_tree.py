@@ -16,10 +16,9 @@ from matplotlib.mathtext import MathTextParser
 from safetensors.torch import load_file
 
 from prunekit.errors import UsageError
-from prunekit.metric.ops import PRIMITIVES, TERMINALS
+from prunekit.metric.primitives import PRIMITIVES, TERMINALS
 from prunekit.metric.tree import Tree, defect, evaluate
-
-from .conftest import layer, trees
+from tests.metric.conftest import layer, trees
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 PUBLISHED = Tree.parse("mul(abs(mul(W, W)), mms(G))")

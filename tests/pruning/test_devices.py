@@ -13,8 +13,7 @@ from torch import nn
 
 import prunekit as pk
 from prunekit.pruning.budgets import owl_budget
-
-from .families import BLOCKS, FAMILIES, windows
+from tests.pruning.families import BLOCKS, FAMILIES, windows
 
 PARTS = ("model.embed_tokens", "model.rotary_emb", "model.norm", "lm_head", *(f"model.layers.{i}" for i in range(BLOCKS)))
 

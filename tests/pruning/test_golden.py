@@ -10,8 +10,7 @@ from safetensors.torch import load_file
 
 import prunekit as pk
 from prunekit.models import prunable_layers
-
-from ..conftest import GOLDEN
+from tests.conftest import GOLDEN
 
 RUNS = [run for run in json.loads((GOLDEN / "golden.json").read_text()) if run["method"] != "dense"]
 PUBLISHED_NAMES = {"mag": "magnitude", "wanda": "wanda"}

@@ -12,8 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 import prunekit as pk
-
-from ..conftest import GOLDEN
+from tests.conftest import GOLDEN
 
 
 class Hostile:

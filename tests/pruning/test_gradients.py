@@ -9,8 +9,7 @@ from torch import nn
 
 import prunekit as pk
 from prunekit.models import prunable_layers
-
-from .families import BLOCKS, FAMILIES, block_outputs, windows
+from tests.pruning.families import BLOCKS, FAMILIES, block_outputs, windows
 
 NAME = "model.layers.1.mlp.down_proj"
 

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prunekit import UsageError
+from prunekit.choices import parse_pattern, per_block
 from prunekit.pruning.masks import keep_mask, kth_smallest
-from prunekit.pruning.pattern import parse_pattern, per_block
 
 
 def scores(seed: int, rows: int, columns: int, levels: int) -> torch.Tensor:

@@ -7,8 +7,7 @@ from torch import nn
 
 import prunekit as pk
 from prunekit.pruning.walk import InputGroup, Stop, Walk
-
-from .families import BLOCKS, FAMILIES, windows
+from tests.pruning.families import BLOCKS, FAMILIES, windows
 
 
 @pytest.fixture

@@ -6,8 +6,7 @@ import torch
 
 import prunekit as pk
 from prunekit.models import positions
-
-from .families import FAMILIES, FURTHER, VOCAB, windows
+from tests.pruning.families import FAMILIES, FURTHER, VOCAB, windows
 
 READERS = {
     "prune": lambda model, ids: pk.prune(model, ids, "wanda", 0.5, progress=False),

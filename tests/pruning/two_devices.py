@@ -16,11 +16,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 import prunekit as pk
-from prunekit.evaluate.dense import divergence
+from prunekit.evaluate.divergence import divergence
 from prunekit.models import prunable_layers
 from prunekit.pruning.budgets import owl_budget
-
-from .families import FAMILIES, windows
+from tests.pruning.families import FAMILIES, windows
 
 FAR = "far:0"
 _COPIES = (torch.ops.aten.copy_.default, torch.ops.aten._to_copy.default)

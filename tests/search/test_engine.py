@@ -9,12 +9,12 @@ import prunekit as pk
 from prunekit.metric.rank import rank_key
 from prunekit.metric.tree import Tree
 from prunekit.search import journal as journals
-from prunekit.search.breed import factor, power
-from prunekit.search.engine import Outcome, Race, Search, behind, pareto
+from prunekit.search.operators import factor, power
 from prunekit.search.presets import PRESETS, Preset, preset
-from prunekit.search.sample import Alphabet, half_and_half, random_tree, smallest_first
-
-from .toy import Racing, distance
+from prunekit.search.random_trees import Alphabet, half_and_half, random_tree, smallest_first
+from prunekit.search.records import Outcome, Race, behind, pareto
+from prunekit.search.state import Search
+from tests.search.toy import Racing, distance
 
 
 def run(evaluator, *args, **kwargs):

@@ -4,12 +4,12 @@ import torch
 from scipy import stats
 
 import prunekit as pk
-from prunekit.pruning.pattern import parse_task, task_name
+from prunekit.analysis.census import census, distinct
+from prunekit.choices import parse_task, task_name
 from prunekit.search import journal as journals
-from prunekit.search.engine import Race
-from prunekit.search.evaluator import fast_dtype, without_gradients
-from prunekit.search.rivals import monomial
-from prunekit.search.space import census, distinct
+from prunekit.search.bench import fast_dtype, without_gradients
+from prunekit.search.controls import monomial
+from prunekit.search.records import Race
 
 WANDA = pk.Tree.parse("mul(W, sqrt(X))")
 TREES = [pk.Tree.parse(text) for text in ("W", "mul(W, sqrt(X))", "mul(abs(mul(W, W)), mms(G))", "mul(W, G)", "X")]

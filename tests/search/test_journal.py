@@ -11,8 +11,7 @@ import pytest
 
 import prunekit as pk
 from prunekit.search import journal as journals
-
-from .toy import Racing, distance
+from tests.search.toy import Racing, distance
 
 SCRIPT = textwrap.dedent("""
     import sys

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from prunekit.metric.tree import Tree
-from prunekit.search.engine import Outcome, behind
+from prunekit.search.records import Outcome, behind
 
 WANTED = Tree.parse("mul(sqrt(X), mul(W, G))")
 

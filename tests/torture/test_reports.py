@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from prunekit.batch.verify import compare_tables
 from prunekit.workbook import project
-from prunekit.workbook.verify import compare_tables
 
 ROOT = Path(__file__).parents[2]
 KILLS = int(os.environ.get("PRUNEKIT_REPORT_KILLS", "20"))

@@ -7,15 +7,18 @@ import signal
 
 import pytest
 from jupyter_client.manager import start_new_kernel
-from pages import check_site
 from test_site import DATA, outcomes, project  # noqa: F401
-from tiny_project import write_notebook
 
 import prunekit as pk
-from prunekit.__main__ import main
-from prunekit.locks import lock
-from prunekit.workbook import batch, manifest, paper, runs, site
+from prunekit.batch import notebooks
+from prunekit.cli import main
+from prunekit.files import lock, write_atomic
+from prunekit.report import paper, site
+from prunekit.workbook import manifest
 from prunekit.workbook import project as places
+from prunekit.workbook import run as runs
+from tests.pages import check_site
+from tests.tiny_project import write_notebook
 
 VALUES = {"profile": "tiny", "rows": 5, "pattern": "unstructured"}
 
@@ -75,7 +78,7 @@ def test_a_run_that_fails_even_after_its_end_leaves_the_one_before_it(project): 
     assert content(made.folder) == before
     assert {"failed.ipynb", "reason.txt", "log.txt"} <= content(places.attempt_folder(made.folder)).keys()
     finished = manifest.read("tiny", "01_data")["finished"]
-    assert batch.status("tiny")["01_data"] == manifest.State("failed", f"{reason}; the run of {finished} is kept")
+    assert notebooks.status("tiny")["01_data"] == manifest.State("failed", f"{reason}; the run of {finished} is kept")
     assert f"The last attempt is failed: {reason}" in check_site(site.render("tiny").parent)["01_data.html"].text
 
 
@@ -99,7 +102,7 @@ def test_journals_are_gone_on_with_and_all_else_is_made_anew(project):  # noqa: 
 def test_a_kill_between_the_two_renames_is_mended_by_whoever_reads(project):  # noqa: F811
     first = by_hand()
     second = runs.start_run("01_data", VALUES)
-    manifest.write_atomic(second.folder / "manifest.json", json.dumps({"id": second.id}))
+    write_atomic(second.folder / "manifest.json", json.dumps({"id": second.id}))
     first.folder.rename(first.folder.with_name(".01_data.old"))
     assert manifest.read("tiny", "01_data")["id"] == second.id and not second.folder.exists()
     by_hand()

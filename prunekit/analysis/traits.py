@@ -1,0 +1,178 @@
+"""What a search tried, as traits of distinct metrics: symbols, shape, exponents, families, and how they change with time.
+
+    frame = pk.traits(pk.history(paths))     one row per distinct metric (rank key), never per text
+
+What follows from them is counted in `prunekit.analysis.findings`.
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from prunekit.errors import UsageError
+from prunekit.evaluate.intervals import wilson
+from prunekit.metric.primitives import TERMINALS, symbols
+from prunekit.metric.rank import canonical
+from prunekit.metric.syntax import fold
+from prunekit.metric.tree import Tree
+
+SHAPE = ("size", "depth", "sign", "homogeneous", "a", "b", "c")
+_OWN = ["key", "journal", "preset", "seed", "i", "evaluated", "position", "fitness", "complete", "operator", "parents", "gain",
+        "family", *SHAPE, "pairs"]
+
+
+def traits(history: pd.DataFrame) -> pd.DataFrame:
+    """One row per distinct metric of `history` (which may hold several journals), in the order of evaluation.
+
+    Of the texts with one rank key the first that was measured completely counts, or else the first. All traits are those
+    of the canonical form, so that they belong to the metric and not to its text. Columns: key (the canonical form),
+    journal, preset, seed, i, evaluated, position (0 to 1 within its journal), fitness, complete, operator, parents, gain
+    (loss of its first parent minus its own), family (the random tree it descends from), size, depth, sign (1: proven
+    >= 0), homogeneous, a, b, c (where the key is a monomial W^a G^b X^c; scaled so that |a|+|b|+|c| = 1), pairs (parent and
+    child as `mul>W`), for every symbol of the grammar how often it occurs, and the loss of each task, as in `history`.
+
+    Raises UsageError if the journals have different grammars, comparison groups or evaluators, since their losses do not
+    compare, and if two journals have one name.
+    """
+    _comparable(history)
+    names = tuple(symbols(history["grammar"].iloc[0] if len(history) else "reference"))
+    tasks = [name for name in history if name.startswith("loss[")]
+    frame = history.assign(key=[_key(tree, group) for tree, group in zip(history["tree"], history["group"], strict=True)])
+    frame = frame.assign(gain=_gains(frame), family=_families(frame),
+                         position=frame["evaluated"] / frame.groupby("journal")["evaluated"].transform("max"))
+    first = frame.sort_values("complete", ascending=False, kind="stable").drop_duplicates("key").sort_index()
+    shapes = pd.DataFrame([_shape(key, names) for key in first["key"]], index=first.index,
+                          columns=[*SHAPE, "pairs", *names]).astype({"size": int, "depth": int})
+    return first.drop(columns=["size", "depth"]).join(shapes)[[*_OWN, *names, *tasks]].reset_index(drop=True)
+
+
+def _comparable(history: pd.DataFrame) -> None:
+    for column, what in (("grammar", "grammars"), ("group", "comparison groups"), ("measured", "evaluators")):
+        found = history.groupby(column)["journal"].first() if len(history) else ()
+        if len(found) > 1:
+            raise UsageError(f"these journals have different {what} ({', '.join(f'{j}: {v}' for v, j in found.items())}), so "
+                             f"their losses do not compare: analyse them apart, as in history.groupby('{column}').")
+    if (twice := history.duplicated(["journal", "i"])).any():
+        raise UsageError(f"two journals are called '{history.loc[twice, 'journal'].iloc[0]}': read them in one call, as in "
+                         "pk.history([first, second]), or give them names with .assign(journal=…).")
+
+
+def first_parents(frame: pd.DataFrame) -> list[int | None]:
+    """The candidate that each row was bred from, of two the first."""
+    return [int(text.split()[0]) if text else None for text in frame["parents"]]
+
+
+def _gains(frame: pd.DataFrame) -> list[float]:
+    known = dict(zip(zip(frame["journal"], frame["i"], strict=True), frame["fitness"], strict=True))
+    return [known.get((journal, parent), math.nan) - fitness for journal, parent, fitness in
+            zip(frame["journal"], first_parents(frame), frame["fitness"], strict=True)]
+
+
+def _families(frame: pd.DataFrame) -> list[str]:
+    founders: dict[tuple[str, int | None], str] = {}
+    for journal, i, parent in zip(frame["journal"], frame["i"], first_parents(frame), strict=True):
+        founders[journal, i] = founders.get((journal, parent), f"{journal}/{i}")
+    return list(founders.values())
+
+
+@lru_cache(maxsize=1 << 16)
+def _key(text: str, group: str) -> str:
+    return str(canonical(Tree.parse(text), group))
+
+
+@lru_cache(maxsize=1 << 16)
+def _shape(key: str, names: tuple[str, ...]) -> list[Any]:
+    tree = Tree.parse(key)
+    powers = exponents(tree) or (math.nan,) * 3
+    return [tree.size, tree.depth, tree.sign, tree.homogeneous, *powers, " ".join(sorted(pairs(tree))),
+            *(tree.count(name) for name in names)]
+
+
+def pairs(tree: Tree) -> set[str]:
+    """Which operation stands directly above what, as {"mul>W", "mul>sqrt", "sqrt>X"}."""
+    found: set[str] = set()
+
+    def step(symbol: str, children: list[str]) -> str:
+        found.update(f"{symbol}>{child}" for child in children)
+        return symbol
+    fold(tree, step)
+    return found
+
+
+def exponents(tree: Tree) -> tuple[float, float, float] | None:
+    """(a, b, c) with |a|+|b|+|c| = 1 if the tree is a product of powers of W, G and X; else None.
+
+    Only ratios of exponents matter to a mask. sqrt(mul(W, W)) is (1, 0, 0), mul(W, sqrt(X)) is (2/3, 0, 1/3).
+    """
+    factor = {"sqr": 2.0, "pow": 2.0, "sqrt": 0.5, "abs": 1.0, "skp": 1.0}
+
+    def step(symbol: str, args: list[np.ndarray | None]) -> np.ndarray | None:
+        if symbol in TERMINALS:
+            return np.eye(3)[TERMINALS.index(symbol)]
+        if not args:
+            return np.zeros(3)  # a constant
+        if any(arg is None for arg in args):
+            return None
+        if symbol in ("mul", "ediv"):
+            return args[0] + args[1] if symbol == "mul" else args[0] - args[1]
+        return args[0] * factor[symbol] if symbol in factor else None
+
+    powers = fold(tree, step)
+    if powers is None or not powers.any():
+        return None
+    return tuple(float(power) for power in powers / np.abs(powers).sum())
+
+
+def over_time(frame: pd.DataFrame, names: Iterable[str] = TERMINALS, parts: int = 10) -> pd.DataFrame:
+    """Share of the distinct metrics that contain each symbol or pair, by part of the search (1 to `parts`).
+
+    Columns: journal, name, part, share, low, high (Wilson's 95 % interval, as if metrics were independent), n.
+    """
+    part = np.ceil(frame["position"].to_numpy(dtype=float) * parts).clip(1, parts).astype(int)
+    rows = []
+    for name in names:
+        present = contains(frame, name)
+        for (journal, number), has in present.groupby([frame["journal"], part]):
+            low, high = wilson(has.sum(), len(has))
+            rows.append({"journal": journal, "name": name, "part": number, "share": has.mean(), "low": low, "high": high,
+                         "n": len(has)})
+    return pd.DataFrame(rows, columns=["journal", "name", "part", "share", "low", "high", "n"])
+
+
+def contains(frame: pd.DataFrame, name: str) -> pd.Series:
+    """Whether each metric contains a symbol (`sqrt`) or a pair (`sqrt>G`)."""
+    if ">" in name:
+        return frame["pairs"].map(lambda text: name in text.split()).astype(bool)
+    return frame[name] > 0
+
+
+def counted(frame: pd.DataFrame) -> list[str]:
+    """The symbols that a frame of traits counts."""
+    return [name for name in symbols("extended") if name in frame]
+
+
+def lineage(history: pd.DataFrame, i: int) -> pd.DataFrame:
+    """The ancestors of candidate i and itself, oldest first; history: of one journal.
+
+    Columns: i, tree, operator, parents, fitness, gain (loss of the first parent minus its own), main (on the line of
+    first parents), best (lower loss than all before it on that line). Raises UsageError if there is no such candidate, or
+    if there are several journals.
+    """
+    if (history["i"] == i).sum() != 1 or history["journal"].nunique() > 1:
+        raise UsageError(f"there is not one candidate {i} here: give its number and the history of its journal alone, as in "
+                         "history[history['journal'] == 'modern'].")
+    family, main = {i}, {i}
+    for one in history[::-1].itertuples():  # children before their parents
+        if one.i in family:
+            parents = [int(parent) for parent in one.parents.split()]
+            family.update(parents)
+            main.update(parents[:1] if one.i in main else ())
+    rows = history.assign(gain=_gains(history), main=history["i"].isin(main))[history["i"].isin(family)]
+    line = rows["fitness"].where(rows["main"])
+    rows["best"] = rows["main"] & ~(line >= line.cummin().shift().ffill())
+    return rows[["i", "tree", "operator", "parents", "fitness", "gain", "main", "best"]].reset_index(drop=True)

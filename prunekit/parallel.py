@@ -1,0 +1,123 @@
+"""Where work runs: here, in processes, or on a Dask cluster. All are concurrent.futures executors."""
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from multiprocessing.connection import Connection
+from typing import Any
+
+from prunekit.errors import UsageError, did_you_mean
+
+KINDS = ("serial", "processes", "dask")
+
+
+def open_executor(kind: str = "serial", *, workers: int | None = None, address: str | None = None,
+                  **unknown: Any) -> Executor:
+    """An executor by kind, to be used as a context manager.
+
+    "serial": in this process. "processes": `workers` processes on this machine (default: one per core). "dask": the
+    scheduler at `address`, or without one a cluster of `workers` processes on this machine (needs the extra `cluster`).
+    Raises UsageError for an unknown kind, arguments that do not fit, and a scheduler that does not answer.
+    """
+    for key in unknown:
+        known = ("kind", "workers", "address")
+        raise UsageError(f"an executor has no setting '{key}'{did_you_mean(key, known)}.")
+    if kind not in KINDS:
+        raise UsageError(f"executor kind {kind!r} is not known{did_you_mean(kind, KINDS)}.")
+    if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 1):
+        raise UsageError(f"workers = {workers!r}: give a number of processes, 1 or more.")
+    if address and kind != "dask":
+        raise UsageError(f"executor kind '{kind}' has no address; give kind 'dask' to use the scheduler at {address}.")
+    if kind == "serial":
+        if workers not in (None, 1):
+            raise UsageError(f"executor kind 'serial' has no {workers} workers; give kind 'processes'.")
+        return Serial()
+    return Processes(workers or os.cpu_count() or 1) if kind == "processes" else Dask(address, workers)
+
+
+class Serial(Executor):
+    """One after the other, in this process, each when its result is asked for."""
+
+    def submit(self, function: Any, /, *args: Any, **kwargs: Any) -> Future:
+        return _Lazy(function, args, kwargs)
+
+
+class _Lazy(Future):
+    def __init__(self, function: Any, args: tuple, kwargs: dict):
+        super().__init__()
+        self._work = function, args, kwargs
+
+    def result(self, timeout: float | None = None) -> Any:
+        if not self.done():
+            function, args, kwargs = self._work
+            self.set_result(function(*args, **kwargs))
+        return super().result(timeout)
+
+
+class Processes(Executor):
+    """A process pool that is replaced when one of its workers dies."""
+
+    def __init__(self, workers: int):
+        self.workers = workers
+        self._pool = self._new()
+
+    def _new(self) -> ProcessPoolExecutor:
+        context = multiprocessing.get_context("spawn")
+        held, self._lease = context.Pipe(duplex=False)
+        return ProcessPoolExecutor(self.workers, context, _end_with, (held,))
+
+    def submit(self, function: Any, /, *args: Any, **kwargs: Any) -> Future:
+        return self._pool.submit(function, *args, **kwargs)
+
+    def renew(self) -> None:
+        self.shutdown(wait=False, cancel_futures=True)
+        self._pool = self._new()
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        self._pool.shutdown(wait, cancel_futures=cancel_futures)
+        self._lease.close()
+
+
+def _end_with(held: Connection) -> None:
+    """In a worker: end when the other end of the pipe closes, that is, with the pool or with the process that
+    had it, and at nothing else: a Ctrl-C is for that process to answer.
+
+    A pool that breaks while it starts another worker forgets that worker, which would then keep Python from ending.
+    """
+    def watch() -> None:
+        with contextlib.suppress(EOFError, OSError):
+            held.recv_bytes()
+        os._exit(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=watch, daemon=True).start()
+
+
+class Dask(Executor):
+    """Dask's own executor. A worker that dies is replaced by the scheduler, its evaluations run elsewhere."""
+
+    def __init__(self, address: str | None, workers: int | None):
+        try:
+            from distributed import Client, LocalCluster
+        except ImportError as error:
+            raise UsageError("executor kind 'dask' needs Dask: pip install 'prunekit[cluster]'.") from error
+        self._cluster = None if address else LocalCluster(n_workers=workers or os.cpu_count(), threads_per_worker=1,
+                                                          dashboard_address=None)
+        try:
+            self._client = Client(address or self._cluster, timeout=15, set_as_default=False)
+        except (OSError, ValueError) as error:
+            raise UsageError(f"no Dask scheduler answers at {address}: start one there (dask scheduler), or correct the "
+                             "address.") from error
+        self._executor = self._client.get_executor(pure=False)
+
+    def submit(self, function: Any, /, *args: Any, **kwargs: Any) -> Future:
+        return self._executor.submit(function, *args, **kwargs)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        self._executor.shutdown(wait=False)
+        self._client.close()
+        if self._cluster:
+            self._cluster.close()

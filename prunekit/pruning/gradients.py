@@ -1,0 +1,320 @@
+"""What a metric sees of a layer besides its weight: G by backward; X and H by forward."""
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from tqdm import tqdm
+
+from prunekit.errors import UsageError, did_you_mean
+from prunekit.files import replacing_file
+from prunekit.models import Layer, check_windows, decoder_blocks, prunable_layers, refuse_offloaded
+from prunekit.pruning.masks import finite
+from prunekit.pruning.walk import InputGroup, Walk
+
+GRADIENT_NORMS = ("l2", "l1", "signed")
+ACTIVATION_NORMS = ("l2", "l1")
+# --- forward: X and H ---------------------------------------------------------------------------------------------
+
+
+# --- tensors by layer name, with how they were made ----------------------------------------------------------------
+
+
+class LayerTensors(Mapping[str, Tensor]):
+    """Tensors by layer, with how they were made in `meta`.
+
+    Keys are Hugging Face module paths. A layer is found by its block and its place in it, so that files of the
+    published code (`self_attn.q_proj_layer_0`) answer to the same names. Raises UsageError on a tensor that
+    is not dense and real, on a name that names no layer, and on two names for one layer.
+    """
+
+    kind = "tensor"
+
+    def __init__(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any] | None = None):
+        self.meta: dict[str, Any] = dict(meta or {})
+        self._tensors = tensors  # perhaps still on disk
+        self._names: dict[tuple[int, str], str] = {}
+        for name, tensor in tensors.items():
+            place = _place(name)
+            if place is None:
+                raise UsageError(f"{self.kind} '{name}' names no layer of a decoder block; collect the "
+                                 f"{self.kind}s again.")
+            if self._names.setdefault(place, name) != name:
+                raise UsageError(f"the {self.kind}s hold one layer under two names, {self._names[place]} and "
+                                 f"{name}; keep one.")
+            if isinstance(tensor, Tensor) and (tensor.layout != torch.strided or tensor.is_complex()):
+                raise UsageError(f"the {self.kind} of layer {name} is {tensor.layout}, {tensor.dtype}; give "
+                                 "a dense tensor of real numbers.")
+
+    def __getitem__(self, name: str) -> Tensor:
+        found = self._tensors[self._names[_place(name)]]
+        return found.float() if isinstance(found, Tensor) else found.read(torch.float32)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def check(self, layers: list[Layer]) -> None:
+        """Raise UsageError unless every layer is here, in its own shape, finite and not negative."""
+        for layer in layers:
+            if _place(layer.name) not in self._names:
+                raise UsageError(f"the {self.kind}s hold nothing for layer {layer.name}; they were made with another model "
+                                 "(collect them with this one).")
+            tensor, wanted = self[layer.name], self._shape(layer)
+            found = tuple(tensor.shape)
+            if found != wanted:
+                raise UsageError(f"the {self.kind} of layer {layer.name} has shape {found} where the model needs {wanted}; "
+                                 "it was made with another model (collect it with this one).")
+            if not finite(tensor):
+                raise UsageError(f"the {self.kind} of layer {layer.name} is not finite; collect it again, in float32.")
+            if tensor.min() < 0:
+                raise UsageError(f"the {self.kind} of layer {layer.name} is negative somewhere, where a norm "
+                                 f"cannot be; collect it with collect_{self.kind}s.")
+
+    @staticmethod
+    def _shape(layer: Layer) -> tuple[int, ...]:
+        return tuple(layer.weight.shape)
+
+    def save(self, path: str | Path, *, dtype: torch.dtype | None = None) -> Path:
+        """Write a .safetensors file that says how it was made; `dtype=torch.float16` halves it, as published."""
+        path = Path(path)
+        tensors = {name: tensor.to(dtype or tensor.dtype).contiguous() for name, tensor in self.items()}
+        with replacing_file(path) as file:
+            meta = json.dumps(self.meta, sort_keys=True)
+            save_file(tensors, file, metadata={"kind": self.kind, "prunekit": meta})
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path):
+        """Read a .safetensors file, or a .pth file of the published code, by content and not by suffix.
+
+        Tensors come back in float32. Raises UsageError if the file is missing, torn, or holds anything but tensors
+        (pickled code is never run).
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise UsageError(f"{cls.kind} file {path} does not exist.")
+        with path.open("rb") as file:
+            start = file.read(9)
+        if start[8:9] == b"{":
+            tensors, header = _read_safetensors(path, cls.kind)
+            return cls(tensors, cls.made(header, path))
+        return cls(_read_pth(path, cls.kind), {"source": path.name})
+    @classmethod
+    def made(cls, header: Mapping[str, str], path: str | Path) -> dict[str, Any]:
+        """How the file says its tensors were made. Raises UsageError if they are of another kind."""
+        if header.get("kind", cls.kind) != cls.kind:
+            raise UsageError(f"file {path} holds {header['kind']}s, not {cls.kind}s.")
+        try:
+            return dict(json.loads(header.get("prunekit", "{}")))
+        except (ValueError, TypeError, RecursionError) as error:
+            raise UsageError(f"{cls.kind} file {path} does not say in JSON how it was made; collect it "
+                             "again.") from error
+
+
+class Gradients(LayerTensors):
+    """G per layer, (out, in) float32, by `collect_gradients` or from a file."""
+
+    kind = "gradient"
+
+
+class Activations(LayerTensors):
+    """The mean over windows of the inputs' column norms per layer, (in,) float32, by `collect_activations`."""
+
+    kind = "activation"
+
+    @staticmethod
+    def _shape(layer: Layer) -> tuple[int, ...]:
+        return (layer.weight.shape[1],)
+
+
+def _place(name: str) -> tuple[int, str] | None:
+    """(block, place in the block) of `model.layers.0.self_attn.q_proj` or `self_attn.q_proj_layer_0`."""
+    published = re.fullmatch(r"(.+)_layer_(\d+)", name)
+    if published:
+        return int(published[2]), published[1]
+    path = re.fullmatch(r"[^\d]*?\.(\d+)\.(.+)", name)
+    return (int(path[1]), path[2]) if path else None
+
+
+def _read_safetensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        with safe_open(path, "pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except (SafetensorError, OSError) as error:
+        raise UsageError(f"{kind} file {path} is damaged ({error}); collect it again.") from error
+    return tensors, header
+
+
+def _read_pth(path: Path, kind: str) -> dict[str, Tensor]:
+    try:
+        with path.open("rb") as file:  # a file, not a path: torch would go by the suffix
+            content = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a damaged or hostile file makes the reader raise
+        raise UsageError(f"{kind} file {path} is neither safetensors nor a file of plain tensors; it is damaged or holds "
+                         "code, which is never run. Collect it again.") from error
+    if not isinstance(content, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items()):
+        raise UsageError(f"{kind} file {path} does not map layer names to tensors; collect it again.")
+    return content
+
+
+# --- backward: G ---------------------------------------------------------------------------------------------------
+
+
+def collect_gradients(model: nn.Module, windows: Tensor, *, norm: str = "l2", scale: float = 100.0, local: bool = False,
+                      gradient_checkpointing: bool = False, offload: str | Path | None = None, progress: bool = True,
+                      meta: Mapping[str, Any] | None = None) -> Gradients:
+    """G of every prunable layer over windows (n, seqlen), each window one sample; (out, in) float32.
+
+    With g the gradient of a window's mean-token cross-entropy, `l2`: G = sqrt(sum (scale g)^2); `l1`: G = sum |scale g|;
+    `signed`: G = |sum scale g|, with which |W| G is the first-order change of the loss when a weight is removed.
+    The model is in eval mode; each layer's gradient is added and freed as soon as the backward pass has made it, so
+    that no more than one is ever alive. Source: the published lib/gradient_computation.py (which keeps float16).
+
+    local: g is the gradient of |block(x)|, the norm of what the layer's own block returns for the window, as in Wanda++
+    (arXiv 2503.04992, regional gradients): no backward pass through the model, one block's activations alive.
+    gradient_checkpointing: compute every block's activations again in the backward pass instead of keeping them.
+    offload: a directory for the sums, which are then memory-mapped files (4 bytes per weight; yours to delete).
+
+    Raises UsageError on an unknown norm, a model parts of which are offloaded, windows that it cannot read,
+    or a loss that is not finite.
+    """
+    if norm not in GRADIENT_NORMS:
+        raise UsageError(f"gradient norm '{norm}' is not known{did_you_mean(norm, GRADIENT_NORMS)}.")
+    refuse_offloaded(model)
+    check_windows(model, windows)
+    layers = [layer for block in prunable_layers(model) for layer in block]
+    parameters = {id(layer.parameter): layer.parameter for layer in layers}
+    sums = {key: _zeros(p, Path(offload) / f"{place:05d}.f32" if offload else None)
+            for place, (key, p) in enumerate(parameters.items())}
+
+    def add(parameter: nn.Parameter) -> None:
+        g = parameter.grad.to(sums[id(parameter)].device, torch.float32)
+        total = sums[id(parameter)]
+        total.addcmul_(g, g) if norm == "l2" else total.add_(g.abs_() if norm == "l1" else g)
+        parameter.grad = None
+
+    losses = _block_norms(model, windows, progress) if local else _losses(model, windows, progress)
+    with (_differentiating(model, list(parameters.values()), add), _recomputed(model, gradient_checkpointing and not local),
+          closing(losses)):
+        for index, loss in losses:
+            if not torch.isfinite(loss):
+                raise UsageError(f"the loss of gradient window {index} is {loss.item()}; load the model in float32.")
+            (loss * scale).backward()
+    for total in sums.values():
+        if norm != "l1":
+            total.sqrt_() if norm == "l2" else total.abs_()
+    made = {"kind": "gradient", "norm": norm, "scale": scale, "n": len(windows), "seqlen": windows.shape[1],
+            "dtype": str(model.dtype).removeprefix("torch."), **({"local": True} if local else {}), **(meta or {})}
+    return Gradients({layer.name: _oriented(layer, sums[id(layer.parameter)]) for layer in layers}, made)
+
+
+def _losses(model: nn.Module, windows: Tensor, progress: bool) -> Iterator[tuple[int, Tensor]]:
+    """(window, its mean-token cross-entropy)."""
+    for index, window in enumerate(tqdm(windows, desc="gradients", disable=not progress, leave=False)):
+        ids = window[None].to(model.get_input_embeddings().weight.device)
+        yield index, model(input_ids=ids, labels=ids, use_cache=False).loss
+
+
+def _block_norms(model: nn.Module, windows: Tensor, progress: bool) -> Iterator[tuple[int, Tensor]]:
+    """Per block: (window, the norm of the block's output for it)."""
+    for step in Walk(model, windows, one_shot=True, progress=progress, batch=1):
+        for index, output in enumerate(step.outputs()):
+            yield index, output.float().norm()
+
+
+@contextmanager
+def _recomputed(model: nn.Module, wanted: bool) -> Iterator[None]:
+    """For a while, keep of every block only what goes in (transformers' own checkpointing works in training mode only)."""
+    blocks = decoder_blocks(model)[1] if wanted else []
+    own = [block.__dict__.get("forward") for block in blocks]
+    try:
+        for block in blocks:
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+        yield
+    finally:
+        for block, forward in zip(blocks, own, strict=True):
+            del block.forward
+            if forward is not None:
+                block.forward = forward
+
+
+def _zeros(parameter: Tensor, path: Path | None) -> Tensor:
+    """Zeros in float32, in the parameter's shape: beside it, or in a new file."""
+    if path is None:
+        return torch.zeros_like(parameter, dtype=torch.float32)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    return torch.from_file(str(path), shared=True, size=parameter.numel(), dtype=torch.float32).view(parameter.shape)
+
+
+def _oriented(layer: Layer, total: Tensor) -> Tensor:
+    total = total if layer.expert is None else total[layer.expert]
+    return (total.T if layer.transposed else total).cpu()
+
+
+class _differentiating:
+    """For a while, let gradients flow to the given parameters only, handing each over as soon as it is complete."""
+
+    def __init__(self, model: nn.Module, parameters: list[nn.Parameter], receive: Callable[[nn.Parameter], None]):
+        self.model, self.parameters, self.receive = model, parameters, receive
+
+    def __enter__(self) -> None:
+        self.before = [(p, p.requires_grad) for p in self.model.parameters()]
+        self.training = self.model.training
+        self.model.eval()
+        self.model.requires_grad_(False)
+        for parameter in self.parameters:
+            parameter.requires_grad_(True)
+            parameter.grad = None  # what a caller left there is no sample
+        self.handles = [p.register_post_accumulate_grad_hook(self.receive) for p in self.parameters]
+        self.grad = torch.enable_grad()
+        self.grad.__enter__()
+
+    def __exit__(self, *exception: object) -> None:
+        self.grad.__exit__(*exception)
+        for handle in self.handles:
+            handle.remove()
+        for parameter, flag in self.before:
+            parameter.requires_grad_(flag)
+            parameter.grad = None
+        self.model.train(self.training)
+
+
+# --- the published `--task activation` -----------------------------------------------------------------------------
+
+
+def collect_activations(model: nn.Module, windows: Tensor, *, norm: str = "l2", progress: bool = True,
+                        meta: Mapping[str, Any] | None = None) -> Activations:
+    """Column norms of every prunable layer's input x in the dense model, mean over n windows; (in,) float32.
+
+    `l2`: (1/n) sum over tokens of x_j^2, which is the X of the metrics; `l1`: (1/n) sum over tokens of |x_j|.
+    Raises UsageError on an unknown norm, or windows that the model cannot read.
+    """
+    if norm not in ACTIVATION_NORMS:
+        raise UsageError(f"activation norm '{norm}' is not known{did_you_mean(norm, ACTIVATION_NORMS)}.")
+    measure = torch.Tensor.square if norm == "l2" else torch.Tensor.abs
+    found: dict[str, Tensor] = {}
+    for step in Walk(model, windows, one_shot=True, progress=progress):
+        sums = {id(group): torch.zeros(group.inputs) for group in step.groups}
+        step.collect(partial(_add_columns, sums, measure))
+        found |= {layer.name: sums[id(group)] / len(windows) for group in step.groups for layer in group.layers}
+    made = {"kind": "activation", "norm": norm, "n": len(windows), "seqlen": windows.shape[1], **(meta or {})}
+    return Activations(found, made)
+
+
+def _add_columns(sums: dict[int, Tensor], measure: Callable[[Tensor], Tensor], group: InputGroup, x: Tensor) -> None:
+    sums[id(group)] += measure(x.float()).sum(0).cpu()

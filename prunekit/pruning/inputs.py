@@ -1,0 +1,64 @@
+"""Statistics of layer inputs: X, and the Hessian H of the layer's squared error."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from prunekit.errors import UsageError
+from prunekit.pruning.masks import finite, remedy
+from prunekit.pruning.walk import Step
+
+_CHUNK = 256  # tokens squared at once
+
+
+@dataclass
+class InputStatistics:
+    """What the inputs of a group of layers looked like over n windows, accumulated in float32."""
+
+    n: int
+    X: Tensor  # (1, in): (1/n) sum over windows and tokens of x_j squared
+    H: Tensor | None = None  # (in, in): (2/n) sum over tokens of x x^T, if asked for
+    tokens: int = 0
+
+    def add(self, x: Tensor) -> None:
+        """Take in one batch of inputs x (tokens, in), any dtype."""
+        self.tokens += len(x)
+        if self.H is not None:
+            self.H.add_(_gram(x), alpha=2 / self.n)
+        for part in x.split(_CHUNK):  # small enough to stay in the cache
+            self.X.add_(part.float().square().sum(0), alpha=1 / self.n)
+
+
+def collect_inputs(step: Step, n: int, *, hessian: bool = False) -> dict[str, InputStatistics]:
+    """One pass of n windows through a block: statistics of every layer's input, shared where the input is.
+
+    Raises UsageError if they are not finite.
+    """
+    found: dict[int, InputStatistics] = {}
+    for group in step.groups:
+        width, device = group.inputs, group.layers[0].weight.device
+        H = torch.zeros(width, width, device=device) if hessian else None
+        found[id(group)] = InputStatistics(n, torch.zeros(1, width, device=device), H)
+    step.collect(lambda group, x: found[id(group)].add(x))
+    for group in step.groups:
+        if not finite(found[id(group)].X):
+            first = group.layers[0]
+            advice = remedy(first.weight.dtype)
+            raise UsageError(f"the inputs of layer {first.name} are not finite; {advice}.")
+    return {layer.name: found[id(group)] for group in step.groups for layer in group.layers}
+
+
+def _gram(x: Tensor) -> Tensor:
+    """x^T x in float32. A product of two bfloat16 numbers is exact in float32, so the fast unit loses nothing."""
+    exact = x.float()
+    if x.dtype != torch.bfloat16 or x.device.type != "cpu":
+        return exact.T @ exact
+    backend = torch.backends.mkldnn.matmul
+    before = backend.fp32_precision
+    try:
+        backend.fp32_precision = "bf16"
+        return exact.T @ exact
+    finally:
+        backend.fp32_precision = before

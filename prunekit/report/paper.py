@@ -1,0 +1,191 @@
+"""A paper's worth of a profile: its figures (PDF), tables (LaTeX, booktabs) and takeaways in a folder with a main.tex.
+
+Labels are fig:NN-name and tab:NN-name, the same in every run; the same runs give the same bytes. A folder is written only
+where there is none, or over exactly what an earlier call has written.
+"""
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prunekit.errors import UsageError
+from prunekit.files import check_folder, file_hash, read_json, replacing
+from prunekit.workbook import display, manifest, params, project
+
+_MARK = "prunekit.json"  # what made the folder, and the hashes of all its files
+_LONG = 40               # rows; longer tables run over pages, in an appendix
+_LINE = 100              # characters of a line of the paper; in a table half as wide again, long cells are broken
+_BEYOND = {"−": "-", "×": r"\times", "±": r"\pm", "·": r"\cdot", "≤": r"\le", "≥": r"\ge", "≈": r"\approx", "→": r"\to",
+           "∞": r"\infty", "√": r"\surd", "Δ": r"\Delta", "α": r"\alpha", "τ": r"\tau", "λ": r"\lambda", "‖": r"\|",
+           "²": "{}^2", "³": "{}^3", "∈": r"\in", "…": r"\dots",
+           "“": "``", "”": "''", "‘": "`", "’": "'", "–": "--", "—": "---"}
+_TEXT = set("“”‘’–—")
+_PREAMBLE = r"""% Made by `prunekit paper`; prunekit.json beside it names the runs.
+\documentclass{article}
+\usepackage[T1]{fontenc}
+\usepackage[utf8]{inputenc}
+\usepackage[margin=2.5cm]{geometry}
+\IfFileExists{lmodern.sty}{\usepackage{lmodern}}{}
+\usepackage{amsmath,array,booktabs,caption,float,graphicx,longtable}
+\newcolumntype{P}[1]{>{\raggedright\arraybackslash}p{#1\linewidth}}
+\captionsetup{font=small,labelfont=bf}
+\captionsetup[table]{position=top}
+\captionsetup[longtable]{width=\linewidth}
+% Tables and figures as they are, made smaller only where they are wider than the line or nearly as high as the page.
+\newsavebox{\fitbox}
+\newcommand{\fit}[1]{\sbox{\fitbox}{#1}%
+  \ifdim\wd\fitbox>\linewidth\sbox{\fitbox}{\resizebox{\linewidth}{!}{\usebox{\fitbox}}}\fi
+  \ifdim\ht\fitbox>0.8\textheight\sbox{\fitbox}{\resizebox{!}{0.8\textheight}{\usebox{\fitbox}}}\fi
+  \usebox{\fitbox}}
+"""
+
+
+@dataclass(frozen=True)
+class Section:
+    """What one notebook gives: `files` by their path in the folder, and the LaTeX that shows them, `body`
+    and `long` tables. Without a finished run `run` is empty, and the body says so."""
+
+    topic: str
+    run: str
+    body: str
+    long: str
+    files: Mapping[str, bytes]
+
+
+def write(profile: str, target: Path) -> list[Section]:
+    """Write the paper of a profile's finished runs to a folder; one Section per notebook, in order.
+
+    Raises UsageError when nothing has finished, and for a folder that holds anything but what this has written.
+    """
+    params.resolve_profile(profile)
+    _check(target)
+    check_folder(target)
+    sections = [_section(profile, topic, manifest.read(profile, topic)) for topic in project.topics()]
+    if not any(section.run for section in sections):
+        raise UsageError(f"The profile {profile} has no finished run: `prunekit run {profile}` first.")
+    title = f"\\title{{{latex(f'Symbolic pruning: {profile}')}}}\n\\author{{}}\n\\date{{}}\n"
+    long = [section.long for section in sections if section.long]
+    main = "\n".join([_PREAMBLE + title, "\\begin{document}\n\\maketitle\n", *(section.body for section in sections),
+                      *(["\\appendix\n\\section{Long tables}\n", *long] if long else []), "\\end{document}\n"])
+    files = {"main.tex": main.encode(), **{name: content for s in sections for name, content in s.files.items()}}
+    mark = {"made by": "prunekit paper", "profile": profile,
+            "runs": {section.topic: section.run for section in sections if section.run},
+            "files": {name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())}}
+    files[_MARK] = (json.dumps(mark, indent=1) + "\n").encode()
+    with replacing(target) as folder:
+        for name, content in files.items():
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_bytes(content)
+    return sections
+
+
+def _check(target: Path) -> None:
+    if not target.exists():
+        return
+    if not target.is_dir():
+        raise UsageError(f"{target} is a file: give a new folder.")
+    found = sorted(path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file())
+    try:
+        files = read_json((target / _MARK).read_text(encoding="utf-8"))["files"]
+    except (OSError, ValueError, KeyError, TypeError):
+        files = {}
+    strange = [name for name in found if name != _MARK and (
+        name not in files or file_hash(target / name) != files[name])] if files else found
+    if strange:
+        raise UsageError(f"{target} holds {strange[0]}, which `prunekit paper` has not written like that: give a new "
+                         "folder, and keep what you write yourself elsewhere.")
+
+
+# ---------------------------------------------------------------- from one run
+
+def _section(profile: str, topic: str, made: Mapping[str, Any] | None) -> Section:
+    folder, files, long = project.run_folder(profile, topic), {}, []
+    body = [f"\\section{{{latex(project.title(topic)[0])}}}"]
+    if made is None:
+        missing = _sentence(f"**There is no finished run:** `prunekit run {profile} {topic}` makes one.")
+        return Section(topic, "", f"{body[0]}\n\n{missing}\n", "", {})
+    if made["takeaways"]:
+        items = [f"\\item {_sentence(sentence)}" for sentence in made["takeaways"]]
+        body.append("\n".join(["\\begin{itemize}", *items, "\\end{itemize}"]))
+    for key, artifact in made["artifacts"].items():
+        if artifact["kind"] not in ("figure", "table"):
+            continue
+        name, caption = f"{topic[:2]}-{key.partition('/')[2]}", latex(artifact["caption"])
+        source = {Path(file).suffix: folder / file for file in artifact["files"]}
+        if gone := [project.relative(path) for path in source.values() if not path.is_file()]:
+            raise UsageError(f"{gone[0]} is missing: `prunekit run {profile} {topic}` makes it again.")
+        if artifact["kind"] == "figure":
+            files[f"figures/{name}.pdf"] = source[".pdf"].read_bytes()
+            body.append("\n".join(_figure(name, caption)))
+        else:
+            files[f"tables/{name}.tex"] = _table(source[".tex"].read_text(encoding="utf-8"), name, caption).encode()
+            shows = f"\\input{{tables/{name}}}"
+            if b"{longtable}" in files[f"tables/{name}.tex"]:
+                long.append(shows + "\n")
+                shows = f"Table \\ref{{tab:{name}}} in the appendix: {caption}"
+            body.append(shows)
+    return Section(topic, made["id"], "\n\n".join(body) + "\n", "\n".join(long), files)
+
+
+def _figure(name: str, caption: str) -> Iterator[str]:
+    yield "\\begin{figure}[H]\n\\centering"
+    yield f"\\fit{{\\includegraphics{{figures/{name}.pdf}}}}"
+    yield f"\\caption{{{caption}}}\n\\label{{fig:{name}}}\n\\end{{figure}}"
+
+
+def _table(source: str, name: str, caption: str) -> str:
+    """The tabular of a saved table, in a float of the width of the line, or over pages where it is long."""
+    columns, rules = re.search(r"\\begin\{tabular\}\{(\w*)\}\n(.*)\\end\{tabular\}", source, re.DOTALL).groups()
+    columns = _broken(columns, rules)
+    # At the beginning of a row these would be an argument of the rule or the \\ before it.
+    rules = re.sub(r"^(?=[\[*])", "{}", beyond_ascii(rules), flags=re.MULTILINE)
+    title = f"\\caption{{{caption}}}\n\\label{{tab:{name}}}"
+    if rules.count("\n") <= _LONG:
+        tabular = f"\\fit{{\\begin{{tabular}}{{{columns}}}\n{rules}\\end{{tabular}}}}"
+        return f"\\begin{{table}}[H]\n\\centering\n{title}\n{tabular}\n\\end{{table}}\n"
+    head, middle, rest = rules.partition("\\midrule\n")
+    return (f"{{\\footnotesize\n\\begin{{longtable}}{{{columns}}}\n{title} \\\\\n{head}{middle}\\endfirsthead\n"
+            f"{head}{middle}\\endhead\n{rest}\\end{{longtable}}}}\n")
+
+
+def _broken(columns: str, rules: str) -> str:
+    """The columns of a tabular; where it is far too wide, columns with long cells share what the others leave of the line."""
+    rows = [line.removesuffix(r"\\").split(" & ") for line in rules.splitlines() if line.endswith(r"\\")]
+    widths = [max(map(len, cells)) + 2 for cells in zip(*rows, strict=True)]
+    wide = {place: width for place, width in enumerate(widths) if width > 0.4 * _LINE and columns[place] == "l"}
+    if sum(widths) <= 1.5 * _LINE or not wide:
+        return columns
+    left = max(0.6, 1 - (sum(widths) - sum(wide.values())) / _LINE)
+    return "".join(f"P{{{left * wide[place] / sum(wide.values()):.2f}}}" if place in wide else column
+                   for place, column in enumerate(columns))
+
+
+# ---------------------------------------------------------------- text
+
+def latex(text: str) -> str:
+    """A caption or sentence: special characters escaped, formulas kept, everything in ASCII and Latin letters."""
+    return beyond_ascii(display.latex_text(text))
+
+
+def _sentence(markdown: str) -> str:
+    """A takeaway: only `code` and **strong** are understood."""
+    pieces = re.split(r"`(.+?)`", markdown)  # every second one is code
+    text = "".join(f"\\texttt{{{latex(piece)}}}" if place % 2 else latex(piece) for place, piece in enumerate(pieces))
+    return re.sub(r"\*\*(.+?)\*\*", r"\\textbf{\1}", text)
+
+
+def beyond_ascii(text: str) -> str:
+    """Characters that pdfLaTeX does not know as commands, in text and formulas alike; unknown ones by their number."""
+    def known(character: str) -> str:
+        if ord(character) < 128 or "À" <= character <= "ſ" and character not in _BEYOND:  # letters of T1
+            return character
+        if character not in _BEYOND:
+            return f"[U+{ord(character):04X}]"
+        return _BEYOND[character] if character in _TEXT else f"\\ensuremath{{{_BEYOND[character]}}}"
+
+    return "".join(map(known, text))

@@ -1,0 +1,313 @@
+"""Pruning a checkpoint that is larger than memory: one decoder block at a time, from disk to disk, by the same walk."""
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import json
+import shutil
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prunekit import __version__
+from prunekit.errors import UsageError
+from prunekit.files import locked
+from prunekit.metric.catalogue import Method
+from prunekit.metric.tree import Tree
+from prunekit.models import Layer, fingerprint, locate, prunable_layers
+from prunekit.pruning import walk
+from prunekit.pruning.gradients import Gradients
+from prunekit.pruning.obs import ObsOptions
+from prunekit.pruning.prune import Plan, Report, measured_blocks, refuse_not_finite
+from prunekit.streaming.checkpoint import INDEX, Checkpoint, Entry, write_json, write_safetensors
+from prunekit.streaming.skeleton import Skeleton, Streamed
+
+PROGRESS, PROVENANCE, LOCK = "prunekit.progress.json", "prunekit.json", "prunekit.lock"
+_COPIED = {".json", ".txt", ".model", ".jinja", ".tiktoken"}  # configuration, tokenizer, chat template
+_MARGIN = 6 * 2**20  # for all that is small
+
+
+@contextmanager
+def _freeing_at_once() -> Iterator[None]:
+    """Have glibc give freed tensors back to the system; it keeps those below 32 MB otherwise, as much again as is alive."""
+    _map_from(2**20)
+    try:
+        yield
+    finally:
+        _map_from(2**25)
+
+
+def _map_from(size: int) -> None:
+    """Let allocations of this size or more be maps of their own (M_MMAP_THRESHOLD)."""
+    try:
+        ctypes.CDLL(None).mallopt(-3, size)
+    except (AttributeError, OSError, TypeError):
+        pass  # another C library, with rules of its own
+
+
+@_freeing_at_once()
+def prune_checkpoint(source_dir: str | Path, target_dir: str | Path, windows: Tensor | None, method: str | Tree | Method,
+                     sparsity: float | Sequence[float], pattern: str = "unstructured", *,
+                     gradients: Gradients | str | Path | None = None, group: str | None = None, update: str | None = None,
+                     obs: ObsOptions = ObsOptions(), dtype: str = "auto", progress: bool = True) -> Report:
+    """Prune a safetensors checkpoint into another directory, holding one decoder block in memory at a time.
+
+    What is written equals what `prune` leaves of the model loaded in the same dtype, bit for bit. source_dir: a local
+    Hugging Face directory. target_dir: new, empty, or an interrupted run of the same request, which goes on with its
+    next block (its pruned blocks are replayed, so the result is that of an undisturbed run). gradients: a path is read
+    layer by layer. dtype: `auto` is the checkpoint's own. The rest is as in `prune`. What it needs is said by
+    `checkpoint_needs`, and stands in the progress file and the report's `meta`.
+
+    Raises UsageError, before anything is written, where `prune` does, if the checkpoint does not fit its config.json, if
+    the target holds anything else, is being written by another process or was damaged since, and if its disk
+    has too little room. What only shows in a block's numbers is refused when that block is read.
+    """
+    started = time.perf_counter()
+    source = _local(source_dir)
+    stored = _stored_gradients(gradients) if isinstance(gradients, (str, Path)) else gradients
+    skeleton = Skeleton(source, dtype)
+    plan = Plan.make(skeleton.model, windows, method, sparsity, pattern, stored, group, update, obs)
+    request = _request(source, skeleton, plan, windows, stored)
+    run = _Run(source, Path(target_dir), request, _needs(skeleton, plan, windows), len(skeleton.blocks))
+    meta = plan.meta(windows, False) | {"dtype": request["dtype"]} | run.needs
+    with run.alone(), torch.no_grad():
+        if not run.complete:
+            _prune_blocks(skeleton, plan, windows, run, progress)
+            run.finish({skeleton.stored_name(name): skeleton.entry(name) for name in skeleton.outside}, meta)
+    return Report(run.rows, meta | {"seconds": round(time.perf_counter() - started, 3)})
+
+
+def _prune_blocks(skeleton: Skeleton, plan: Plan, windows: Tensor | None, run: _Run, progress: bool) -> None:
+    resident = Streamed(skeleton, run.pruned)
+    for index, layers, inputs in measured_blocks(skeleton.model, windows, plan, False, progress,
+                                                 resident=resident, finished=run.finished):
+        path = f"{skeleton.path}.{index}"
+        refuse_not_finite(skeleton.model.get_submodule(path), path)
+        rows = [plan.prune_layer(layer, inputs.get(layer.name)) for layer in layers]
+        inputs.clear()
+        run.write_block(index, resident.tensors(index), rows)
+
+
+def checkpoint_needs(source_dir: str | Path, windows: Tensor | None, method: str | Tree | Method, *,
+                     update: str | None = None, dtype: str = "auto") -> dict[str, int]:
+    """What `prune_checkpoint` needs, in bytes: `memory`, at its peak and beyond the interpreter and its libraries, and `disk`.
+
+    An estimate from shapes, meant to be within a fifth. Raises UsageError as `prune_checkpoint` does.
+    """
+    skeleton = Skeleton(_local(source_dir), dtype)
+    plan = Plan.make(skeleton.model, windows, method, 0.5, "unstructured", _Unread({}), None, update, ObsOptions())
+    return _needs(skeleton, plan, windows)
+
+
+class _Unread(Gradients):
+    """Stands for gradients that need not be there yet."""
+
+    def check(self, layers: list[Layer]) -> None:
+        """Nothing to check."""
+
+
+def _stored_gradients(path: str | Path) -> Gradients:
+    """G in a safetensors file, read layer by layer."""
+    if not Path(path).is_file():
+        raise UsageError(f"gradient file {path} does not exist.")
+    file = Checkpoint(path)
+    return Gradients(file, Gradients.made(file.metadata, path))
+
+
+def _local(source: str | Path) -> Path:
+    path = Path(locate(source))
+    if not path.is_dir():
+        raise UsageError(f"checkpoint '{source}' is not a directory; download it first and give its path.")
+    return path
+
+
+# --- how much it takes ----------------------------------------------------------------------------------------------
+
+
+def _needs(skeleton: Skeleton, plan: Plan, windows: Tensor | None) -> dict[str, int]:
+    """The largest of what the stages hold: embedding, a pass through a block, scoring its largest layer, the rest."""
+    head = skeleton.model.get_output_embeddings()
+    outside = {name: skeleton.size([name]) for name in skeleton.outside}
+    embeddings = sum(size for name, size in outside.items() if head is None or skeleton.tensors[name] is not head.weight)
+    block = max(skeleton.size(names) for names in skeleton.blocks)
+    hidden = statistics = forward = 0
+    if plan.reads_inputs:
+        hidden = windows.numel() * skeleton.model.config.get_text_config().hidden_size * skeleton.dtype.itemsize
+        forward = _forward(skeleton, plan, windows)
+        if plan.method.update:
+            statistics = max(4 * sum(width**2 for width in _inputs(layers)) for layers in prunable_layers(skeleton.model))
+    scoring = max(_scoring(layer, plan) for layer in plan.layers)
+    memory = max(block + hidden + statistics + max(forward, scoring), max(outside.values()))
+    if plan.reads_inputs:
+        memory = max(memory, embeddings + max(block, hidden))
+    disk = sum(skeleton.size(names) for names in (*skeleton.blocks, skeleton.outside))
+    return {"memory": memory + _MARGIN, "disk": disk + _MARGIN}
+
+
+def _forward(skeleton: Skeleton, plan: Plan, windows: Tensor) -> int:
+    """Bytes of one batch in a block: two states beside the widest input, which has three copies in a gated MLP, or is
+    measured in float32."""
+    number, width = skeleton.dtype.itemsize, skeleton.model.config.get_text_config().hidden_size
+    wide = max(layer.weight.shape[1] for layer in plan.layers)
+    tokens = min(len(windows), max(1, walk.BATCH_TOKENS // windows.shape[1])) * windows.shape[1]
+    exact = 0 if number == 4 else 4  # a float32 copy
+    measured = number + exact + 4
+    if plan.method.update:
+        return tokens * (2 * number * width + max(3 * number, measured) * wide) + 8 * wide**2
+    return tokens * (2 * number * width + max(3 * number, measured) * wide)
+
+
+def _scoring(layer: Layer, plan: Plan) -> int:
+    """Bytes that scoring, masking and updating one layer takes: float32 matrices, as many as are alive at once."""
+    method, matrix, square = plan.method, 4 * layer.weight.numel(), 4 * layer.weight.shape[1]**2
+    masking = {"row": 4.25, "layer": 2.3, "variant": 7}[method.group] if plan.pattern == "unstructured" else 2.8
+    scores = (max(masking, 4 if method.tree.size > 4 else 2) + ("G" in method.needs)) * matrix if method.tree else 0
+    solving = max(5.75 * square, square + 2 * matrix + (scores if method.update == "obs-iter" else 0)) if method.update else 0
+    return int(max(scores, solving))
+
+
+def _inputs(layers: list[Layer]) -> list[int]:
+    """Widths of the distinct inputs of a block's layers, as far as shapes tell: q, k, v share one, and gate and up."""
+    found: dict[tuple[str, int], list[int]] = defaultdict(list)
+    for layer in layers:
+        key = layer.name if layer.expert is not None else layer.name.rpartition(".")[0]
+        found[key, layer.weight.shape[1]].append(layer.weight.shape[0])
+    return [width for (_, width), outs in found.items()
+            for _ in range(2 if len(outs) > 3 or (len(outs) == 2 and len(set(outs)) == 2) else 1)]
+
+
+# --- the target directory -------------------------------------------------------------------------------------------
+
+
+def _request(source: Path, skeleton: Skeleton, plan: Plan, windows: Tensor | None, gradients: Gradients | None
+             ) -> dict[str, Any]:
+    """All that the result depends on."""
+    asked = plan.meta(windows, False) | {"sparsity": plan.sparsities, "obs": asdict(plan.obs)}
+    asked |= {
+        "prunekit": __version__, "torch": torch.__version__, "source": fingerprint(source),
+        "dtype": str(skeleton.dtype).removeprefix("torch."), "batch_tokens": walk.BATCH_TOKENS,
+        "windows": None if windows is None else _digest([windows.long().cpu()]),
+        "gradients": _digest(gradients[name] for name in sorted(gradients)) if "G" in plan.method.needs else None}
+    return json.loads(json.dumps(asked))  # as it will be read
+
+
+def _file_hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digest(tensors: Iterable[Tensor]) -> str:
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(str(tuple(tensor.shape)).encode())
+        digest.update(memoryview(tensor.contiguous().view(-1).view(torch.uint8).numpy()))
+    return digest.hexdigest()[:16]
+
+
+class _Run:
+    """A target directory being filled: one shard per block, one for the rest, and how far it has come.
+
+    shards: the SHA-256 of every shard that is whole, in the order of writing.
+    """
+
+    def __init__(self, source: Path, target: Path, request: dict[str, Any], needs: Mapping[str, int], blocks: int):
+        self.source, self.target, self.request, self.needs, self.blocks = source, target, request, dict(needs), blocks
+        self.rows: list[dict[str, Any]] = []
+        self.shards: dict[str, str] = {}
+        self._resume()
+        self._check_room()
+
+    @property
+    def finished(self) -> int:
+        return min(len(self.shards), self.blocks)
+
+    @property
+    def complete(self) -> bool:
+        return (self.target / PROVENANCE).is_file()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """For a while, write where no other process does."""
+        self.target.mkdir(parents=True, exist_ok=True)
+        with locked(self.target / LOCK, f"target {self.target} is being written by another process; wait for "
+                                        "it, or give another directory."):
+            self._resume()  # another process may have come further since
+            for name, digest in self.shards.items():
+                if not (self.target / name).is_file() or _file_hash(self.target / name) != digest:
+                    raise UsageError(f"{self.target / name} is not as it was written; remove {self.target} "
+                                     "and prune again.")
+            if not self.rows:
+                self._note()
+            yield
+            for name in (PROGRESS, LOCK):
+                (self.target / name).unlink(missing_ok=True)
+
+    def shard(self, index: int) -> Path:
+        """The file of block `index`; the one after the last holds the rest."""
+        return self.target / f"model-{index + 1:05d}-of-{self.blocks + 1:05d}.safetensors"
+
+    def pruned(self, index: int) -> Path | None:
+        return self.shard(index) if index < self.finished else None
+
+    def write_block(self, index: int, tensors: Mapping[str, Entry], rows: list[dict[str, Any]]) -> None:
+        self._write(self.shard(index), tensors)
+        self.rows += rows
+        self._note()
+
+    def finish(self, rest: Mapping[str, Entry], meta: Mapping[str, Any]) -> None:
+        """The rest, the index, the configuration; and at the very last the word that all is there."""
+        self._write(self.shard(self.blocks), rest)
+        shards = [self.shard(index) for index in range(self.blocks + 1)]
+        places = {name: shard.name for shard in shards for name in Checkpoint(shard)}
+        total = sum(shard.stat().st_size for shard in shards)
+        write_json(self.target / INDEX, {"metadata": {"total_size": total}, "weight_map": places})
+        for file in sorted(self.source.iterdir()):
+            if file.suffix in _COPIED and file.name not in (INDEX, PROVENANCE, PROGRESS, "config.json"):
+                shutil.copyfile(file, self.target / file.name)
+        config = json.loads((self.source / "config.json").read_text(encoding="utf-8"))
+        config["torch_dtype" if "torch_dtype" in config else "dtype"] = self.request["dtype"]
+        write_json(self.target / "config.json", config)
+        write_json(self.target / PROVENANCE, {"request": self.request, "meta": meta, "rows": self.rows,
+                                              "shards": self.shards})
+
+    def _write(self, shard: Path, tensors: Mapping[str, Entry]) -> None:
+        self.shards[shard.name] = write_safetensors(shard, tensors)
+
+    def _note(self) -> None:
+        write_json(self.target / PROGRESS, {"request": self.request, "needs": self.needs, "rows": self.rows,
+                                            "shards": self.shards, "finished": self.finished,
+                                            "blocks": self.blocks})
+
+    def _resume(self) -> None:
+        held = {file.name for file in self.target.iterdir()} if self.target.is_dir() else set()
+        if not held - {LOCK, f"{PROGRESS}.part"}:
+            return
+        record = next((self.target / name for name in (PROVENANCE, PROGRESS) if name in held), None)
+        if record is None:
+            raise UsageError(f"target {self.target} is not empty and holds no interrupted run; give a new directory.")
+        try:
+            found = json.loads(record.read_text(encoding="utf-8"))
+            then, rows, shards = dict(found["request"]), list(found["rows"]), dict(found["shards"])
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise UsageError(f"record {record} is damaged; remove {self.target}, or give a new "
+                             "directory.") from error
+        other = ", ".join(key for key, value in self.request.items() if then.get(key) != value)
+        if other:
+            raise UsageError(f"target {self.target} holds a run of another request (it differs in {other}); give a new "
+                             "directory, or ask for the same.")
+        self.rows, self.shards = rows, shards
+
+    def _check_room(self) -> None:
+        place = next(path for path in (self.target.absolute(), *self.target.absolute().parents) if path.exists())
+        held = sum(file.stat().st_size for file in place.iterdir() if file.is_file()) if place == self.target.absolute() else 0
+        free = shutil.disk_usage(place).free
+        if self.needs["disk"] - held > free:
+            raise UsageError(f"target {self.target} needs {(self.needs['disk'] - held) / 1e9:.2f} GB of disk where "
+                             f"{free / 1e9:.2f} GB are free; make room or give another directory.")

@@ -1,0 +1,261 @@
+"""How figures and tables look in a notebook, on a page and in a paper: formatting, HTML, LaTeX, files without dates."""
+from __future__ import annotations
+
+import base64
+import importlib
+import io
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prunekit.files import replacing_file
+from prunekit.workbook import manifest, project
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a notebook displays for a saved figure, table or sentence."""
+
+    html: str
+    text: str
+
+    def _repr_html_(self) -> str:
+        return self.html
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+def figure_files(figure: Figure) -> dict[str, bytes]:
+    """SVG and PDF, byte for byte the same for the same figure (no dates, fixed identifiers)."""
+    import matplotlib as mpl
+
+    files = {}
+    with mpl.rc_context({"svg.hashsalt": "prunekit"}):
+        for suffix, dates in ((".svg", {"Date": None}), (".pdf", {"CreationDate": None})):
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format=suffix[1:], metadata=dates, bbox_inches="tight")
+            files[suffix] = buffer.getvalue()
+    return files
+
+
+def show_figure(svg: bytes, file: str, caption: str) -> Shown:
+    data = base64.b64encode(svg).decode()
+    return Shown(f'<figure class="pk-figure" data-file="{escape(file)}"><img alt="{escape(caption)}" '
+                 f'src="data:image/svg+xml;base64,{data}"><figcaption>{escape(caption)}</figcaption></figure>', caption)
+
+
+def choose_from(draw: Callable[..., Figure], **choices: list[Any]) -> Shown | None:
+    """A menu for each argument of `draw`, which draws again at every choice; without ipywidgets, how to do that by hand."""
+    try:
+        widgets = importlib.import_module("ipywidgets")  # no dependency: used where somebody has it
+    except ImportError:
+        first = ", ".join(f"{name}={values[0]!r}" for name, values in choices.items())
+        return show_text(f"For menus here, `pip install ipywidgets`; or call `{draw.__name__}({first})`.", "pk-banner")
+
+    def again(**chosen: Any) -> Shown:
+        return show_figure(figure_files(draw(**chosen))[".svg"], "", ", ".join(map(str, chosen.values())))
+    widgets.interact(again, **choices)
+    return None
+
+
+# ---------------------------------------------------------------- tables
+
+def format_column(column: pd.Series, null: float | None = None) -> list[str]:
+    """Cells as people read them: numbers of a column with the same few decimals, nothing for missing values.
+
+    null: what would be no difference; a number beside it gets as many decimals as print it on its own side.
+    """
+    import pandas as pd
+
+    if not _numeric(column):
+        return ["" if pd.api.types.is_scalar(value) and pd.isna(value) else str(value) for value in column]
+    if pd.api.types.is_integer_dtype(column):
+        return [f"{value:,}" if abs(value) >= 10_000 else str(value) for value in column]
+    if column.name in ("p", "p_holm"):  # a probability that is not zero is not shown as zero
+        return ["" if pd.isna(value) else "under 0.001" if value < 0.001 else f"{value:.3f}" for value in column]
+    finite = [abs(value) for value in column if pd.notna(value) and math.isfinite(value)]
+    largest = max(finite, default=0.0)
+    if largest < 1e-3 and largest > 0:
+        return ["" if pd.isna(value) else f"{value:.2e}" for value in column]
+    most = 1 if largest >= 1000 else 2 if largest >= 100 else 3 if largest >= 1 else 4
+    needed = max((len(f"{value:.{most}f}".rstrip("0").partition(".")[2]) for value in finite), default=0)
+    if null is None:
+        return ["" if pd.isna(value) else f"{value:z,.{needed}f}" for value in column]
+    from prunekit.evaluate.intervals import decimals
+
+    return ["" if pd.isna(value) else f"{value:z,.{decimals([value], null, needed)}f}" for value in column]
+
+
+def _numeric(column: pd.Series) -> bool:
+    import pandas as pd
+
+    return pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
+
+
+# What a column is called where people read it; files keep the short names.
+HEADINGS = {
+    "ppl": "perplexity", "reached": "share of zeros", "zeros": "share of zeros", "error": "output error",
+    "p_holm": "p (Holm)", "detectable": "detectable difference", "tuned": "after fine-tuning", "recovered": "recovered share",
+    "memory_mb": "peak memory (MB)", "tokens_per_second": "tokens/s", "kl": "KL divergence (nats)", "changed": "answers changed",
+    "num_fewshot": "few-shot examples", "fitness": "loss", "i": "candidate", "rho": "rank correlation",
+}
+
+
+# Columns that say how far two things are apart, and what they hold where these are the same.
+_NULLS = {"ratio": 1.0, "difference": 0.0, "change": 0.0, "effect": 0.0}
+
+
+def readable(frame: pd.DataFrame) -> list[tuple[str, list[str], bool]]:
+    """(heading, cells, are they numbers?) of each column as people read it.
+
+    Columns `low` and `high` (or `tuned_low` and `tuned_high`, …), which are bounds of 95 % intervals, become
+    one; beside a ratio or a difference their printed ends lie on the same side of no difference as they do.
+    `holm_low` and `holm_high` are bounds at the level that Holm's correction leaves.
+    """
+    import pandas as pd
+
+    intervals = any(str(name).endswith("low") for name in frame)
+    null = next((value for name, value in _NULLS.items() if name in frame and intervals), None)
+    columns = []
+    for name in frame:
+        start = re.fullmatch(r"(.*?)[_ ]?low", str(name))
+        high = str(name)[:-3] + "high" if start else None
+        if high in frame and _numeric(frame[name]):
+            bounds = format_column(pd.concat([frame[name], frame[high]]).astype(float), null)
+            pairs = zip(bounds[:len(frame)], bounds[len(frame):], strict=True)
+            heading = "interval (Holm)" if name == "holm_low" else "95 % interval"
+            columns.append((heading, [f"{low} to {top}" if low or top else "" for low, top in pairs], True))
+        elif not (str(name).endswith("high") and f"{str(name)[:-4]}low" in frame and _numeric(frame[name])):
+            heading = HEADINGS.get(name, str(name).replace("_", " "))
+            cells = format_column(frame[name], null if name in _NULLS else None)
+            columns.append((heading, cells, _numeric(frame[name])))
+    return columns
+
+
+def show_table(frame: pd.DataFrame, file: str, caption: str) -> Shown:
+    """A table with its caption above it; numbers to the right."""
+    columns = readable(frame)
+    classes = [' class="num"' if numeric else "" for _, _, numeric in columns]
+    head = "".join(f'<th scope="col"{c}>{escape(heading)}</th>' for (heading, *_), c in zip(columns, classes, strict=True))
+    body = "".join("<tr>" + "".join(f"<td{c}>{escape(cell)}</td>" for cell, c in zip(row, classes, strict=True)) + "</tr>"
+                   for row in zip(*(cells for _, cells, _ in columns), strict=True))
+    return Shown(f'<figure class="pk-table" data-file="{escape(file)}"><figcaption>{escape(caption)}</figcaption>'
+                 f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></figure>",
+                 f"{caption}\n{frame.to_string(index=False)}")
+
+
+def latex_table(frame: pd.DataFrame, name: str, caption: str) -> str:
+    """The same table for a paper, with booktabs rules."""
+    import pandas as pd
+
+    columns = readable(frame)
+    formatted = pd.DataFrame(dict(enumerate(cells for _, cells, _ in columns)))
+    return formatted.to_latex(index=False, escape=True, caption=latex_text(caption), label=f"tab:{name}",
+                              header=[latex_text(heading) for heading, *_ in columns],
+                              column_format="".join("r" if numeric else "l" for *_, numeric in columns))
+
+
+def latex_text(text: str) -> str:
+    """Text with LaTeX's special characters escaped; formulas between dollars stay."""
+    special = {"\\": r"\textbackslash{}", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "$": r"\$"}
+    return re.sub(r"\$[^$]*\$|[&%#_{}$^~\\]", lambda found: found[0] if len(found[0]) > 1 else
+                  special.get(found[0], f"\\{found[0]}"), text)
+
+
+def show_text(markdown: str, look: str) -> Shown:
+    return Shown(f'<p class="{look}">{marked_up(markdown)}</p>', markdown)
+
+
+def marked_up(markdown: str) -> str:
+    """One generated sentence as HTML; only `code` and **strong** are understood."""
+    return re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", re.sub(r"`(.+?)`", r"<code>\1</code>", escape(markdown)))
+
+
+def as_plain(value: Any) -> Any:
+    """numpy and torch scalars as Python numbers, for JSON."""
+    if hasattr(value, "item"):
+        return value.item()
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON")
+
+
+MOST = 40_000  # values; more are not written, and the figure is kept as it is
+
+
+@dataclass(frozen=True)
+class Rebuilt:
+    """`outcome`: same (byte for byte), changed (drawn anew), or kept (it has no table)."""
+
+    topic: str
+    name: str
+    outcome: str
+
+
+def recipe(figure: Figure) -> tuple[dict[str, Any], pd.DataFrame] | None:
+    """What draws this figure again: (for the manifest, for the CSV); None if it was drawn by something else."""
+    by, given = (figure.drawn["by"], figure.drawn["arguments"]) if hasattr(figure, "drawn") else ("", {})
+    tables = [name for name, value in given.items() if hasattr(value, "columns")]
+    if len(tables) != 1 or given[tables[0]].size > MOST:
+        return None
+    frame = given[tables[0]]
+    # The few digits of a float32 would be read as another number.
+    frame = frame.astype({column: "float64" for column in frame if frame[column].dtype == "float32"})
+    index = 0 if list(frame.index) == list(range(len(frame))) else frame.index.nlevels
+    kinds = [frame[column].dtype.kind if frame[column].dtype.kind in "ifb" else "O" for column in frame]
+    return {"by": by, "data": tables[0], "index": index, "kinds": kinds,
+            "arguments": {name: value for name, value in given.items() if name != tables[0]}
+            }, frame.reset_index(names=[f"index{i}" for i in range(index)]) if index else frame
+
+
+def draw(made: Mapping[str, Any], file: Path) -> Figure:
+    """The figure of a recipe and its CSV."""
+    import pandas as pd
+
+    from prunekit import figures
+
+    table, index = pd.read_csv(file, dtype=str, keep_default_na=False), made["index"]
+    read = {"f": lambda text: float(text) if text else float("nan"), "i": int, "b": lambda text: text == "True"}
+    for column, kind in zip(table.columns[index:], made["kinds"], strict=True):
+        if kind in read:
+            table[column] = table[column].map(read[kind])
+    table = table.set_index(list(table.columns[:index])) if index else table
+    return getattr(figures, made["by"])(**{made["data"]: table}, **made["arguments"])
+
+
+def rebuild(profile: str, topics: Iterable[str] = ()) -> Iterator[Rebuilt]:
+    """Draw the figures of a profile's finished runs again, from their CSVs alone; yields what became of each."""
+    for topic in list(topics) or project.topics():
+        project.notebook(topic)
+        content = manifest.read(profile, topic)
+        if content is None:
+            continue
+        folder = project.run_folder(profile, topic)
+        for key, artifact in content["artifacts"].items():
+            if artifact["kind"] == "figure":
+                yield Rebuilt(topic, key.partition("/")[2], _again(folder, artifact))
+        manifest.write_atomic(folder / "manifest.json", json.dumps(content, indent=1))
+
+
+def _again(folder: Path, artifact: dict[str, Any]) -> str:
+    files = {Path(file).suffix: folder / file for file in artifact["files"]}
+    if not artifact.get("drawn") or not files[".csv"].is_file():
+        return "kept"
+    contents = figure_files(draw(artifact["drawn"], files[".csv"]))
+    outcome = "same"
+    for suffix, content in contents.items():
+        if not files[suffix].is_file() or files[suffix].read_bytes() != content:
+            outcome = "changed"
+            with replacing_file(files[suffix]) as file:
+                file.write_bytes(content)
+    artifact["files"] = {file: (folder / file).stat().st_size for file in artifact["files"]}
+    artifact["sha256"] = manifest.file_hash(files[".svg"])
+    return outcome

@@ -1,0 +1,301 @@
+"""What a search learned: traits and statistics against hand calculation and scipy, planted effects, and the null."""
+from __future__ import annotations
+
+import random
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy import stats
+
+import prunekit as pk
+from prunekit.analysis import findings, traits
+from prunekit.analysis.history import _COLUMNS
+from prunekit.errors import UsageError
+from prunekit.evaluate import intervals
+from prunekit.search.random_trees import Alphabet, half_and_half
+
+
+@pytest.fixture(autouse=True)
+def no_waiting_for_the_disk(monkeypatch):
+    monkeypatch.setattr("os.fsync", lambda file: None)
+
+
+def noise(tree):
+    return random.Random(str(tree)).gauss(0, 1)
+
+
+def searched(folder, loss, budget=150, preset="modern", name="journal", **more):
+    list(pk.evolve(loss, preset, budget, journal=folder / f"{name}.jsonl", progress=False, **more))
+    return pk.history(folder / f"{name}.jsonl")
+
+
+def invented(n, seed=0, loss=noise, depths=(1, 2, 3)):
+    """A history without a search: random trees, no parents."""
+    rng = random.Random(seed)
+    trees = [half_and_half(rng, depths, Alphabet(binary=0.5)) for _ in range(n)]
+    rows = [{"journal": "j", "preset": "p", "seed": seed, "i": i, "tree": str(t), "raw": str(t), "operator": "random", "parents": "",
+             "size": t.size, "depth": t.depth, "fitness": loss(t), "complete": True, "evaluated": i + 1, "group": "row",
+             "grammar": "reference", "measured": "x"} for i, t in enumerate(trees)]
+    return pd.DataFrame(rows, columns=_COLUMNS)
+
+
+def significant(found):
+    return found[found["verdict"] != "no signal"]
+
+
+# Traits -----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_metric_counts_once_however_it_is_written(tmp_path):
+    texts = ["mul(W, sqrt(X))", "mul(sqr(W), X)", "neg(neg(W))", "add(W, mms(G))", "exp(mul(W, sqrt(X)))"]
+    history = searched(tmp_path, noise, 5, "random", seeds=[pk.Tree.parse(text) for text in texts])
+    frame = pk.traits(history)
+    assert list(frame["i"]) == [0, 2, 3]
+    assert list(frame["fitness"]) == pytest.approx([noise(texts[0]), noise(texts[2]), noise(texts[3])], rel=1e-6)
+    assert frame.loc[0, ["a", "b", "c"]].tolist() == pytest.approx([2 / 3, 0, 1 / 3])
+    assert frame.loc[1, ["key", "size", "depth", "a", "pairs"]].tolist() == ["W", 1, 0, 1.0, ""]
+    assert frame.loc[2, ["key", "size", "depth", "W", "G", "X", "add", "mms", "sqrt"]].tolist() == \
+        ["add(W, mms(G))", 4, 2, 1, 1, 0, 1, 1, 0]
+    assert frame.loc[2, "pairs"] == "add>W add>mms mms>G" and np.isnan(frame.loc[2, "a"]) and frame.loc[2, "homogeneous"]
+
+
+@pytest.mark.parametrize("text", ["mul(W, sqrt(X))", "sqr(mul(sqrt(sqrt(G)), mul(W, W)))", "abs(mul(X, sqr(W)))", "G"])
+def test_exponents_are_the_slopes_of_the_score(text):
+    torch.manual_seed(0)
+    W, G, X = torch.rand(20, 9) + 0.1, torch.rand(20, 9) + 0.1, torch.rand(1, 9) + 0.1
+    S = pk.Tree.parse(text).score(W, G, X).log().flatten().double()
+    logs = torch.stack([m.expand(20, 9).log().flatten().double() for m in (W, G, X)], 1)
+    slopes = torch.linalg.lstsq(logs, S[:, None]).solution.flatten()
+    assert traits.exponents(pk.Tree.parse(text)) == pytest.approx((slopes / slopes.abs().sum()).tolist(), abs=1e-4)
+
+
+def test_what_is_no_product_has_no_exponents():
+    assert [traits.exponents(pk.Tree.parse(t)) for t in ("add(W, G)", "mul(W, mms(G))", "neg(W)")] == [None] * 3
+
+
+def test_journals_of_two_grammars_or_evaluators_are_not_mixed():
+    one, other = invented(5), invented(5).assign(journal="k", grammar="extended")
+    with pytest.raises(UsageError, match=r"different grammars \(k: extended, j: reference\).*history.groupby\('grammar'\)"):
+        pk.traits(pd.concat([one, other]))
+    with pytest.raises(UsageError, match="different evaluators"):
+        pk.traits(pd.concat([one, one.assign(journal="k", measured="y")]))
+    apart = [pk.traits(part) for _, part in pd.concat([one, other], ignore_index=True).groupby("grammar")]
+    assert "rrow" in apart[0] and "rrow" not in apart[1]
+
+
+def test_journals_of_one_name_are_told_apart(tmp_path):
+    for seed in (0, 1):
+        (tmp_path / f"seed{seed}").mkdir()
+        searched(tmp_path / f"seed{seed}", noise, 6, "random", seed=seed)
+    paths = [tmp_path / f"seed{seed}" / "journal.jsonl" for seed in (0, 1)]
+    both = pk.history([*paths, paths[0]])
+    assert list(both["journal"].unique()) == ["seed0/journal", "seed1/journal"] and len(both) == 12
+    assert pk.traits(both)["family"].str.startswith(("seed0/journal/", "seed1/journal/")).all()
+    with pytest.raises(UsageError, match="two journals are called 'journal'"):
+        pk.traits(pd.concat([pk.history(path) for path in paths], ignore_index=True))
+
+
+@pytest.mark.parametrize("budget", [0, 1])
+def test_journals_of_nothing_and_of_one_candidate(tmp_path, budget):
+    history = searched(tmp_path, noise, 1, seeds=[pk.Tree.parse("mul(W, G)")]).iloc[:budget]
+    frame = pk.traits(history)
+    assert len(frame) == budget and set(traits._OWN) <= set(frame)
+    assert [frame[name].dtype.kind for name in ("fitness", "complete", "size")] == ["f", "b", "i"]
+    assert pk.findings(frame).empty and len(traits.over_time(frame)) == 3 * budget
+    assert findings.improvements(frame).empty and np.isnan(intervals.wilson(0, 0)).all()
+    assert list(pk.findings(frame)) == findings._COLUMNS
+
+
+def test_ten_thousand_candidates():
+    frame = pk.traits(invented(10_000, depths=(1, 2, 3)))
+    assert 2000 < len(frame) == frame["key"].nunique() < 10_000
+    assert significant(pk.findings(frame)).empty
+    share = traits.over_time(frame, ["W"]).set_index("part")["share"]
+    assert len(share) == 10 and share.between(0.3, 0.99).all()
+
+
+def test_lineage_by_hand():
+    history = invented(5).assign(i=[0, 1, 3, 4, 6], parents=["", "", "0 1", "3", "1"], fitness=[3.0, 1.0, 2.0, 2.5, 0.5])
+    found = pk.lineage(history, 4)
+    assert found["i"].tolist() == [0, 1, 3, 4] and found["main"].tolist() == [True, False, True, True]
+    assert found["best"].tolist() == [True, False, True, False]
+    assert found["gain"].tolist()[2:] == [1.0, -0.5] and found["gain"].isna().tolist() == [True, True, False, False]
+    for frame, i in ((history, 5), (pd.concat([history, history.assign(journal="k", i=9)]), 4)):
+        with pytest.raises(UsageError, match=f"not one candidate {i} here"):
+            pk.lineage(frame, i)
+
+
+# Statistics against other ways to compute them ----------------------------------------------------------------------------
+
+
+def test_correlations_are_spearmans():
+    frame = pk.traits(invented(300, seed=1))
+    found = pk.findings(frame, model=False).query("kind == 'correlation'").set_index("name")
+    assert len(found) > 20
+    for name, row in found.iterrows():
+        values = frame["pairs"].str.split().map(lambda held, name=name: name in held) if ">" in name else frame[name]
+        by_scipy = stats.spearmanr(values.astype(float), frame["fitness"], nan_policy="omit")
+        assert row["effect"] == pytest.approx(by_scipy.statistic, abs=1e-6)
+        assert row["p"] > 0.8 * by_scipy.pvalue  # never more certain than independent metrics would be, by much
+
+
+def test_log_odds_are_those_of_the_table():
+    frame = pk.traits(invented(900, seed=2))
+    found = pk.findings(frame, model=False).query("kind == 'best tenth'").set_index("name")
+    best = frame["fitness"].rank() <= len(frame) // 10
+    for name in ("sqrt", "G", "mul>W"):
+        has = frame["pairs"].str.contains(f"{name}(?: |$)") if ">" in name else frame[name] > 0
+        table = np.array([[(has & best).sum(), (has & ~best).sum()], [(~has & best).sum(), (~has & ~best).sum()]]) + 0.5
+        odds = table[0, 0] * table[1, 1] / table[0, 1] / table[1, 0]
+        assert found.loc[name, "effect"] == pytest.approx(np.log(odds))
+        assert found.loc[name, "high"] - found.loc[name, "effect"] >= 1.95 * np.sqrt((1 / table).sum())
+
+
+def test_relatives_do_not_count_as_witnesses():
+    """Fifty families of one metric each, and the same ten times over: ten times the rows are no more evidence."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(2, 50))
+
+    def error(times):
+        family = pd.Series(np.tile(np.arange(50), times))
+        found = findings._correlated(np.tile(x, times), np.tile(y, times), family, np.ones(50 * times, bool))
+        return found["high"] - found["low"]
+
+    assert error(10) == pytest.approx(error(1), rel=0.25)
+
+
+@pytest.mark.parametrize("carriers", [1, 2])
+def test_one_lucky_family_is_no_evidence(carriers):
+    """Of thirty families of ten metrics, `carriers` alone have a trait, and the best tenth: a luck of a few draws."""
+    family = pd.Series(np.repeat(np.arange(30), 10))
+    lucky = (family < carriers).to_numpy()
+    best = (family < 3).to_numpy()
+    assert findings._correlated(lucky - lucky.mean(), best - best.mean(), family, lucky)["p"] > 0.005
+    odds = findings._odds(lucky, best, family)
+    assert odds["p"] > 0.005 and odds["high"] - odds["low"] > 5
+
+
+def test_presets_that_improve_less_often_do_not_speak_against_their_operators():
+    """Two operators of either preset improve equally often, in one preset on nine of ten parents, in the other on one."""
+    n = 400
+    frame = pd.DataFrame({"preset": np.repeat(["modern", "paper"], n // 2), "operator": np.tile(["insert", "swap"], n // 2),
+                          "family": [f"f{i}" for i in range(n)], "gain": 1.0, "journal": "j",
+                          "parents": [f"{i // 20} 7" for i in range(n)]})
+    rare = np.arange(n) // 2 % 10 == 0
+    frame["gain"] = np.where(rare == (frame["preset"] == "paper"), 1.0, -1.0)
+    frame.loc[frame["preset"] == "paper", "operator"] = np.tile(["insert", "point"], n // 4)
+    found = pd.DataFrame(findings._operators(frame)).set_index("name")
+    assert list(found.index) == ["insert (modern)", "swap (modern)", "insert (paper)", "point (paper)"]
+    assert (found["effect"].abs() < 1e-9).all() and (found["p"] == 1).all()
+
+
+def test_children_are_compared_with_children_of_the_same_parent():
+    """Two of three parents: the bad one, which everything improves on, mostly breeds by swap. Within each, swap does no better."""
+    frame = pd.DataFrame([{"journal": "j", "preset": "modern", "parents": parent, "operator": operator, "gain": 1.0 if i < improved else -1.0}
+                          for parent, operator, n, improved in (("0", "swap", 60, 48), ("0", "insert", 20, 16), ("1", "swap", 20, 4),
+                                                                ("1", "insert", 60, 12), ("2", "insert", 1, 0)) for i in range(n)])
+    found = pd.DataFrame(findings._operators(frame)).set_index("name")
+    assert found["effect"].abs().max() < 1e-9 and found["families"].tolist() == [2, 2] and found["n"].tolist() == [160, 160]
+
+
+def test_the_odds_among_siblings_by_hand():
+    """One parent, 20 children: 8 of 10 by swap improve, 3 of 10 by insert. U = 8 - 10 * 11 / 20; V = 10 * 10 * 11 * 9 / (400 * 19)."""
+    has, hit = pd.Series([True] * 10 + [False] * 10), pd.Series([True] * 8 + [False] * 2 + [True] * 3 + [False] * 7)
+    twice = pd.Series(["a"] * 20 + ["b"] * 20)
+    found = findings._siblings(pd.concat([has, has], ignore_index=True), pd.concat([hit, hit], ignore_index=True), twice)
+    U, V = 2 * 2.5, 2 * 9900 / 7600
+    assert found["effect"] == pytest.approx(U / V) and found["high"] - found["effect"] == pytest.approx(1.959964 / V**0.5)
+    assert found["p"] == pytest.approx(stats.chi2.sf(U * U / V, 1))
+    assert findings._siblings(has, hit, twice[:20]) is None
+
+
+def test_skill_is_what_folds_by_family_leave():
+    from sklearn.model_selection import GroupKFold
+    from sklearn.tree import DecisionTreeRegressor
+
+    frame = pk.traits(invented(400, seed=3, loss=lambda t: noise(t) - 3 * (t.count("W") > 1)))
+    row, rules = findings.skill(frame)
+    X, y = findings._numbers(frame).fillna(-1).to_numpy(), stats.rankdata(frame["fitness"])
+    model, plain = np.empty(len(y)), np.empty(len(y))
+    for train, test in GroupKFold(5).split(X, y, frame["family"]):
+        model[test] = DecisionTreeRegressor(max_depth=3, min_samples_leaf=max(5, len(y) // 50), random_state=0).fit(
+            X[train], y[train]).predict(X[test])
+        plain[test] = y[train].mean()
+    assert row["effect"] == pytest.approx(1 - ((y - model) ** 2).sum() / ((y - plain) ** 2).sum(), abs=1e-6)
+    assert row["low"] > 0.1 and rules.startswith("|--- W <= 1.50")
+
+
+def test_without_scikit_learn_one_sentence(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.model_selection", None)
+    frame = pk.traits(invented(300))
+    with pytest.raises(UsageError, match=r"pip install 'prunekit\[analysis\]'"):
+        pk.findings(frame)
+    assert len(pk.findings(frame, model=False)) > 10
+
+
+# Planted and null ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_planted_effect_is_found(tmp_path):
+    history = searched(tmp_path, lambda tree: noise(tree) - 1.5 * ("sqrt(G)" in str(tree)), 400)
+    found = significant(pk.findings(pk.traits(history))).set_index(["kind", "name"])
+    assert found.index[0] == ("correlation", "sqrt>G") and found["verdict"].iloc[0] == "lower loss"
+
+
+def test_the_better_operator_is_found(tmp_path):
+    frame = pk.traits(searched(tmp_path, noise, 300))
+    gain = [noise(f"{i}") - 1.5 + 2 * (name == "insert") for i, name in zip(frame["i"], frame["operator"], strict=True)]
+    frame["gain"] = frame["gain"].where(frame["gain"].isna(), gain)
+    found = significant(pk.findings(frame, model=False)).set_index("name")
+    assert found.loc["insert (modern)", ["kind", "verdict"]].tolist() == ["operator", "improves more often"]
+    table = findings.improvements(frame).set_index("operator")
+    by_hand = frame.query("operator == 'insert'")["gain"]
+    assert table["share"].idxmax() == "insert" and table.loc["insert", "improved"] == (by_hand > 0).sum()
+    assert table.loc["insert", "median"] == pytest.approx(-by_hand.median())
+
+
+def test_fitness_that_means_nothing_teaches_nothing(tmp_path):
+    history = searched(tmp_path, noise, 250)
+    false = 0
+    for seed in range(20):
+        history["fitness"] = [pk.Shuffled(tuple(range(1000)), seed)(tree) for tree in history["tree"]]
+        false += not significant(pk.findings(pk.traits(history))).empty
+    assert false <= 2
+
+
+@pytest.mark.torture
+def test_a_hundred_searches_for_nothing(tmp_path):
+    """A whole search on shuffled losses, a hundred times: at most ten may find anything at the level of 0.05."""
+    losses = tuple(np.random.default_rng(0).lognormal(size=500))
+    false = 0
+    for seed in range(100):
+        history = searched(tmp_path, pk.Shuffled(losses, seed), 300, ("modern", "paper")[seed % 2], f"j{seed}", seed=seed)
+        false += not significant(pk.findings(pk.traits(history))).empty
+    assert false <= 10
+
+
+@pytest.mark.torture
+def test_a_long_search_for_nothing(tmp_path):
+    """So many children that any dependence among them would look significant."""
+    history = searched(tmp_path, noise, 5000)
+    losses, false = tuple(history["fitness"]), 0
+    for seed in range(20):
+        history["fitness"] = [pk.Shuffled(losses, seed)(tree) for tree in history["tree"]]
+        false += not significant(pk.findings(pk.traits(history))).empty
+    assert false <= 3
+
+
+@pytest.mark.torture
+def test_a_hundred_times_luck_that_is_inherited(tmp_path):
+    """One search, in which a hundred times every family is drawn a luck that all its members share, whatever their traits."""
+    frame = pk.traits(searched(tmp_path, noise, 300)).assign(gain=np.nan)
+    false = 0
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        luck = {family: rng.normal() for family in frame["family"].unique()}
+        frame["fitness"] = frame["family"].map(luck) + rng.normal(0, 0.5, len(frame))
+        false += not significant(pk.findings(frame, model=False)).empty
+    assert false <= 10

@@ -1,0 +1,120 @@
+"""Masks, flips and transfer against direct computation on the golden model."""
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy.stats import kendalltau
+
+import prunekit as pk
+from prunekit.analysis import transfer
+from prunekit.errors import UsageError
+
+TREES = {"magnitude": pk.Tree.parse("W"), "wanda": pk.Tree.parse("mul(W, sqrt(X))"), "w2x": pk.Tree.parse("mul(sqr(W), X)"),
+         "g": pk.Tree.parse("mul(W, G)")}
+
+
+@pytest.fixture(scope="module")
+def evaluator():
+    from pathlib import Path
+
+    from safetensors.torch import load_file
+
+    golden = Path(__file__).parents[1] / "golden"
+    ids = load_file(golden / "calib.safetensors")["calib"]
+    model = pk.load_model(golden / "llama")[0]
+    return pk.Evaluator(pk.Bench(model, ids[:4], ids[4:], gradients=pk.Gradients.load(golden / "llama-grad-l2.pth")), (0.5,))
+
+
+def test_agreement_is_that_of_pruned_models(evaluator):
+    bench = evaluator.benches[0]
+    found = transfer.mask_agreement(bench, TREES)
+    assert (found.query("first == 'wanda' and second == 'w2x'")["agreement"] == 1).all()
+    kept = {}
+    for name in ("magnitude", "wanda"):
+        for _ in pk.prune_and_measure(bench.model, bench.calibration, bench.search,
+                                      [{"method": TREES[name], "sparsity": 0.5, "one_shot": True}], progress=False):
+            kept[name] = pk.kept_weights(bench.model)
+    part = found.query("first == 'magnitude' and second == 'wanda'")
+    for row in part.itertuples():
+        one, other = ({row.layer: masks[row.layer]} for masks in kept.values())
+        assert row.agreement == pytest.approx(pk.pruned_in_common(one, other), abs=1e-6)
+        assert row.disputed == pytest.approx((one[row.layer] != other[row.layer]).float().mean().item(), abs=1e-6)
+
+
+def test_disputed_weights_lie_where_their_metric_looks(evaluator):
+    found = transfer.disputed_weights(evaluator.benches[0], TREES["magnitude"], TREES["wanda"]).set_index(["kind", "kept"])
+    for kind in found.index.levels[0]:
+        first, second = found.loc[(kind, "first")], found.loc[(kind, "second")]
+        assert first["share"] == pytest.approx(second["share"])  # both remove half of every row
+        assert first["W"] > second["W"] and first["X"] < second["X"]
+    assert transfer.disputed_weights(evaluator.benches[0], TREES["wanda"], TREES["w2x"]).empty
+
+
+def test_flips_add_up_to_the_other_metric(evaluator):
+    bench = evaluator.benches[0]
+    before = [layer.weight.clone() for layer in bench.layers]
+    found = transfer.flip_disputed(bench, TREES["magnitude"], TREES["wanda"], progress=False)
+    assert all(torch.equal(layer.weight, weight) for layer, weight in zip(bench.layers, before, strict=True))
+    whole = evaluator.losses(TREES["wanda"]).mean() - evaluator.losses(TREES["magnitude"]).mean()
+    assert found.set_index("by").loc["all", "change"] == pytest.approx(whole, abs=1e-5)
+    assert ((found["low"] <= found["change"]) & (found["change"] <= found["high"])).all()
+    assert set(found.query("by == 'kind'")["part"]) == {layer.kind for layer in bench.layers}
+    nothing = transfer.flip_disputed(bench, TREES["wanda"], TREES["w2x"], progress=False)
+    assert not nothing["disputed"].any() and not nothing["change"].any()
+
+
+def test_distances_along_a_search(evaluator):
+    frame = pd.DataFrame({"journal": "j", "i": range(4), "evaluated": range(1, 5), "fitness": 0.0,
+                          "key": ["W", "mul(W, sqrt(X))", "neg(W)", "div(W, sub(G, G))"]})
+    found = transfer.distances(frame, evaluator.benches[0], {"magnitude": TREES["magnitude"]}).set_index("i")["distance"]
+    assert found[0] == 0 and 0 < found[1] < 0.5 and found[2] > 0.9 and 3 not in found
+
+
+def test_transfer_is_the_evaluators_loss_and_invalid_metrics_have_none(evaluator):
+    windows = evaluator.benches[0].search
+    settings = {"home": (evaluator, windows), "2:4": lambda: (evaluator.on(tasks=["2:4"]), windows)}
+    trees = TREES | {"invalid": pk.Tree.parse("sub(W, W)")}
+    found = transfer.transfer(trees, settings, progress=False)
+    part = found.query("metric == 'g' and setting == 'home'")["loss"]
+    assert part.to_numpy() == pytest.approx(evaluator.losses(TREES["g"])[0, 0])
+    other = pk.Evaluator(pk.Bench(evaluator.benches[0].model, evaluator.benches[0].calibration, windows), ("2:4",))
+    assert found.query("metric == 'wanda' and setting == '2:4'")["loss"].mean() == pytest.approx(
+        other.losses(TREES["wanda"]).mean(), abs=1e-6)
+    means = transfer.atlas(found).set_index(["metric", "setting"])
+    assert means.loc["invalid", "loss"].isna().all() and means.loc[("g", "home"), "loss"] == pytest.approx(part.mean())
+    assert evaluator.tasks == [(0.5, "unstructured")]
+
+
+def test_tau_is_kendalls_and_its_interval_holds_it():
+    rng = np.random.default_rng(0)
+    true = np.linspace(0, 1, 8)
+    rows = [{"metric": f"m{m}", "setting": setting, "window": w, "loss": sign * true[m] + rng.normal(0, 0.1)}
+            for setting, sign in (("home", 1), ("again", 1), ("reverse", -1)) for m in range(8) for w in range(30)]
+    frame = pd.DataFrame(rows)
+    found = transfer.rank_agreement(frame, "home").set_index("setting")
+    wide = transfer.atlas(frame).pivot(index="metric", columns="setting", values="loss")
+    assert found.loc["again", "tau"] == kendalltau(wide["home"], wide["again"]).statistic
+    assert found.loc["again", "low"] > 0.7 and found.loc["reverse", "high"] < -0.7
+    with pytest.raises(UsageError, match="no setting 'hom'; it is one of home, again, reverse"):
+        transfer.rank_agreement(frame, "hom")
+    assert transfer.rank_agreement(frame[frame["metric"] == "m0"], "home").empty
+
+
+def test_the_winners_curse_is_what_choosing_by_noise_costs():
+    """Two hundred equal metrics, the best ten by their first windows: on new windows they are no better than the others."""
+    rng = np.random.default_rng(1)
+    losses = {"home": rng.normal(1, 0.3, (200, 25)), "new": rng.normal(1.5, 0.3, (200, 25))}  # the new windows are harder
+    frame = pd.DataFrame([{"metric": f"m{m}", "setting": s, "window": w, "loss": values[m, w]}
+                          for s, values in losses.items() for m in range(200) for w in range(25)])
+    best = [f"m{m}" for m in losses["home"].mean(1).argsort()[:10]]
+    table, curse = transfer.winners_curse(frame, "home", "new", best)
+    growth = np.log(table["other"] / table["search"])
+    by_hand = np.exp(growth[table["chosen"]].mean() - growth[~table["chosen"]].mean()) - 1
+    assert curse["excess"] == pytest.approx(by_hand) and curse["low"] > 0.03
+    assert table.set_index("metric").loc["m3", "other"] == pytest.approx(losses["new"][3].mean())
+    assert abs(transfer.winners_curse(frame, "home", "new", [f"m{m}" for m in range(10)])[1]["excess"]) < 0.06
+    harder = frame.assign(loss=frame["loss"].where(frame["setting"] == "home", frame["loss"] * 3))
+    assert transfer.winners_curse(harder, "home", "new", best)[1]["excess"] == pytest.approx(curse["excess"])
+    assert np.isnan(transfer.winners_curse(frame, "home", "new", [])[1]["excess"])

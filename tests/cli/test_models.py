@@ -1,0 +1,144 @@
+"""The command line: what it refuses, and that a pruned model on disk is what was promised."""
+from __future__ import annotations
+
+import json
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from prunekit.cli import main
+
+SEQLEN, VOCABULARY = 16, 64
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A random LLaMA of two blocks without a tokenizer, and a file of token windows."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("tiny")
+    torch.manual_seed(0)
+    config = LlamaConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+                         num_key_value_heads=1, vocab_size=VOCABULARY, max_position_embeddings=SEQLEN)
+    LlamaForCausalLM(config).save_pretrained(folder / "model")
+    ids = torch.randint(0, VOCABULARY, (12, SEQLEN))
+    save_file({"calibration": ids[:4].clone(), "gradient": ids[4:8].clone(), "test": ids[8:].clone()}, folder / "w.safetensors")
+    return folder
+
+
+def options(tiny, **more):
+    given = {"model": tiny / "model", "windows": tiny / "w.safetensors", "corpus": "wikitext2", "seqlen": SEQLEN, "nsamples": 4}
+    return [f"--{key.replace('_', '-')}={value}" for key, value in {**given, **more}.items()]
+
+
+def zeros(model):
+    return {name: float((weight == 0).float().mean()) for name, weight in model.named_parameters() if "proj" in name}
+
+
+def test_a_saved_model_has_exactly_the_promised_zeros(tiny, tmp_path, capsys):
+    from transformers import AutoModelForCausalLM
+
+    target, results = tmp_path / "pruned", tmp_path / "results"
+    command = ["prune", *options(tiny, method="pruner-zero", pattern="2:4", save_model=target, results=results)]
+    assert main(command) == 0
+    written = capsys.readouterr().out
+    assert "pruner-zero reads G and no --gradients are given: collecting them on wikitext2" in written
+    model = AutoModelForCausalLM.from_pretrained(target)
+    assert set(zeros(model).values()) == {0.5} and len(zeros(model)) == 14
+    groups = model.model.layers[1].mlp.up_proj.weight.reshape(-1, 4)
+    assert ((groups == 0).sum(1) == 2).all()
+    made = json.loads((target / "prunekit.json").read_text())
+    assert made["method"] == "pruner-zero" and made["pattern"] == "2:4" and made["sparsity"] == 0.5
+    assert main(command) == 2  # the directory is taken, and this is said before anything is loaded
+    assert "exists and is not an empty directory" in capsys.readouterr().err
+    assert main(["evaluate", *options(tiny, model=target)]) == 0
+    row = pd.read_csv(results / "results.csv").iloc[0]
+    assert f"perplexity {row.ppl:.4f} [{row.low:.4f}, {row.high:.4f}]" in capsys.readouterr().out
+
+
+def test_gradients_from_a_file_give_the_same_masks(tiny, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    assert main(["gradients", *options(tiny, output=tmp_path / "g.safetensors")]) == 0
+    for name, more in {"a": {}, "b": {"gradients": tmp_path / "g.safetensors"}}.items():
+        assert main(["prune", *options(tiny, method="gradient", save_model=tmp_path / name, **more), "--no-evaluate"]) == 0
+    a, b = (AutoModelForCausalLM.from_pretrained(tmp_path / name) for name in "ab")
+    assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
+    assert main(["gradients", *options(tiny, output=tmp_path / "x.safetensors"), "--activations", "--half"]) == 0
+
+
+def test_a_configuration_file_is_overruled_by_the_command_line(tiny, tmp_path, capsys):
+    file = tmp_path / "c.json"
+    file.write_text(json.dumps({"method": "wanda", "sparsity": 0.25, "variant": False, "no_evaluate": True}))
+    assert main(["prune", "--config", str(file), *options(tiny)]) == 0
+    assert main(["prune", "--config", str(file), *options(tiny, sparsity=0.5, method="magnitude")]) == 0
+    written = capsys.readouterr().out
+    assert "wanda: 25.0000%" in written and "magnitude: 50" in written
+
+
+def test_a_metric_is_a_method_and_so_is_a_tree_in_a_file(tiny, tmp_path, capsys):
+    from prunekit.metric.tree import Tree
+
+    Tree.parse("mul(W, sqrt(X))").to_json(tmp_path / "t.json")
+    rows = []
+    for more in ({"method": "mul(W, sqrt(X))"}, {"tree": tmp_path / "t.json"}, {"method": "wanda"}):
+        assert main(["prune", *options(tiny, results=tmp_path / f"r{len(rows)}", **more)]) == 0
+        rows.append(pd.read_csv(tmp_path / f"r{len(rows)}/results.csv").ppl[0])
+    assert rows[0] == rows[1] == rows[2]
+
+
+@pytest.mark.parametrize(("arguments", "sentence"), [
+    (["prune", "--model", "embedded/lama", "--method", "wanda"], ("--model embedded/lama is not an embedded model (did you "
+                                                                 "mean 'embedded/llama'?).")),
+    (["prune", "--model", "embedded/llama"], "give either --method or --tree."),
+    (["prune", "--model", "embedded/llama", "--method", "wanda", "--pattern", "2:4", "--sparsity", "0.6"],
+     "sparsity = 0.6 does not go with pattern = '2:4', which removes exactly 0.5."),
+    (["prune", "--model", "embedded/llama", "--method", "wanda", "--sparsity", "1.5"],
+     "--sparsity 1.5 must be a share of zeros, at least 0 and below 1."),
+    (["prune", "--model", "embedded/llama", "--method", "wanda", "--update", "ob"], "--update ob must be one of '', 'obs', 'obs-iter'."),
+    (["prune", "--model", "embedded/llama", "--method", "wanda", "--gradients", "none.pth"],
+     "--gradients none.pth does not exist: give the path of a file, or \"\" for none."),
+    (["gradients", "--model", "embedded/llama", "--output", "g.pth"], "--output g.pth must end in .safetensors."),
+    (["gradients", "--model", "embedded/llama", "--output", "g.safetensors", "--norm", "l3"], "--norm l3 must be one of 'l1', 'l2', 'signed'."),
+    (["evaluate", "--model", "embedded/llama", "--seqlen", "1"], "--seqlen 1 must be at least 2 (tokens per window)."),
+    (["evaluate", "--model", "embedded/llama", "--config", "none.json"], "none.json: cannot be read: No such file or directory."),
+    (["run", "tny"], "There is no profile 'tny' (did you mean 'tiny'?)."),
+    (["run", "tiny", "03_baseline"], "There is no notebook '03_baseline' (did you mean '03_baselines'?)."),
+    (["run", "tiny", "--set", "seqlen"], "--set seqlen: must have the form key=value."),
+    (["status", "tiny", "--set", "seqlen=x"], "--set seqlen=x: seqlen = 'x' must be a whole number."),
+])
+def test_what_cannot_be_is_said_in_one_sentence(home, capsys, arguments, sentence):
+    assert main(arguments) == 2
+    assert capsys.readouterr().err == f"prunekit: {sentence}\n"
+
+
+@pytest.mark.parametrize(("content", "sentence"), [
+    ("pattern: 2:4", 'pattern = 124 must be text (YAML reads an unquoted 2:4 as 124: quote it: "2:4").'),
+    ("sparsty: 0.5", "`prunekit prune` has no option 'sparsty' (did you mean 'sparsity'?)."),
+    ("variant: 1", "variant = 1 must be true or false."),
+])
+def test_a_configuration_file_is_checked_like_a_parameter_file(home, tmp_path, capsys, content, sentence):
+    (tmp_path / "c.yaml").write_text(content)
+    assert main(["prune", "--model", "embedded/llama", "--config", "c.yaml"]) == 2
+    assert capsys.readouterr().err == f"prunekit: c.yaml: {sentence}\n"
+
+
+def test_status_names_every_notebook(home, capsys):
+    assert main(["status", "tiny"]) == 0
+    assert capsys.readouterr().out == "01_data           missing      never run\n03_baselines      missing      never run\n"
+
+
+def test_status_without_a_profile_names_what_has_been_run(home, capsys):
+    assert main(["status"]) == 0
+    assert capsys.readouterr().out == "nothing has been run yet: `prunekit run embedded`\n"
+    (home / "params/sweeps").mkdir()
+    (home / "params/sweeps/s.yaml").write_text("profile: tiny\ntopics: [01_data]\ngrid:\n  seed: [0, 1, 2]\n")
+    failed = home / "runs/tiny/03_baselines.attempt"
+    failed.mkdir(parents=True)
+    (failed / "reason.txt").write_text("too little memory\n")
+    (home / "runs/sweeps/s").mkdir(parents=True)
+    assert main(["status"]) == 0
+    assert capsys.readouterr().out == ("tiny\n01_data           missing      never run\n03_baselines      failed       too little memory\n"
+                                       "sweep s: 3 missing\n")

@@ -1,0 +1,73 @@
+import json
+import shutil
+
+import pandas as pd
+import pytest
+
+import prunekit as pk
+from prunekit.cli import main, search
+
+START = ["search", "start", "--model", "embedded/llama", "--seqlen", "32", "--nsamples", "4", "--search-windows", "8",
+         "--tasks", "0.7", "2:4", "--preset", "random-distinct"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("found")
+    assert main([*START, "--budget", "6", "--output", str(folder)]) == 0
+    return folder
+
+
+def test_a_search_from_start_to_export(folder, capsys):
+    assert main(["search", "resume", str(folder / "journal.jsonl"), "--budget", "9"]) == 0
+    assert main(["search", "status", str(folder / "journal.jsonl")]) == 0
+    shown = capsys.readouterr().out
+    assert "preset random-distinct, seed 0, group row" in shown and "9 distinct evaluations" in shown
+    for name in ("h.csv", "h.parquet", "best.json"):
+        assert main(["search", "export", str(folder / "journal.jsonl"), str(folder / name)]) == 0
+    table = pd.read_csv(folder / "h.csv")
+    assert table.equals(pd.read_csv(folder / "h.csv")) and len(table) == len(pd.read_parquet(folder / "h.parquet")) >= 9
+    best = json.loads((folder / "best.json").read_text())
+    assert set(best) <= {"data", "left", "right", "meta"} and pk.Tree.from_json(best) == pk.replay(folder / "journal.jsonl").best.tree
+    assert pk.Tree.from_json(folder / "winner.json").size >= 1
+
+
+def test_a_folder_that_was_moved_goes_on_with_its_own_evaluator(folder, tmp_path, monkeypatch):
+    shutil.copytree(folder, tmp_path / "moved")
+    loaded = []
+    monkeypatch.setattr(pk, "evolve", lambda evaluator, *args, **kwargs: [])
+    monkeypatch.setattr(pk.Evaluator, "load", loaded.append)
+    alone = shutil.copy(folder / "journal.jsonl", tmp_path / "alone.jsonl")
+    for journal in (tmp_path / "moved" / "journal.jsonl", alone):
+        assert main(["search", "resume", str(journal)]) == 0
+    assert loaded == [tmp_path / "moved" / "evaluator.safetensors", folder / "evaluator.safetensors"]
+
+
+def test_a_search_takes_its_options_from_a_file(tmp_path, monkeypatch, capsys):
+    given = {"model": "embedded/llama", "tasks": ["0.7", "2:4"], "seqlen": 32, "threads": 2}
+    (tmp_path / "c.json").write_text(json.dumps(given))
+    monkeypatch.setattr(search, "_start", lambda args, say: seen.append(args) or 0)
+    seen = []
+    file, target = f"--config={tmp_path}/c.json", f"--output={tmp_path}"
+    assert main(["search", "start", file, target, "--threads=3"]) == 0
+    assert {key: getattr(seen[0], key) for key in given} == given | {"threads": 3}
+    (tmp_path / "c.json").write_text('{"thread": 1}')
+    assert main(["search", "start", file]) == 2
+    said = capsys.readouterr().err
+    assert "c.json: `prunekit search start` has no option 'thread' (did you mean 'threads'?)" in said
+
+
+@pytest.mark.parametrize("arguments, sentence", [
+    (["start", "--model", "embedded/llama", "--output", "x", "--preset", "modem"], "did you mean 'modern'"),
+    (["start", "--model", "embedded/llama", "--output", "x", "--tasks", "0.5", "5:4"], "--tasks 5:4|pattern '5:4'"),
+    (["start", "--model=embedded/llama", "--output=x", "--threads=0"], "--threads 0 must be at least 1"),
+    (["start", "--model=embedded/llama", "--output=x", "--workers=2"], "kind 'serial' has no 2 workers"),
+    (["resume", "nowhere.jsonl", "--budget", "0"], "--budget 0 must be at least 1"),
+    (["status", "nowhere.jsonl"], "there is no journal nowhere.jsonl"),
+    (["export", "nowhere.jsonl", "x.xlsx"], "must end in .csv, .parquet or .json"),
+])
+def test_bad_commands(capsys, arguments, sentence):
+    import re
+
+    assert main(["search", *arguments]) == 2
+    assert re.search(sentence, capsys.readouterr().err)

@@ -1,0 +1,76 @@
+"""The recorded study: it is whole, says what made it, and can be recorded anew from a run."""
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import prunekit as pk
+from prunekit.errors import UsageError
+from prunekit.ledger import study
+
+
+def test_the_recorded_searches_are_a_history():
+    history = pk.recorded("history")
+    assert not history.duplicated(["journal", "i"]).any() and history["measured"].nunique() == 1
+    for row in history.sample(20, random_state=0).itertuples():
+        tree = pk.Tree.parse(row.tree)
+        assert str(tree) == row.tree and (row.parents == "") == (row.operator in ("random", "given", "monomial"))
+    frame = pk.traits(history)
+    assert frame["key"].is_unique and len(frame) > 100 and np.isfinite(frame["fitness"]).all()
+
+
+def test_the_recorded_tables_are_of_these_searches():
+    history, seeds = pk.recorded("history"), pk.recorded("seeds").set_index("search")
+    assert seeds.loc["modern", "seeds"] == history[history["preset"] == "modern"]["seed"].nunique()
+    ends = history[history["preset"] == "modern"].groupby("journal")["best"].last()
+    assert seeds.loc["modern", "lowest"] == pytest.approx(ends.min(), rel=1e-5)
+    winner = pk.recorded("finalists").loc[0, "tree"]
+    assert winner in set(history["tree"])
+    result = pk.recorded("result")
+    assert set(result[result["method"] == "winner"]["tree"]) == {winner}
+    paired, ppl = pk.recorded("paired"), result.set_index(["method", "regime"])["ppl"]
+    for row in paired.itertuples():
+        assert row.ratio == pytest.approx(ppl["winner", row.regime] / ppl[row.rival, row.regime], rel=1e-4)
+        assert row.low <= row.ratio <= row.high
+
+
+def test_it_says_what_made_it_and_is_small():
+    assert pk.recorded_by().startswith("recorded on 20")
+    made = json.loads((study.FOLDER / "manifests.json").read_text())
+    assert made["04_gp_search"]["parameters"]["profile"] == "study" and not made["04_gp_search"]["dirty"]
+    assert sum(file.stat().st_size for file in study.FOLDER.iterdir()) < 1 << 20
+
+
+def test_what_was_not_recorded_is_one_sentence():
+    with pytest.raises(UsageError, match="nothing is recorded as 'pared' .did you mean 'paired'"):
+        pk.recorded("pared")
+
+
+def test_a_run_is_recorded(tmp_path, monkeypatch):
+    monkeypatch.setenv("PRUNEKIT_HOME", str(tmp_path))
+    monkeypatch.setattr(study, "FOLDER", tmp_path / "study")
+    (tmp_path / "notebooks").mkdir()
+    with pytest.raises(UsageError, match="01_data of profile tiny has not been run: `prunekit run tiny 01_data` does it"):
+        study.record("tiny")
+    tables = {f"tables/{name}": {} for name in study._TABLES}
+    for topic in ("01_data", "02_gradients", "04_gp_search"):
+        folder = tmp_path / "runs/tiny" / topic
+        (folder / "tables").mkdir(parents=True)
+        manifest = dict.fromkeys(study._KEPT, "x") | {"commit": "0123456789", "started": "2026-01-31 10:00:00"}
+        (folder / "manifest.json").write_text(json.dumps(manifest | {"artifacts": {"journal-modern": {}, "evaluator": {}}}))
+    with pytest.raises(UsageError, match="04_gp_search of profile tiny has no table census"):
+        study.record("tiny")
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"artifacts": {"journal-modern": {}, "evaluator": {}} | tables}))
+    for name in study._TABLES:
+        pd.DataFrame({"regime": ["0.50", "2:4"], "ratio": [1 / 3, 2.0]}).to_csv(folder / "tables" / f"{name}.csv", index=False)
+    journal = tmp_path / "runs/tiny/04_gp_search/journal-modern.jsonl"
+    list(pk.evolve(lambda tree: 1.0 / tree.size, "modern", 40, 3, journal, progress=False))
+    assert study.record("tiny") < 10_000
+    assert pk.recorded_by() == "recorded on 2026-01-31, commit 0123456"
+    assert pk.recorded("paired")["regime"].tolist() == ["0.50", "2:4"]
+    again, whole = pk.recorded("history"), pk.history(journal)
+    pd.testing.assert_frame_equal(again, whole[list(again)].astype({"same": float}), check_dtype=False, rtol=1e-5)
+    pd.testing.assert_frame_equal(pk.traits(again), pk.traits(whole), check_dtype=False, rtol=1e-5)

@@ -1,0 +1,265 @@
+"""A run's artifacts come back as they were, its manifest is written last, and it knows when it is stale."""
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib as mpl
+import pandas as pd
+import pytest
+import torch
+
+from prunekit.errors import UsageError
+from prunekit.files import file_hash
+from prunekit.workbook import manifest
+from prunekit.workbook import run as runs
+from tests.tiny_project import write_notebook
+
+mpl.use("agg")
+FIRST = {"profile": "tiny", "rows": 4, "seqlen": 8, "seed": 0}
+SECOND = {"profile": "tiny", "seqlen": 8, "seed": 0}
+
+
+@pytest.fixture
+def tiny(home):
+    """01_data and 03_baselines without models: only runs are tested here."""
+    write_notebook(home / "notebooks" / "03_baselines.ipynb", [
+        ("parameters", 'profile: str = "tiny"\nseqlen: int = 8\nseed: int = 0\n'), ("", "1 + 1")])
+    return home
+
+
+def finished(topic="01_data", variables=FIRST, **artifacts):
+    run = runs.start_run(topic, variables)
+    for name, value in artifacts.items():
+        run.save(name, value)
+    run.finish()
+    return run
+
+
+def state(topic="01_data", parameters=FIRST):
+    return manifest.state("tiny", topic, parameters)
+
+
+def test_everything_saved_comes_back(tiny):
+    from prunekit.metric.tree import Tree
+
+    tree = Tree.parse("mul(W, sqrt(X))")
+    saved = {"tensor": torch.arange(4.0), "tensors": {"a": torch.ones(2, 2).T, "b": torch.zeros(1)},
+             "frame": pd.DataFrame({"x": [0.1, 1 / 3], "y": ["a", "b"]}), "records": [{"a": 1}, {"a": 2}],
+             "plain": {"list": [1, 2], "number": torch.tensor(2)}, "tree": tree}
+    finished(**saved)
+    run = runs.start_run("03_baselines", SECOND)
+    assert torch.equal(run.load("01_data", "tensor"), saved["tensor"])
+    assert torch.equal(run.load("01_data", "tensors")["a"], torch.ones(2, 2))
+    pd.testing.assert_frame_equal(run.load("01_data", "frame"), saved["frame"], check_exact=True)
+    assert run.load("01_data", "records") == saved["records"]
+    assert run.load("01_data", "plain") == {"list": [1, 2], "number": 2}
+    assert run.load("01_data", "tree") == tree
+    assert set(run.loaded) == {f"01_data/{name}" for name in saved}
+
+
+def test_what_cannot_be_loaded_is_said(tiny):
+    finished(plain={"a": 1})
+    run = runs.start_run("03_baselines", SECOND)
+    with pytest.raises(UsageError, match=r"01_data has saved nothing called 'plan' \(did you mean 'plain'\?\)"):
+        run.load("01_data", "plan")
+    (tiny / "runs/tiny/01_data/plain.json").write_text('{"a": 2}')
+    with pytest.raises(UsageError, match=r"runs/tiny/01_data/plain.json is not what 01_data wrote"):
+        run.load("01_data", "plain")
+
+
+def test_unknown_kinds_and_names_are_refused(tiny):
+    run = runs.start_run("01_data", FIRST)
+    with pytest.raises(UsageError, match="cannot save a set"):
+        run.save("thing", {1, 2})
+    with pytest.raises(UsageError, match="no name for an artifact"):
+        run.save("../thing", {"a": 1})
+
+
+def test_the_manifest_says_how_the_run_was_made(tiny):
+    run = finished(plain={"a": 1})
+    made = json.loads((run.folder / "manifest.json").read_text())
+    assert made["parameters"] == FIRST and made["seed"] == 0
+    assert {"python", "torch", "transformers", "numpy", "prunekit"} <= made["versions"].keys()
+    assert made["artifacts"]["plain"]["sha256"] == file_hash(run.folder / "plain.json")
+    assert made["artifacts"]["plain"]["made by"] == f"01_data, run {run.id}"
+    assert made["machine"].startswith(platform.system()) and made["started"] <= made["finished"] and made["log"] is None
+    assert "prunekit.workbook.run" in made["modules"] and "prunekit.workbook.params" not in made["modules"]
+
+
+def test_seeds_are_set(tiny):
+    numbers = []
+    for _ in range(2):
+        runs.start_run("01_data", FIRST)
+        numbers.append(torch.rand(1).item())
+    assert numbers[0] == numbers[1]
+
+
+def test_figures_are_the_same_files_every_time(tiny):
+    import matplotlib.pyplot as plt
+
+    contents = []
+    for _ in range(2):
+        run = runs.start_run("01_data", FIRST)
+        fig, ax = plt.subplots()
+        ax.plot([1, 2], label="a")
+        ax.legend()
+        shown = run.figure(fig, "curve", "A curve <b>.")
+        contents.append([(run.folder / "figures" / f"curve.{kind}").read_bytes() for kind in ("svg", "pdf")])
+    assert contents[0] == contents[1]
+    assert b"Date" not in contents[0][1] and b"<dc:date>" not in contents[0][0]
+    assert 'alt="A curve &lt;b&gt;."' in shown.html
+    assert not plt.get_fignums()
+
+
+def test_a_result_table_carries_its_provenance(tiny):
+    run = runs.start_run("01_data", FIRST)
+    frame = pd.DataFrame({"method": ["a_1", "b"], "metric": "W", "sparsity": 0.5, "pattern": "2:4", "n": 3, "ppl": [7.25, 1e4],
+                          "p_holm": [1e-9, 0.25], "difference": [-1e-9, 1.5]})
+    with pytest.raises(UsageError, match="The result table 'ppl' lacks the columns model, corpus"):
+        run.table(frame, "ppl", "Perplexity.", result=True)
+    shown = run.table(frame.assign(model="m", corpus="c"), "ppl", "Perplexity.", result=True,
+                      columns=["method", "ppl", "p_holm", "difference"])
+    saved = pd.read_csv(run.folder / "tables/ppl.csv")
+    assert set(runs.PROVENANCE) <= set(saved) and list(saved["seqlen"]) == [8, 8]
+    assert "sparsity" not in shown.html and '<td class="num">10,000.0</td>' in shown.html
+    latex = (run.folder / "tables/ppl.tex").read_text()
+    assert "\\toprule" in latex and "a\\_1 & 7.2 & under 0.001 & 0.0 \\\\" in latex
+
+
+def test_upstream_must_be_there_and_agree(tiny):
+    with pytest.raises(UsageError, match=r"03_baselines reads from 01_data, which is missing \(never run\): run that notebook "
+                                         r"first, or `prunekit run tiny 01_data`"):
+        runs.start_run("03_baselines", SECOND)
+    finished()
+    with pytest.raises(UsageError, match=r"01_data, which is stale \(seqlen was 8, is 16\)"):
+        runs.start_run("03_baselines", {**SECOND, "seqlen": 16})
+
+
+def test_a_new_run_disowns_the_one_before(tiny):
+    old = runs.start_run("01_data", FIRST)
+    runs.start_run("01_data", FIRST)
+    with pytest.raises(UsageError, match="01_data was started anew elsewhere"):
+        old.save("plain", {"a": 1})
+    assert state().word == "running"
+
+
+def test_parameters_sources_and_files_make_stale(tiny):
+    run = finished(plain={"a": 1})
+    assert state().fresh
+    assert state(parameters={**FIRST, "rows": 5}).reason == "rows was 4, is 5"
+    (run.folder / "plain.json").unlink()
+    assert state().reason == "plain.json is missing or was changed"
+    finished(plain={"a": 1})
+    path = tiny / "notebooks" / "01_data.ipynb"
+    text = path.read_text()
+    path.write_text(text.replace("rows of the table", "rows"))
+    assert state().fresh  # a comment among the parameters is not code
+    path.write_text(text.replace('"cells": [', '"cells": [' + json.dumps(
+        {"cell_type": "code", "id": "x", "metadata": {}, "source": "1", "outputs": [], "execution_count": None}) + ", "))
+    assert state().reason == "notebooks/01_data.ipynb changed"
+
+
+def test_a_source_file_makes_stale_just_those_that_imported_it(tiny, tmp_path, monkeypatch):
+    package = tmp_path / "prunekit"
+    shutil.copytree(manifest.PACKAGE, package, ignore=shutil.ignore_patterns("embedded", "__pycache__"))
+    monkeypatch.setattr(manifest, "PACKAGE", package)
+    modules = ["prunekit.errors"]
+    monkeypatch.setattr(manifest, "imported_modules", lambda: modules)
+    finished(plain={"a": 1})
+    modules.append("prunekit.pruning.masks")
+    run = runs.start_run("03_baselines", SECOND)
+    run.load("01_data", "plain")
+    run.finish()
+    assert state().fresh and state("03_baselines", SECOND).fresh
+    with open(package / "pruning" / "masks.py", "a") as file:
+        file.write("\n")
+    assert state().fresh
+    assert state("03_baselines", SECOND).reason == "prunekit.pruning.masks changed"
+    with open(package / "errors.py", "a") as file:
+        file.write("\n")
+    assert state().reason == "prunekit.errors changed"
+
+
+def test_masks_concern_just_the_notebooks_that_prune(monkeypatch):
+    """What real notebooks import, in a process of its own: 01 does not read the code that makes masks, 03 does."""
+    monkeypatch.delenv("PRUNEKIT_HOME", raising=False)
+    script = """
+import ast, json, sys
+import prunekit as pk
+from prunekit.workbook import manifest, project
+for topic in sys.argv[1:]:
+    cells = json.loads(project.notebook(topic).read_text())["cells"]
+    for node in ast.walk(ast.parse("".join("".join(c["source"]) + chr(10) for c in cells if c["cell_type"] == "code"))):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "pk":
+            getattr(pk, node.attr)
+        elif isinstance(node, (ast.Import, ast.ImportFrom)) and "prunekit" in ast.unparse(node):
+            exec(ast.unparse(node))
+    print(*manifest.imported_modules())
+"""
+    command = [sys.executable, "-c", script, "01_data", "03_baselines"]
+    lines = subprocess.run(command, text=True, check=True, stdout=subprocess.PIPE).stdout.splitlines()
+    data, baselines = (set(line.split()) for line in lines)
+    assert "prunekit.data" in data and "prunekit.pruning.masks" in baselines - data
+
+
+def test_data_that_a_module_reads_counts_as_its_source(tmp_path, monkeypatch):
+    package = tmp_path / "prunekit"
+    (package / "embedded/lm_eval").mkdir(parents=True)
+    (package / "evaluate").mkdir()
+    for file in ("evaluate/harness.py", "evaluate/other.py", "embedded/lm_eval/a.yaml"):
+        (package / file).write_text("1")
+    monkeypatch.setattr(manifest, "PACKAGE", package)
+    names = ["prunekit.evaluate.harness", "prunekit.evaluate.other"]
+    before = manifest.module_hashes(names)
+    (package / "embedded/lm_eval/a.yaml").write_text("2")
+    after = manifest.module_hashes(names)
+    assert [before[name] == after[name] for name in names] == [False, True]
+
+
+def test_new_content_upstream_makes_its_readers_stale(tiny):
+    finished(plain={"a": 1}, other={"b": 1})
+    run = runs.start_run("03_baselines", SECOND)
+    run.load("01_data", "plain")
+    run.finish()
+    finished(plain={"a": 1}, other={"b": 2})
+    assert state("03_baselines", SECOND).fresh  # it read only `plain`, which is the same
+    finished(plain={"a": 2}, other={"b": 2})
+    assert state("03_baselines", SECOND).reason == "01_data has made 'plain' anew"
+    (tiny / "runs/tiny/01_data/manifest.json").unlink()
+    (tiny / "runs/tiny/01_data/reason.txt").write_text("no memory\n")
+    assert state("03_baselines", SECOND).reason == "01_data is failed (no memory)"
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_a_killed_run_does_not_look_finished(tiny, before):
+    if before:
+        finished(plain={"a": 1})
+    code = ("import os, sys; from prunekit.workbook import run as runs; "
+            f"run = runs.start_run('01_data', {FIRST!r}); run.save('plain', {{'a': 2}}); print('saved', flush=True); "
+            "sys.stdin.read()")
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "saved\n"
+    changed = {**FIRST, "rows": 5}
+    assert state(parameters=changed).word == "running"
+    running = f"in process {process.pid}"
+    assert state() == (manifest.State("fresh", f"last attempt running: {running}") if before else
+                       manifest.State("running", running))
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert state(parameters=changed).word == "interrupted"
+    if before:
+        assert state() == manifest.State("fresh", "last attempt interrupted: started, but not finished")
+        assert runs.start_run("03_baselines", SECOND).load("01_data", "plain") == {"a": 1}
+    else:
+        assert not Path(tiny, "runs/tiny/01_data").exists()
+        with pytest.raises(UsageError, match="01_data, which is interrupted"):
+            runs.start_run("03_baselines", SECOND)
+    finished(plain={"a": 3})
+    assert state() == manifest.State("fresh")

@@ -5,6 +5,7 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from prunekit.errors import UsageError
 
@@ -49,19 +50,24 @@ def per_block(sparsity: float | Sequence[float], pattern: str, blocks: int) -> l
     return [check_sparsity(value, pattern) for value in sparsity]
 
 
-def parse_task(task: float | str) -> tuple[float, str]:
-    """What to prune to, in one word: (sparsity, pattern) of 0.6, "0.6" or "2:4". Raises UsageError for anything else."""
-    if isinstance(task, str) and ":" in task and (ratio := parse_pattern(task)):
-        return ratio[0] / ratio[1], task
-    try:
-        found = float(task)
-    except (TypeError, ValueError):
-        found = math.nan
-    if isinstance(task, bool) or not 0 < found < 1:
-        raise UsageError(f"task {task!r} is none: give a sparsity such as 0.6, or a pattern such as \"2:4\".")
-    return found, "unstructured"
+class Target(NamedTuple):
+    """What to prune to: a share of zeros, and the pattern that they form. In one word: "0.6" or "2:4"."""
 
+    sparsity: float
+    pattern: str = "unstructured"
 
-def task_name(sparsity: float, pattern: str) -> str:
-    """`parse_task` backwards: "0.6" or "2:4"."""
-    return str(sparsity) if pattern == "unstructured" else pattern
+    @classmethod
+    def parse(cls, word: float | str) -> Target:
+        """From 0.6, "0.6" or "2:4". Raises UsageError for anything else."""
+        if isinstance(word, str) and ":" in word and (ratio := parse_pattern(word)):
+            return cls(ratio[0] / ratio[1], word)
+        try:
+            sparsity = float(word)
+        except (TypeError, ValueError):
+            sparsity = math.nan
+        if isinstance(word, bool) or not 0 < sparsity < 1:
+            raise UsageError(f"target {word!r} is none: give a sparsity such as 0.6, or a pattern such as \"2:4\".")
+        return cls(sparsity)
+
+    def __str__(self) -> str:
+        return str(self.sparsity) if self.pattern == "unstructured" else self.pattern

@@ -41,8 +41,8 @@ def history(paths: str | Path | Iterable[str | Path]) -> pd.DataFrame:
     seed, i, tree, raw, operator, parents, size, depth, terminals, fitness, complete, stopped, audited, same (the earlier
     candidate with these masks), evaluated (distinct evaluations so far), best (lowest loss of a completely measured one
     so far), seconds, windows (that its loss was measured on), rung (1: stopped after the first), group, grammar, measured
-    (hash of what was measured: models, tasks, update, windows; losses compare where it is equal); and, where the journal
-    tells tasks apart, `loss[0.7]`, `loss[embedded/opt 2:4]`, …: mean loss of each on those windows, whose mean is fitness
+    (hash of what was measured: models, targets, update, windows; losses compare where it is equal); and, where the journal
+    tells targets apart, `loss[0.7]`, `loss[embedded/opt 2:4]`, …: mean loss of each on those windows, whose mean is fitness
     where `complete`. A journal without candidates gives no rows.
     """
     files = list(dict.fromkeys(Path(path) for path in ([paths] if isinstance(paths, (str, Path)) else paths)))
@@ -104,7 +104,7 @@ def choose(evaluator: Evaluator, finalists: Sequence[Candidate], select: Sequenc
     """The finalists measured on windows that no search saw (one tensor per model), lowest loss first.
 
     Columns: i, tree, size, search (loss on the search windows), select (loss here), optimism (select - search), and of
-    several tasks or models each one's loss here, as `select[2:4]`. The first row is the winner; report it on test windows,
+    several targets or models each one's loss here, as `select[2:4]`. The first row is the winner; report it on test windows,
     once.
     """
     rows, unseen = [], evaluator.on(select)

@@ -11,7 +11,7 @@ from scipy.stats import kendalltau
 from torch import Tensor
 from tqdm import tqdm
 
-from prunekit.choices import parse_task
+from prunekit.choices import Target
 from prunekit.errors import UsageError
 from prunekit.evaluate.intervals import mean_of, percentiles, resampled
 from prunekit.metric.tree import Tree, defect
@@ -25,7 +25,7 @@ Trees = Mapping[str, Tree]
 # Masks --------------------------------------------------------------------------------------------------------------------
 
 
-def mask_agreement(bench: Bench, trees: Trees, task: float | str = 0.5) -> pd.DataFrame:
+def mask_agreement(bench: Bench, trees: Trees, target: float | str = 0.5) -> pd.DataFrame:
     """How far the masks of every two metrics agree, layer by layer of the dense model.
 
     Columns: layer, block, kind, first, second, agreement (of the weights that either removes, the share that both remove;
@@ -33,7 +33,7 @@ def mask_agreement(bench: Bench, trees: Trees, task: float | str = 0.5) -> pd.Da
     """
     rows = []
     for index, layer in enumerate(bench.layers):
-        removed = {name: ~_keep(bench, tree, index, task) for name, tree in trees.items()}
+        removed = {name: ~_keep(bench, tree, index, target) for name, tree in trees.items()}
         for first, second in combinations(removed, 2):
             both, either = (removed[first] & removed[second]).sum(), (removed[first] | removed[second]).sum()
             rows.append({"layer": layer.name, "block": layer.block, "kind": layer.kind, "first": first, "second": second,
@@ -42,14 +42,14 @@ def mask_agreement(bench: Bench, trees: Trees, task: float | str = 0.5) -> pd.Da
     return pd.DataFrame(rows, columns=["layer", "block", "kind", "first", "second", "agreement", "disputed"])
 
 
-def _keep(bench: Bench, tree: Tree, index: int, task: float | str) -> Tensor:
+def _keep(bench: Bench, tree: Tree, index: int, target: float | str) -> Tensor:
     S = bench.scores(tree, index)
     if why := defect(S):
         raise UsageError(f"the metric {tree} is {why} in layer {bench.layers[index].name}, so it has no mask there.")
-    return keep_mask(S, *parse_task(task))
+    return keep_mask(S, *Target.parse(target))
 
 
-def disputed_weights(bench: Bench, first: Tree, second: Tree, task: float | str = 0.5) -> pd.DataFrame:
+def disputed_weights(bench: Bench, first: Tree, second: Tree, target: float | str = 0.5) -> pd.DataFrame:
     """What the two metrics fight about: per kind of layer, the weights that only one of them keeps.
 
     Columns: kind, kept (by first or by second only), share (of all weights), and W, G, X: the mean place of those weights
@@ -57,7 +57,7 @@ def disputed_weights(bench: Bench, first: Tree, second: Tree, task: float | str 
     """
     found: dict[tuple[str, str], list[list[float]]] = {}
     for index, layer in enumerate(bench.layers):
-        one, other = (_keep(bench, tree, index, task) for tree in (first, second))
+        one, other = (_keep(bench, tree, index, target) for tree in (first, second))
         places = [_places(M) for M in _matrices(bench, index)]
         for name, only in (("first", one & ~other), ("second", other & ~one)):
             means = [float(place[only].mean()) if only.any() else np.nan for place in places]
@@ -77,7 +77,7 @@ def _places(M: Tensor) -> Tensor:
     return M.argsort(1).argsort(1).float() / max(1, M.shape[1] - 1)
 
 
-def flip_disputed(bench: Bench, first: Tree, second: Tree, task: float | str = 0.5, windows: Tensor | None = None, *,
+def flip_disputed(bench: Bench, first: Tree, second: Tree, target: float | str = 0.5, windows: Tensor | None = None, *,
                   progress: bool = True) -> pd.DataFrame:
     """What the disputes are worth: the model pruned by `first`, with `second`'s mask in one kind of layer or one block.
 
@@ -88,7 +88,7 @@ def flip_disputed(bench: Bench, first: Tree, second: Tree, task: float | str = 0
     windows = bench.search if windows is None else windows
     parts = [("all", "all layers"), *(("kind", kind) for kind in dict.fromkeys(layer.kind for layer in bench.layers)),
              *(("block", block) for block in dict.fromkeys(layer.block for layer in bench.layers))]
-    masks = [[_keep(bench, tree, index, task) for index in range(len(bench.layers))] for tree in (first, second)]
+    masks = [[_keep(bench, tree, index, target) for index in range(len(bench.layers))] for tree in (first, second)]
     rows = []
     try:
         base = _measured(bench, masks[0], windows)
@@ -114,20 +114,20 @@ def _measured(bench: Bench, masks: Sequence[Tensor], windows: Tensor) -> np.ndar
     return bench.measure(windows)
 
 
-def distances(frame: pd.DataFrame, bench: Bench, targets: Trees, task: float | str = 0.5) -> pd.DataFrame:
+def distances(frame: pd.DataFrame, bench: Bench, targets: Trees, target: float | str = 0.5) -> pd.DataFrame:
     """How far the search was from known metrics, metric by metric, on the smallest layer.
 
     frame: as from `traits`. Columns: journal, i, evaluated, fitness, target, distance (share of the layer's weights on which
     the two masks differ; two random masks at sparsity s: 2 s (1 - s)). A metric that is invalid on that layer has none.
     """
     index = min(range(len(bench.layers)), key=lambda i: bench.dense[i].numel())
-    wanted = {name: _keep(bench, tree, index, task) for name, tree in targets.items()}
+    wanted = {name: _keep(bench, tree, index, target) for name, tree in targets.items()}
     rows = []
     for row in frame.itertuples():
         S = bench.scores(Tree.parse(row.key), index)
         if defect(S):
             continue
-        keep = keep_mask(S, *parse_task(task))
+        keep = keep_mask(S, *Target.parse(target))
         rows += [{"journal": row.journal, "i": row.i, "evaluated": row.evaluated, "fitness": row.fitness, "target": name,
                   "distance": float((keep != other).float().mean())} for name, other in wanted.items()]
     return pd.DataFrame(rows, columns=["journal", "i", "evaluated", "fitness", "target", "distance"])
@@ -141,7 +141,7 @@ Setting = tuple[Evaluator, Tensor]
 
 def transfer(trees: Trees, settings: Mapping[str, Setting | Callable[[], Setting]], *, progress: bool = True) -> pd.DataFrame:
     """Every metric in every setting, window by window: columns metric, setting, window, loss (nll pruned - nll dense, mean
-    over the evaluator's tasks).
+    over the evaluator's targets).
 
     settings: name -> (evaluator of one model, windows (n, seqlen) to measure on), or a function that makes these two when
     their turn comes, so that statistics of one setting at a time are in memory. A metric that is invalid somewhere has NaN

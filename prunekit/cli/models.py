@@ -160,7 +160,7 @@ def run_finetune(args: argparse.Namespace) -> int:
 
 def _tuned_row(args: argparse.Namespace, tuned: Any, found: dict[str, dict[str, Any]]) -> dict[str, Any]:
     return {**_asked(args), "method": "LoRA" if args.plain else "masked LoRA", "block": args.block, **tuned.job["options"],
-            "targets": " ".join(args.targets), **tuned.costs,
+            "target_modules": " ".join(args.target_modules), **tuned.costs,
             **{f"{key}_{when}": row[key] for when, row in found.items() for key in ("ppl", "low", "high")}}
 
 

@@ -72,7 +72,7 @@ def add_finetune_arguments(parser: argparse.ArgumentParser) -> None:
                                                        "after a kill")
     add("--save-model", metavar="DIR", help="write the merged model, its tokenizer and prunekit.json")
     add("--block", type=int, help="tokens per training window (default: 128 for embedded models, else 1024)")
-    add("--targets", nargs="+", default=["query-value"], metavar="NAME", help="linear layers as q_proj, query-value, or all-linear")
+    add("--target-modules", nargs="+", default=["query-value"], metavar="NAME", help="linear layers as q_proj, query-value, or all-linear")
     add("--rank", type=int, default=8)
     add("--alpha", type=float, default=16.0, help="the low-rank product is scaled by alpha / rank")
     add("--dropout", type=float, default=0.05)

@@ -29,7 +29,7 @@ def add_search(parser: argparse.ArgumentParser, data_arguments: Callable[[argpar
     data_arguments(start)
     start.add_argument("--output", required=True, metavar="DIR", help="where evaluator, journal and winner go")
     start.add_argument("--preset", default="modern", help="paper, lpzero, modern, random, random-distinct")
-    start.add_argument("--tasks", nargs="+", default=["0.6"], help="what to prune to: sparsities and patterns, as 0.5 0.7 2:4")
+    start.add_argument("--targets", nargs="+", default=["0.6"], help="what to prune to: sparsities and patterns, as 0.5 0.7 2:4")
     start.add_argument("--update", help="score with this weight update on: obs or obs-iter")
     start.add_argument("--gradients", metavar="FILE", help="G from a file; else collected")
     start.add_argument("--search-windows", type=int, default=128, help="windows that fitness is measured on")
@@ -77,7 +77,7 @@ def _start(args: argparse.Namespace, say: Say) -> int:
             model, windows("gradient", args.nsamples), norm=args.norm, scale=args.scale)
         bench = pk.Bench(args.model, windows("calibration", args.nsamples), windows("search", args.search_windows),
                          gradients=gradients, dtype=args.dtype, device=args.device)
-        evaluator = pk.Evaluator(bench, args.tasks, update=args.update, threads=args.threads, seed=args.seed)
+        evaluator = pk.Evaluator(bench, args.targets, update=args.update, threads=args.threads, seed=args.seed)
         evaluator.save(saved)
     _evolve(evaluator, journal, args, say, args.preset, args.seed)
     found = pk.choose(evaluator, pk.finalists(pk.replay(journal).candidates.values()),

@@ -55,11 +55,11 @@ def finetune_lora(model: nn.Module, windows: Tensor, options: LoraOptions = Lora
     same adapter. Several GPUs: start the process with accelerate or torchrun. Dropout acts on the input of the
     low-rank path only, so the merged model is the expectation of the trained one.
 
-    Raises UsageError on targets that the model does not have, on a rank above theirs, on a model that already
+    Raises UsageError on target_modules that the model does not have, on a rank above theirs, on a model that already
     carries adapters, on windows that it cannot read, on checkpoints of another fine-tuning, and on divergence.
     """
     check_windows(model, windows)
-    layers = target_layers(model, options.targets)
+    layers = target_layers(model, options.target_modules)
     if options.rank > (full := max(min(layer.weight.shape) for layer in layers)):
         raise UsageError(f"rank = {options.rank} is more than that of the layers, at most {full}; give less.")
     held = _held_out(windows, options)

@@ -132,7 +132,7 @@ def load_keep(file: str | Path) -> dict[str, Tensor]:
 # --- adapters in and out of a model --------------------------------------------------------------------------------------
 
 
-def target_layers(model: nn.Module, targets: tuple[str, ...]) -> list[Layer]:
+def target_layers(model: nn.Module, target_modules: tuple[str, ...]) -> list[Layer]:
     """The linear layers that adapters go to, by name (`q_proj`, or `self_attn.q_proj`) or by the words of LoraOptions.
 
     Experts stored as one three-dimensional parameter take no adapters. Raises UsageError naming what is not there.
@@ -140,11 +140,11 @@ def target_layers(model: nn.Module, targets: tuple[str, ...]) -> list[Layer]:
     layers = [layer for block in prunable_layers(model) for layer in block if layer.expert is None]
     names = {name for layer in layers for name in (layer.kind, layer.kind.rpartition(".")[2])}
     wanted: set[str] = set()
-    for target in targets:
+    for target in target_modules:
         if target == "query-value":
             found = next((group for group in _QUERY_VALUE if names.issuperset(group)), None)
             if found is None:
-                raise UsageError(f"{type(model).__name__} has no query and value projections under a known name; give targets "
+                raise UsageError(f"{type(model).__name__} has no query and value projections under a known name; give target_modules "
                                  f"by name, from {', '.join(sorted(names))}.")
             wanted.update(found)
         elif target != "all-linear" and target not in names:
@@ -173,7 +173,7 @@ def attach(model: nn.Module, config: LoraConfig, masked: bool, seed: int) -> Pef
         if uses[id(parameter)] > 1 and plain != name:
             detach(adapters, model)
             raise UsageError(f"{plain} is shared with another module, which a merge would change with it; "
-                             "leave it out of the adapters' targets.")
+                             "leave it out of the adapters' target_modules.")
     return adapters
 
 

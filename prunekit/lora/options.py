@@ -24,7 +24,7 @@ class LoraOptions:
     rank: int = 8
     alpha: float = 16.0  # the product is scaled by alpha / rank
     dropout: float = 0.05  # on the input of the low-rank path only, as in peft
-    targets: tuple[str, ...] = ("query-value",)  # names of linear layers, or "query-value", or "all-linear"
+    target_modules: tuple[str, ...] = ("query-value",)  # names of linear layers, or "query-value", or "all-linear"
     learning_rate: float = 1e-4  # at the first step, then linearly to 0
     epochs: float = 1.0
     batch: int = 1  # windows per step and device
@@ -37,9 +37,9 @@ class LoraOptions:
     seed: int = 0  # of the adapters' start, the order of the windows, and dropout
 
     def __post_init__(self) -> None:
-        if not isinstance(self.targets, (list, tuple)) or {type(name) for name in self.targets} != {str}:
-            raise UsageError(f"targets = {self.targets!r} must be a list of names of layers, as ['q_proj'].")
-        object.__setattr__(self, "targets", tuple(self.targets))
+        if not isinstance(self.target_modules, (list, tuple)) or {type(name) for name in self.target_modules} != {str}:
+            raise UsageError(f"target_modules = {self.target_modules!r} must be a list of names of layers, as ['q_proj'].")
+        object.__setattr__(self, "target_modules", tuple(self.target_modules))
         for names, (kind, plain, fits, what) in _RULES.items():
             for name in names.split():
                 value = getattr(self, name)

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from prunekit.choices import parse_task, task_name
+from prunekit.choices import Target
 from prunekit.errors import UsageError
 from prunekit.files import read_json, replacing_file
 from prunekit.metric.catalogue import UPDATES
@@ -35,34 +35,34 @@ Applied = Callable[[], None]
 
 
 class Evaluator:
-    """Fitness of metrics: the mean over models, tasks and search windows of ln(ppl pruned / ppl dense), one-shot.
+    """Fitness of metrics: the mean over models, targets and search windows of ln(ppl pruned / ppl dense), one-shot.
 
-    benches: one model or several (with equally many search windows). tasks: what to prune to, each a sparsity (0.6:
+    benches: one model or several (with equally many search windows). targets: what to prune to, each a sparsity (0.6:
     unstructured, per row) or a pattern ("2:4"). update: None, "obs" or "obs-iter": every candidate is scored with this
     weight update on; the factored Hessians are shared. rungs: the numbers of windows after which a hopeless candidate
     may be stopped; the windows are taken in one fixed random order. threads: per evaluation, since sums depend on it.
 
-    Raises UsageError if there is no task or an impossible one, an unknown update, rungs that do not grow, or models with
+    Raises UsageError if there is no target or an impossible one, an unknown update, rungs that do not grow, or models with
     different numbers of windows.
     """
 
-    def __init__(self, benches: Bench | Sequence[Bench], tasks: Sequence[float | str] = (0.5,), *, update: str | None = None,
+    def __init__(self, benches: Bench | Sequence[Bench], targets: Sequence[float | str] = (0.5,), *, update: str | None = None,
                  rungs: Sequence[int] = (16, 64), threads: int = 1, seed: int = 0, obs: ObsOptions = ObsOptions()):
-        self._set(benches, tasks, update, rungs, threads, seed, obs)
+        self._set(benches, targets, update, rungs, threads, seed, obs)
         with without_gradients(self.threads):
             for bench in self.benches:
                 order = torch.randperm(len(bench.search), generator=torch.Generator().manual_seed(seed))
                 bench.search = bench.search[order]
                 bench.prepare(update is not None, obs)
 
-    def _set(self, benches: Bench | Sequence[Bench], tasks: Sequence[float | str], update: str | None, rungs: Sequence[int],
+    def _set(self, benches: Bench | Sequence[Bench], targets: Sequence[float | str], update: str | None, rungs: Sequence[int],
              threads: int, seed: int, obs: ObsOptions) -> None:
         self.benches = [benches] if isinstance(benches, Bench) else list(benches)
-        self.tasks = [parse_task(task) for task in tasks]
+        self.targets = [Target.parse(target) for target in targets]
         self.update, self.threads, self.seed, self.obs = update, threads, seed, obs
         self.home: Path | None = None
-        if not self.tasks or not self.benches:
-            raise UsageError("an evaluator needs at least one model and one task, such as 0.6 or \"2:4\".")
+        if not self.targets or not self.benches:
+            raise UsageError("an evaluator needs at least one model and one target, such as 0.6 or \"2:4\".")
         if update is not None and update not in UPDATES:
             raise UsageError(f"weight update {update!r} is not known; give None, \"obs\" or \"obs-iter\".")
         counts = {len(bench.search) for bench in self.benches}
@@ -76,27 +76,27 @@ class Evaluator:
     @property
     def group(self) -> str:
         """The comparison group that proofs of sameness must hold in: the solver has one threshold per block of columns."""
-        unstructured = any(pattern == "unstructured" for _, pattern in self.tasks)
+        unstructured = any(pattern == "unstructured" for _, pattern in self.targets)
         return "layer" if self.update == "obs-iter" and unstructured else "row"
 
     @property
     def parts(self) -> list[str]:
-        """What fitness is the mean over, model by model: the tasks, after the model's name where there are several."""
-        tasks = self._named()
+        """What fitness is the mean over, model by model: the targets, after the model's name where there are several."""
+        targets = self._named()
         models = [bench.name or type(bench.model).__name__ for bench in self.benches]
         if len(models) == 1:
-            return tasks
+            return targets
         if len(set(models)) < len(models):
             models = [f"{model} #{place}" for place, model in enumerate(models, 1)]
-        return [f"{model} {task}" for model in models for task in tasks]
+        return [f"{model} {target}" for model in models for target in targets]
 
     def _named(self) -> list[str]:
-        return [task_name(*task) for task in self.tasks]
+        return [str(target) for target in self.targets]
 
     @property
     def identity(self) -> dict[str, Any]:
         """What decides an evaluation's result; in the journal's header."""
-        return {"models": [bench.identity for bench in self.benches], "tasks": [list(task) for task in self.tasks],
+        return {"models": [bench.identity for bench in self.benches], "tasks": [list(target) for target in self.targets],
                 "update": self.update or "", "rungs": self.rungs, "threads": self.threads, "seed": self.seed,
                 "torch": torch.__version__}
 
@@ -125,8 +125,8 @@ class Evaluator:
                 for bench in self.benches:
                     bench.restore()
 
-    def on(self, windows: Sequence[Tensor] | None = None, tasks: Sequence[float | str] | None = None) -> Evaluator:
-        """The same models and statistics on other windows, one tensor (n, seqlen) per model, or pruned to other tasks.
+    def on(self, windows: Sequence[Tensor] | None = None, targets: Sequence[float | str] | None = None) -> Evaluator:
+        """The same models and statistics on other windows, one tensor (n, seqlen) per model, or pruned to other targets.
 
         The dense models read the new windows once, here; they keep their order.
         """
@@ -136,11 +136,11 @@ class Evaluator:
                 check_windows(bench.model, given)
                 bench.search, bench.nll = given, bench.measure(given)
         other = Evaluator.__new__(Evaluator)
-        other._set(benches, self._named() if tasks is None else tasks, self.update, self.rungs[:-1], self.threads, self.seed, self.obs)
+        other._set(benches, self._named() if targets is None else targets, self.update, self.rungs[:-1], self.threads, self.seed, self.obs)
         return other
 
     def losses(self, tree: Tree) -> np.ndarray:
-        """nll(pruned) - nll(dense) of a metric: (models, tasks, windows) float64, on the search windows in their order.
+        """nll(pruned) - nll(dense) of a metric: (models, targets, windows) float64, on the search windows in their order.
         Raises UsageError if the metric is invalid there."""
         with without_gradients(self.threads):
             applied, _ = self._pruned(tree)
@@ -163,7 +163,7 @@ class Evaluator:
         for end in self.rungs:
             part = slice(len(losses), end)
             found = np.stack([self._after(apply, bench, bench.search[part]) - bench.nll[part]
-                              for bench, tasks in zip(self.benches, applied, strict=True) for apply in tasks])
+                              for bench, appliers in zip(self.benches, applied, strict=True) for apply in appliers])
             if not np.isfinite(found).all():
                 return Outcome(defect="the pruned model's loss is not finite")
             sums += found.sum(1)
@@ -185,23 +185,23 @@ class Evaluator:
         distinct = [len(row.unique()) for row in S[:_PROBE_ROWS]]
         if sum(distinct) < _FEW_DISTINCT * len(distinct) * S.shape[1]:
             return "tied"
-        sparsity, pattern = self.tasks[0]
+        sparsity, pattern = self.targets[0]
         W = bench.dense[index].abs().flatten()
         largest = W.topk(max(1, int(_TOP * W.numel()))).indices
         removed = ~keep_mask(S, sparsity, pattern).flatten()[largest]
         return "inverted" if removed.float().mean() > _MOST else ""
 
     def _pruned(self, tree: Tree) -> tuple[list[list[Applied]], str]:
-        """Per model and task what prunes the model, and one hash of all masks."""
+        """Per model and target what prunes the model, and one hash of all masks."""
         sha = hashlib.blake2b(digest_size=12)
         applied = []
         for bench in self.benches:
-            kept: list[list[Tensor]] = [[] for _ in self.tasks]
+            kept: list[list[Tensor]] = [[] for _ in self.targets]
             for index, layer in enumerate(bench.layers):
                 S = bench.scores(tree, index)
                 if why := defect(S):
                     raise UsageError(f"{why} in layer {layer.name}")
-                for keep, (sparsity, pattern) in zip(kept, self.tasks, strict=True):
+                for keep, (sparsity, pattern) in zip(kept, self.targets, strict=True):
                     keep.append(self._solved(bench, index, tree, S, sparsity, pattern))
                     if not self.update:
                         sha.update(np.packbits(keep[-1].cpu().numpy()).tobytes())
@@ -283,8 +283,8 @@ class Evaluator:
                 raise
             raise UsageError(f"{path} holds no evaluator ({str(error)[:80]}): make it anew with Evaluator(…).save(path).") from error
         self = cls.__new__(cls)
-        tasks = [task_name(*task) for task in meta["tasks"]]
-        self._set(benches, tasks, meta["update"] or None, meta["rungs"], meta["threads"], meta["seed"], ObsOptions())
+        targets = [str(Target(*target)) for target in meta["tasks"]]
+        self._set(benches, targets, meta["update"] or None, meta["rungs"], meta["threads"], meta["seed"], ObsOptions())
         self.home = path
         then, now = meta["models"], self.identity["models"]
         if then != now:

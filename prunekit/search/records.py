@@ -21,10 +21,10 @@ class Race(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """losses: mean over tasks of nll(pruned) - nll(dense), per window, as far as measured. complete: to the last window.
+    """losses: mean over targets of nll(pruned) - nll(dense), per window, as far as measured. complete: to the last window.
     stopped: windows after which the race stopped it, or, of an audited one, would have. masks: hash of its masks.
     same: the earlier candidate with these masks, whose losses hold. defect: why it is no metric here. by_task: mean loss
-    over those windows of each task (and model), by name."""
+    over those windows of each target (and model), by name."""
 
     losses: Sequence[float] = ()
     complete: bool = True
@@ -38,7 +38,7 @@ class Outcome(NamedTuple):
 @dataclass(frozen=True, eq=False)
 class Candidate:
     """One evaluated tree. fitness: mean loss (of an incomplete one, estimated from the windows it has). by_task: mean loss
-    of each task on the windows that were measured; empty where nothing told tasks apart."""
+    of each target on the windows that were measured; empty where nothing told targets apart."""
 
     index: int
     tree: Tree

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from prunekit.choices import CORPORA, DTYPES, EMBEDDED, SAMPLINGS, parse_pattern, parse_task
+from prunekit.choices import CORPORA, DTYPES, EMBEDDED, SAMPLINGS, Target, parse_pattern
 from prunekit.errors import UsageError, did_you_mean
 
 PATHS = ("model", "corpus", "gradient_corpus", "test_corpus", "windows", "gradients", "tree")
@@ -93,7 +93,7 @@ def n_of_m(value: str) -> str | None:
 
 def task(value: str) -> str | None:
     try:
-        parse_task(value)
+        Target.parse(value)
     except UsageError:
         return f"must be a sparsity such as '0.6', or {_N_OF_M}"
     return None
@@ -157,6 +157,7 @@ CHECKS: dict[str, Callable[[Any], str | None]] = {
     "pattern": pattern,
     "patterns": n_of_m,  # beside `sparsities`, which are unstructured
     "task": task,
+    "target": task,
     "regime": task,
     "preset": preset,
     "budget": _at_least(1, "evaluations"),
@@ -175,7 +176,7 @@ CHECKS: dict[str, Callable[[Any], str | None]] = {
     "update": _one_of("", "obs", "obs-iter"),
     "train_samples": _at_least(1, "windows"),
     "block": _at_least(2, "tokens per training window"),
-    "target": _like(r"[\w.-]+", "must be the name of a linear layer as q_proj, or query-value, or all-linear"),
+    "target_module": _like(r"[\w.-]+", "must be the name of a linear layer as q_proj, or query-value, or all-linear"),
     "rank": _at_least(1, "columns of A and B"),
     "alpha": _above(0),
     "dropout": _share(),

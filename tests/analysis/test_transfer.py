@@ -74,7 +74,7 @@ def test_distances_along_a_search(evaluator):
 
 def test_transfer_is_the_evaluators_loss_and_invalid_metrics_have_none(evaluator):
     windows = evaluator.benches[0].search
-    settings = {"home": (evaluator, windows), "2:4": lambda: (evaluator.on(tasks=["2:4"]), windows)}
+    settings = {"home": (evaluator, windows), "2:4": lambda: (evaluator.on(targets=["2:4"]), windows)}
     trees = TREES | {"invalid": pk.Tree.parse("sub(W, W)")}
     found = transfer.transfer(trees, settings, progress=False)
     part = found.query("metric == 'g' and setting == 'home'")["loss"]

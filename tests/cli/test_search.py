@@ -8,7 +8,7 @@ import prunekit as pk
 from prunekit.cli import main, search
 
 START = ["search", "start", "--model", "embedded/llama", "--seqlen", "32", "--nsamples", "4", "--search-windows", "8",
-         "--tasks", "0.7", "2:4", "--preset", "random-distinct"]
+         "--targets", "0.7", "2:4", "--preset", "random-distinct"]
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def test_a_folder_that_was_moved_goes_on_with_its_own_evaluator(folder, tmp_path
 
 
 def test_a_search_takes_its_options_from_a_file(tmp_path, monkeypatch, capsys):
-    given = {"model": "embedded/llama", "tasks": ["0.7", "2:4"], "seqlen": 32, "threads": 2}
+    given = {"model": "embedded/llama", "targets": ["0.7", "2:4"], "seqlen": 32, "threads": 2}
     (tmp_path / "c.json").write_text(json.dumps(given))
     monkeypatch.setattr(search, "_start", lambda args, say: seen.append(args) or 0)
     seen = []
@@ -59,7 +59,7 @@ def test_a_search_takes_its_options_from_a_file(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize("arguments, sentence", [
     (["start", "--model", "embedded/llama", "--output", "x", "--preset", "modem"], "did you mean 'modern'"),
-    (["start", "--model", "embedded/llama", "--output", "x", "--tasks", "0.5", "5:4"], "--tasks 5:4|pattern '5:4'"),
+    (["start", "--model", "embedded/llama", "--output", "x", "--targets", "0.5", "5:4"], "--targets 5:4|pattern '5:4'"),
     (["start", "--model=embedded/llama", "--output=x", "--threads=0"], "--threads 0 must be at least 1"),
     (["start", "--model=embedded/llama", "--output=x", "--workers=2"], "kind 'serial' has no 2 workers"),
     (["resume", "nowhere.jsonl", "--budget", "0"], "--budget 0 must be at least 1"),

@@ -28,7 +28,7 @@ from prunekit.lora.options import LoraOptions
 from prunekit.models import prunable_layers
 from tests.pruning.families import FAMILIES, windows
 
-FAST = LoraOptions(rank=4, dropout=0.0, targets=("all-linear",), learning_rate=0.02, batch=2, validation=0.0)
+FAST = LoraOptions(rank=4, dropout=0.0, target_modules=("all-linear",), learning_rate=0.02, batch=2, validation=0.0)
 
 
 def pruned(family="LLaMA", pattern="2:4", dtype=torch.float32):
@@ -160,7 +160,7 @@ def test_plain_training_can_be_masked_at_the_merge():
 def test_every_family_keeps_its_zeros(family, tmp_path):
     model, ids = pruned(family.name), windows(4, 8)
     before = weights(model)
-    tuned = pk.finetune_lora(model, ids, replace(FAST, targets=("query-value",)), progress=False)
+    tuned = pk.finetune_lora(model, ids, replace(FAST, target_modules=("query-value",)), progress=False)
     trained = logits(model, ids)
     tuned.save(tmp_path)
     config(fan_in_fan_out=family.name != "GPT-2")(tmp_path)  # a wrong one does no harm, as in peft
@@ -487,8 +487,8 @@ def test_the_recovered_shares_interval_is_scipys_bootstraps():
     (lambda: LoraOptions(learning_rate=0), "learning_rate = 0 must be finite and greater than 0."),
     (lambda: LoraOptions(learning_rate=math.inf), "learning_rate = inf must be finite and greater"),
     (lambda: LoraOptions(epochs=None), "epochs = None must be finite and greater than 0."),
-    (lambda: LoraOptions(targets=()), "targets = () must be a list of names of layers, as ['q_proj']."),
-    (lambda: LoraOptions(targets="q_proj"), "targets = 'q_proj' must be a list of names of layers, as"),
+    (lambda: LoraOptions(target_modules=()), "target_modules = () must be a list of names of layers, as ['q_proj']."),
+    (lambda: LoraOptions(target_modules="q_proj"), "target_modules = 'q_proj' must be a list of names of layers, as"),
     (lambda: pk.finetune_lora(pruned(), windows(4, 8), replace(FAST, rank=10**6)),
      "rank = 1000000 is more than that of the layers, at most 32; give less."),
     (lambda: pk.finetune_lora(pruned(), windows(4, 8), replace(FAST, learning_rate=1e38), progress=False),
@@ -549,11 +549,11 @@ def test_the_command_before_after_and_merged(plain, tmp_path, capsys):
     save_file({"train": windows(40, 12), "test": windows(6, 12, seed=1)}, tmp_path / "w.safetensors")
     given = [f"--windows={tmp_path}/w.safetensors", "--corpus=wikitext2", "--seqlen=12"]
     tuning = ["finetune", f"--model={tmp_path}/model", *given, "--block=12", "--nsamples=40", "--learning-rate=0.01",
-              f"--output={tmp_path}/adapter", f"--save-model={tmp_path}/merged", f"--results={tmp_path}", "--targets", "q_proj",
+              f"--output={tmp_path}/adapter", f"--save-model={tmp_path}/merged", f"--results={tmp_path}", "--target-modules", "q_proj",
               "up_proj", *["--plain"] * plain]
     assert main(tuning) == 0
     row = pd.read_csv(tmp_path / "results.csv").iloc[0]
-    assert row.targets == "q_proj up_proj" and row.steps == 38 and (row.zeros == row.zeros_before) == (not plain)
+    assert row.target_modules == "q_proj up_proj" and row.steps == 38 and (row.zeros == row.zeros_before) == (not plain)
     assert row.ppl_before != row.ppl_merged and abs(row.ppl_merged / row.ppl_unmasked - 1) < 1e-5 if plain else row.ppl_merged != row.ppl_unmasked
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     after = {name: int((weight == 0).sum()) for name, weight in weights(model).items()}
@@ -575,7 +575,7 @@ def test_the_command_refuses_before_it_loads(capsys):
                            (["--output", str(EMBEDDED["embedded/llama"])], "is the directory of a model"),
                            (["--learning-rate", "inf"], "learning_rate = inf must be finite and greater"),
                            (["--rank", "0"], "--rank 0 must be at least 1 (columns of A and B)."),
-                           (["--targets", "q proj"], "--targets q proj must be the name of a linear layer as q_proj, or")):
+                           (["--target-modules", "q proj"], "--target-modules q proj must be the name of a linear layer as q_proj, or")):
         assert main(["finetune", "--model", "embedded/llama", "--output", "nowhere", *more]) == 2
         assert sentence in capsys.readouterr().err
     assert main(["evaluate", "--model", "embedded/llama", "--lora-weights", "nowhere"]) == 2

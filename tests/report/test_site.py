@@ -192,7 +192,7 @@ def test_a_notebook_that_does_not_finish_is_a_failure_and_skips_its_readers(proj
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_killed_batch_leaves_nothing_that_looks_finished_and_resumes(project, workers):
-    code = f"from prunekit.cli.models import main; main(['run', 'tiny', '--set', 'wait=60', '--workers', '{workers}'])"
+    code = f"from prunekit.cli import main; main(['run', 'tiny', '--set', 'wait=60', '--workers', '{workers}'])"
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     folder = project / "runs" / "tiny" / "03_baselines.attempt"
     while not (folder / "running.json").exists():  # the second notebook has started, and waits

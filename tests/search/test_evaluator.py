@@ -5,7 +5,7 @@ from scipy import stats
 
 import prunekit as pk
 from prunekit.analysis.census import census, distinct
-from prunekit.choices import parse_task, task_name
+from prunekit.choices import Target
 from prunekit.search import journal as journals
 from prunekit.search.bench import fast_dtype, without_gradients
 from prunekit.search.controls import monomial
@@ -58,7 +58,7 @@ def test_fitness_is_that_of_pruning_and_measuring(parts, tree, update):
 def test_on_other_windows_and_tasks(parts, evaluator):
     model, windows, gradients = parts
     before = evaluator.losses(WANDA)
-    moved = evaluator.on([windows["select"]], tasks=[0.5])
+    moved = evaluator.on([windows["select"]], targets=[0.5])
     anew = pk.Evaluator(pk.Bench(model, windows["calibration"], windows["select"], gradients=gradients), [0.5])
     assert moved.parts == ["0.5"] and moved.rungs[-1] == len(windows["select"])
     assert moved.losses(WANDA)[0, 0].mean() == pytest.approx(anew.losses(WANDA)[0, 0].mean(), abs=1e-6)  # ours in another order
@@ -134,20 +134,20 @@ def test_several_models_and_updates_in_one_file(parts, tmp_path):
 
 
 @pytest.mark.parametrize("change, sentence", [
-    ({"tasks": []}, "at least one model and one task"), ({"tasks": [1.5]}, "task 1.5 is none"),
-    ({"tasks": ["4:2"]}, "pattern '4:2' is not known"), ({"tasks": ["half"]}, "task 'half' is none"),
+    ({"targets": []}, "at least one model and one target"), ({"targets": [1.5]}, "target 1.5 is none"),
+    ({"targets": ["4:2"]}, "pattern '4:2' is not known"), ({"targets": ["half"]}, "target 'half' is none"),
     ({"update": "sparsegpt"}, "weight update 'sparsegpt' is not known"), ({"rungs": (8, 4)}, "must grow"),
 ])
 def test_bad_evaluators(parts, change, sentence):
     _, windows, _ = parts
     bench = pk.Bench(parts[0], windows["calibration"], windows["search"])
     with pytest.raises(pk.UsageError, match=sentence):
-        pk.Evaluator(bench, **{"tasks": [0.5], **change})
+        pk.Evaluator(bench, **{"targets": [0.5], **change})
 
 
 @pytest.mark.parametrize("task", ["0.7", "2:4", "1:3", str(2 / 3)])
 def test_a_task_is_what_its_name_says(task):
-    assert task_name(*parse_task(task)) == task
+    assert str(Target.parse(task)) == task
 
 
 def test_files_that_are_no_evaluator(tmp_path):

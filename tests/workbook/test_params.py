@@ -137,7 +137,7 @@ def test_only_annotated_literals_are_parameters(home, line):
 
 def test_bad_parameters_are_refused_before_torch_is_imported(home):
     profile(home, "tiny", **{"03_baselines": "methods: [wnada]\n"})
-    code = ("import json, sys; from prunekit.cli.models import main; code = main(['run', 'tiny']); "
+    code = ("import json, sys; from prunekit.cli import main; code = main(['run', 'tiny']); "
             "heavy = {'torch', 'transformers', 'pandas', 'matplotlib', 'papermill'} & set(sys.modules); "
             "print(json.dumps([code, sorted(heavy)]))")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

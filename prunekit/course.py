@@ -165,7 +165,7 @@ def check_copies(folders: Sequence[Path], profile: str = "embedded", topics: Seq
             file.write_text(json.dumps({"checks": asked.get(topic, {}), "copies": given.get(topic, [])}), encoding="utf-8")
             lesson = cells(project.notebook(topic))
             end = next((place for place, cell in enumerate(lesson) if tagged(cell, "exercise")), len(lesson))
-            call = f"from prunekit.workbook import course\n\ncourse.examine(globals(), {str(file)!r}, {limit!r})"
+            call = f"from prunekit import course\n\ncourse.examine(globals(), {str(file)!r}, {limit!r})"
             examined = {"cell_type": "code", "id": "examined", "metadata": {}, "source": call}
             _write_notebook(Path(home, "notebooks"), topic, [*lesson[:end], examined])
         shutil.copytree(project.root() / "params", Path(home, "params"))

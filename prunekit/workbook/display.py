@@ -13,7 +13,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prunekit.files import replacing_file
+from prunekit.files import file_hash, replacing_file, write_atomic
 from prunekit.workbook import manifest, project
 
 if TYPE_CHECKING:
@@ -242,7 +242,7 @@ def rebuild(profile: str, topics: Iterable[str] = ()) -> Iterator[Rebuilt]:
         for key, artifact in content["artifacts"].items():
             if artifact["kind"] == "figure":
                 yield Rebuilt(topic, key.partition("/")[2], _again(folder, artifact))
-        manifest.write_atomic(folder / "manifest.json", json.dumps(content, indent=1))
+        write_atomic(folder / "manifest.json", json.dumps(content, indent=1))
 
 
 def _again(folder: Path, artifact: dict[str, Any]) -> str:
@@ -257,5 +257,5 @@ def _again(folder: Path, artifact: dict[str, Any]) -> str:
             with replacing_file(files[suffix]) as file:
                 file.write_bytes(content)
     artifact["files"] = {file: (folder / file).stat().st_size for file in artifact["files"]}
-    artifact["sha256"] = manifest.file_hash(files[".svg"])
+    artifact["sha256"] = file_hash(files[".svg"])
     return outcome

@@ -18,7 +18,7 @@ from prunekit.workbook import project
 from tests.tiny_project import write_notebook
 
 SWEEP = "profile: tiny\ntopics: [03_baselines]\ngrid:\n  {}\n"
-SETUP = "import pandas as pd\nfrom prunekit.workbook import runs\nrun = runs.start_run({!r}, globals())"
+SETUP = "import pandas as pd\nfrom prunekit.workbook import run as runs\nrun = runs.start_run({!r}, globals())"
 UPSTREAM = """run.save("content", {"value": 100 * rows + seed})
 run.finish()"""
 # A cell's number can be worked out by hand: 100 rows + seed + 1000 scale. sleepy: so that there is time to kill it.

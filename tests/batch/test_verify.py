@@ -13,7 +13,7 @@ from prunekit.workbook import manifest, project
 from tests.tiny_project import write_notebook
 
 CODE = """import pandas as pd, time, torch
-from prunekit.workbook import runs
+from prunekit.workbook import run as runs
 run = runs.start_run("01_data", globals())
 frame = pd.DataFrame({"draw": torch.rand(3).tolist(), "rows": rows, "seconds": time.time()})
 run.table(frame, "draws", "Draws.")

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -565,9 +566,9 @@ def test_the_command_before_after_and_merged(plain, tmp_path, capsys):
     merged, loaded = (line.split()[1] for line in capsys.readouterr().out.splitlines())
     assert merged == loaded == f"{row.ppl_merged:.4f}"
     assert main(tuning) == 2 and "holds adapters already: give a new directory." in capsys.readouterr().err
-    (tmp_path / "adapter/config.json").write_text("{}")
+    shutil.copy(tmp_path / "model/config.json", tmp_path / "adapter")
     assert main(["evaluate", f"--model={tmp_path}/adapter", *given]) == 2
-    assert "is a directory that holds adapters beside the model" in capsys.readouterr().err
+    assert "holds an adapter beside its weights" in capsys.readouterr().err
 
 
 def test_the_command_refuses_before_it_loads(capsys):

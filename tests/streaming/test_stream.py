@@ -171,7 +171,7 @@ def test_resumes_wherever_it_died_with_the_same_bytes(source: Path, tmp_path: Pa
 
 _KILLED = """
 import os, signal, sys, torch
-from prunekit.pruning import stream
+from prunekit.streaming import stream
 torch.set_num_threads(1)
 write = stream._Run.write_block
 def dies(self, index, tensors, rows):

@@ -15,7 +15,7 @@ import yaml
 from prunekit.errors import UsageError
 from prunekit.ledger.published import PROTOCOL, SETTING, published
 from prunekit.workbook import manifest, params, project
-from prunekit.workbook.run import label
+from prunekit.workbook.protocol import label
 
 if TYPE_CHECKING:
     import pandas as pd

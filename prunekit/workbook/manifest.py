@@ -35,7 +35,7 @@ from prunekit.workbook import project
 PACKAGE = Path(prunekit.__file__).resolve().parent
 # Rooms that decide how a run is started and shown, not what it computes; and what computes in them all the same.
 _AROUND = re.compile(r"prunekit\.(workbook|ledger|batch|report|cli|course)\b")
-_RESULTS = ("prunekit.workbook.run", "prunekit.ledger.published", "prunekit.ledger.study")
+_RESULTS = ("prunekit.workbook.run", "prunekit.workbook.protocol", "prunekit.ledger.published", "prunekit.ledger.study")
 # Packages whose version can change a number.
 _PACKAGES = ("torch", "transformers", "numpy", "scipy", "pandas", "datasets", "tokenizers", "accelerate", "peft", "lm_eval")
 # What a module reads from the package beside its own source.

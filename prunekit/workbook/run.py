@@ -20,18 +20,15 @@ from typing import TYPE_CHECKING, Any
 
 from prunekit.errors import UsageError, did_you_mean
 from prunekit.files import file_hash, replacing_file, write_atomic
-from prunekit.workbook import display as shown
-from prunekit.workbook import manifest, params, project
+from prunekit.workbook import display, manifest, params, project
+from prunekit.workbook.protocol import with_protocol
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-# What every row of a result carries, so that a figure can be rebuilt from the table alone.
-PROVENANCE = ("model", "method", "metric", "sparsity", "pattern", "seqlen", "corpus", "seed", "n")
 # Numbers about the machine: they differ between two runs of the same thing.
 TIMINGS = ("seconds", "tokens_per_second", "memory_mb")
-_FROM_PARAMETERS = ("model", "seqlen", "corpus", "seed")
 _LOADED = time.time()
 
 
@@ -71,10 +68,12 @@ class Run:
         self.artifacts: dict[str, dict[str, Any]] = {}
         self.loaded: dict[str, str] = {}
         self.takeaways: list[str] = []
+        self.answers: list[dict[str, Any]] = []
+        self._known = dict(parameters)  # these, and those of the runs that were read from
         write_atomic(self.folder / "running.json", json.dumps({"id": self.id, "process": os.getpid()}))
         self.device, self.threads = _set_up(parameters.get("seed", 0), parameters.get("device", "auto"))
         found = manifest.versions()
-        self.banner = shown.show_text(" · ".join([
+        self.banner = display.show_text(" · ".join([
             *(f"{name} {number}" for name, number in list(found.items())[:5]), f"{self.device}, {self.threads} threads",
             f"profile {profile}", f"seed {parameters.get('seed', 0)}"]), "pk-banner")
 
@@ -105,9 +104,10 @@ class Run:
         if not path.is_file() or file_hash(path) != artifact["sha256"]:
             raise UsageError(f"{project.relative(path)} is not what {topic} wrote: run that notebook again.")
         self.loaded[f"{topic}/{name}"] = artifact["sha256"]
+        self._known = made["parameters"] | self._known
         return _read(path, artifact["kind"])
 
-    def figure(self, figure: Figure, name: str, caption: str, *, headline: bool = False) -> shown.Shown:
+    def figure(self, figure: Figure, name: str, caption: str, *, headline: bool = False) -> display.Shown:
         """Save a figure as SVG and PDF (figures/), close it, and return it for display; the caption is its alt text.
 
         The data of one drawn by `prunekit.figures` is saved beside it as CSV, for `prunekit figures`. `headline` offers it
@@ -115,41 +115,48 @@ class Run:
         """
         import matplotlib.pyplot as plt
 
-        contents = shown.figure_files(figure)
+        contents = display.figure_files(figure)
         plt.close(figure)
         files = [Path("figures", name + suffix) for suffix in contents]
         for file, content in zip(files, contents.values(), strict=True):
             self._write(file, lambda path, content=content: path.write_bytes(content))
-        drawn = shown.recipe(figure)
+        drawn = display.recipe(figure)
         if drawn:
             files.append(Path("figures", f"{name}.csv"))
             self._write(files[-1], lambda path: drawn[1].to_csv(path, index=False))
-        display = shown.show_figure(contents[".svg"], str(files[0]), caption)
-        return self._record(f"figures/{name}", "figure", files, display, caption=caption, headline=headline,
+        picture = display.show_figure(contents[".svg"], str(files[0]), caption)
+        return self._record(f"figures/{name}", "figure", files, picture, caption=caption, headline=headline,
                             drawn=drawn[0] if drawn else None)
 
     def table(self, frame: pd.DataFrame, name: str, caption: str, *, result: bool = False,
-              columns: list[str] | None = None, headline: bool = False) -> shown.Shown:
+              columns: list[str] | None = None, headline: bool = False) -> display.Shown:
         """Save a table as CSV and LaTeX (tables/) and return it for display.
 
-        A `result` table must carry the columns of PROVENANCE; model, seqlen, corpus and seed are filled in from the
-        parameters where it has none. `columns` chooses what is displayed and typeset; the CSV always holds everything.
+        Rows of a `result` carry where they come from and how they were measured, see `workbook.protocol`; what
+        parameters decide is filled in. The ledger puts them beside published numbers: those of the columns `value`,
+        or `ppl` where the metric is perplexity, with `low` and `high`. `columns` chooses what is displayed and
+        typeset; the CSV always holds everything.
         """
-        frame = self._with_provenance(frame, name) if result else frame
+        frame = with_protocol(frame, name, self._known) if result else frame
         part = frame[columns] if columns else frame
         files = [Path("tables", f"{name}.csv"), Path("tables", f"{name}.tex")]
         self._write(files[0], lambda path: frame.to_csv(path, index=False))
-        self._write(files[1], lambda path: path.write_text(shown.latex_table(part, name, caption), encoding="utf-8"))
-        display = shown.show_table(part, str(files[0]), caption)
-        return self._record(f"tables/{name}", "table", files, display, caption=caption, headline=headline,
-                            result=result, html=display.html if headline else "")
+        self._write(files[1], lambda path: path.write_text(display.latex_table(part, name, caption), encoding="utf-8"))
+        sight = display.show_table(part, str(files[0]), caption)
+        return self._record(f"tables/{name}", "table", files, sight, caption=caption, headline=headline,
+                            result=result, html=sight.html if headline else "")
 
-    def takeaway(self, sentence: str) -> shown.Shown:
-        """A generated sentence (`code` and **strong** allowed), shown here and on the report's front page."""
+    def takeaway(self, sentence: str, *, problem: int | None = None) -> display.Shown:
+        """A generated sentence (`code` and **strong** allowed), shown here and on the report's front page.
+
+        `problem`: the number of the known problem (`ledger/claims.yaml`) of which it says what was measured.
+        """
         self.takeaways.append(sentence)
-        return shown.show_text(sentence, "pk-takeaway")
+        if problem is not None:
+            self.answers.append({"problem": problem, "sentence": sentence})
+        return display.show_text(sentence, "pk-takeaway")
 
-    def finish(self) -> shown.Shown:
+    def finish(self) -> display.Shown:
         """Write the manifest: the run counts as finished, and takes the place of the one before it."""
         self._still_mine()
         content = {
@@ -159,13 +166,13 @@ class Run:
             "finished": _clock(time.time()), "seconds": round(time.time() - self.started, 1),
             "log": os.environ.get("PRUNEKIT_LOG"), "notebook": manifest.notebook_hash(self.topic),
             "modules": self._modules(), "inputs": manifest.inputs(self.parameters), "loaded": self.loaded,
-            "artifacts": self.artifacts, "takeaways": self.takeaways,
+            "artifacts": self.artifacts, "takeaways": self.takeaways, "answers": self.answers,
         }
-        write_atomic(self.folder / "manifest.json", json.dumps(content, indent=1, default=shown.as_plain))
+        write_atomic(self.folder / "manifest.json", json.dumps(content, indent=1, default=display.as_plain))
         if not self._batch:
             project.take_place(self._place)
             self.folder = self._place
-        return shown.show_text(f"Finished in {content['seconds']:g} s: {len(self.artifacts)} artifacts in "
+        return display.show_text(f"Finished in {content['seconds']:g} s: {len(self.artifacts)} artifacts in "
                                f"`{project.relative(self._place)}`.", "pk-banner")
 
     # ------------------------------------------------------------ inside
@@ -203,23 +210,9 @@ class Run:
         }
         return value
 
-    def _with_provenance(self, frame: pd.DataFrame, name: str) -> pd.DataFrame:
-        filled = {key: label(self.parameters[key]) for key in _FROM_PARAMETERS
-                  if key not in frame and key in self.parameters}
-        frame = frame.assign(**filled)
-        absent = [column for column in PROVENANCE if column not in frame]
-        if absent:
-            raise UsageError(f"The result table '{name}' lacks the column{'s' * (len(absent) > 1)} {', '.join(absent)}.")
-        return frame
-
 
 def _clock(seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
-
-
-def label(value: Any) -> Any:
-    """A model or corpus as a table names it: a directory by its last part, everything else as it stands."""
-    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 def _set_up(seed: int, device: str) -> tuple[str, int]:
@@ -242,7 +235,7 @@ def _writer(value: Any) -> tuple[str, str, Any]:
     import torch
 
     def json_writer(content: Any) -> Any:
-        return lambda path: path.write_text(json.dumps(content, indent=1, default=shown.as_plain) + "\n", encoding="utf-8")
+        return lambda path: path.write_text(json.dumps(content, indent=1, default=display.as_plain) + "\n", encoding="utf-8")
 
     owner = f"{type(value).__module__}:{type(value).__qualname__}"
     if isinstance(value, Path):
@@ -258,7 +251,7 @@ def _writer(value: Any) -> tuple[str, str, Any]:
     if hasattr(value, "save"):
         return owner, ".safetensors", value.save
     if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
-        lines = "".join(json.dumps(item, default=shown.as_plain) + "\n" for item in value)
+        lines = "".join(json.dumps(item, default=display.as_plain) + "\n" for item in value)
         return "records", ".jsonl", lambda path: path.write_text(lines, encoding="utf-8")
     if isinstance(value, (dict, list, str, int, float)):
         return "json", ".json", json_writer(value)

@@ -19,6 +19,7 @@ from prunekit.errors import UsageError
 from prunekit.files import file_hash
 from prunekit.workbook import manifest
 from prunekit.workbook import run as runs
+from prunekit.workbook.protocol import PROVENANCE
 from tests.tiny_project import write_notebook
 
 mpl.use("agg")
@@ -127,7 +128,7 @@ def test_a_result_table_carries_its_provenance(tiny):
     shown = run.table(frame.assign(model="m", corpus="c"), "ppl", "Perplexity.", result=True,
                       columns=["method", "ppl", "p_holm", "difference"])
     saved = pd.read_csv(run.folder / "tables/ppl.csv")
-    assert set(runs.PROVENANCE) <= set(saved) and list(saved["seqlen"]) == [8, 8]
+    assert set(PROVENANCE) <= set(saved) and list(saved["seqlen"]) == [8, 8]
     assert "sparsity" not in shown.html and '<td class="num">10,000.0</td>' in shown.html
     latex = (run.folder / "tables/ppl.tex").read_text()
     assert "\\toprule" in latex and "a\\_1 & 7.2 & under 0.001 & 0.0 \\\\" in latex

@@ -55,17 +55,19 @@ def test_a_run_is_recorded(tmp_path, monkeypatch):
     (tmp_path / "notebooks").mkdir()
     with pytest.raises(UsageError, match="01_data of profile tiny has not been run: `prunekit run tiny 01_data` does it"):
         study.record("tiny")
-    tables = {f"tables/{name}": {} for name in study._TABLES}
+    tables = {f"tables/{name}": {"files": {f"tables/{name}.csv": 1}} for name in study._TABLES}
+    searched = {"journal-modern": {}, "evaluator": {}}
     for topic in ("01_data", "02_gradients", "04_gp_search"):
         folder = tmp_path / "runs/tiny" / topic
         (folder / "tables").mkdir(parents=True)
         manifest = dict.fromkeys(study._KEPT, "x") | {"commit": "0123456789", "started": "2026-01-31 10:00:00"}
-        (folder / "manifest.json").write_text(json.dumps(manifest | {"artifacts": {"journal-modern": {}, "evaluator": {}}}))
+        (folder / "manifest.json").write_text(json.dumps(manifest | {"artifacts": searched}))
     with pytest.raises(UsageError, match="04_gp_search of profile tiny has no table census"):
         study.record("tiny")
-    (folder / "manifest.json").write_text(json.dumps(manifest | {"artifacts": {"journal-modern": {}, "evaluator": {}} | tables}))
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"artifacts": searched | tables}))
     for name in study._TABLES:
-        pd.DataFrame({"regime": ["0.50", "2:4"], "ratio": [1 / 3, 2.0]}).to_csv(folder / "tables" / f"{name}.csv", index=False)
+        frame = pd.DataFrame({"regime": ["0.50", "2:4"], "ratio": [1 / 3, 2.0]})
+        frame.to_csv(folder / "tables" / f"{name}.csv", index=False)
     journal = tmp_path / "runs/tiny/04_gp_search/journal-modern.jsonl"
     list(pk.evolve(lambda tree: 1.0 / tree.size, "modern", 40, 3, journal, progress=False))
     assert study.record("tiny") < 10_000

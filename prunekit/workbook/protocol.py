@@ -45,10 +45,10 @@ def with_protocol(frame: pd.DataFrame, name: str, known: Mapping[str, Any]) -> p
               "gradient_corpus": _text(known, "gradient_corpus", "corpus"), "tokenizer": "model"}
     frame = frame.assign(**{column: value for column, value in asked.items() if column not in frame})
     updated = ~frame["update"].fillna("").isin(["", "none"]) if "update" in frame else False
-    reads = {"calibration": ~frame["method"].isin(["dense", "magnitude"]) | updated,
-             "gradient_corpus": _formula(frame).str.contains(r"\bG\b")}
-    reads["calibration_windows"] = reads["calibration"]
-    return frame.assign(**{column: frame[column].where(rows, "-") for column, rows in reads.items()})
+    reads_text, formula = ~frame["method"].isin(["dense", "magnitude"]) | updated, _formula(frame)
+    gradient = frame["gradient_corpus"].where(formula.str.contains(r"\bG\b"), "-").mask(formula == "", "unknown")
+    return frame.assign(gradient_corpus=gradient, **{
+        column: frame[column].where(reads_text, "-") for column in ("calibration", "calibration_windows")})
 
 
 def _of_windows(known: Mapping[str, Any]) -> dict[str, Any]:
@@ -66,16 +66,16 @@ def _of_tasks(frame: pd.DataFrame) -> dict[str, Any]:
 
 
 def _text(known: Mapping[str, Any], *names: str) -> str:
-    """The text that the first of these parameters with a value names, or the file of windows that stands for
-    all."""
+    """The text that the first of these parameters with a value names; a file of windows stands for all."""
     value = next((known[name] for name in ("windows", *names) if known.get(name)), "unknown")
     # A folder called wikitext2 need not hold WikiText-2.
     return value if label(value) == value else f"{label(value)} (own)"
 
 
 def _formula(frame: pd.DataFrame) -> pd.Series:
-    """What the metric of each row reads, as text: its tree, or that of the method of this name."""
+    """The metric of each row as text: its tree, or that of the method of this name; "" for a name of one's own."""
     from prunekit.metric.catalogue import METHODS
 
-    named = frame["method"].map(lambda method: str(METHODS[method].tree) if method in METHODS else method)
+    known = {name: str(method.tree) for name, method in METHODS.items()} | {"dense": "dense"}
+    named = frame["method"].map(lambda method: known.get(method, method if "(" in method else ""))
     return frame["tree"].fillna(named) if "tree" in frame else named

@@ -14,8 +14,8 @@ import pytest
 from scipy import stats
 
 import prunekit as pk
-from prunekit.ledger import claims
 from prunekit.choices import Target
+from prunekit.ledger import claims
 from prunekit.ledger.published import published
 from prunekit.report import html
 from prunekit.workbook import params, project

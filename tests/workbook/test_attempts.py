@@ -7,7 +7,6 @@ import signal
 
 import pytest
 from jupyter_client.manager import start_new_kernel
-from test_site import DATA, outcomes, project  # noqa: F401
 
 import prunekit as pk
 from prunekit.batch import notebooks
@@ -18,6 +17,7 @@ from prunekit.workbook import manifest
 from prunekit.workbook import project as places
 from prunekit.workbook import run as runs
 from tests.pages import check_site
+from tests.report.test_site import DATA, outcomes, project  # noqa: F401
 from tests.tiny_project import write_notebook
 
 VALUES = {"profile": "tiny", "rows": 5, "pattern": "unstructured"}

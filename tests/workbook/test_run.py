@@ -19,7 +19,7 @@ from prunekit.errors import UsageError
 from prunekit.files import file_hash
 from prunekit.workbook import manifest
 from prunekit.workbook import run as runs
-from prunekit.workbook.protocol import PROVENANCE
+from prunekit.workbook.protocol import PROVENANCE, with_protocol
 from tests.tiny_project import write_notebook
 
 mpl.use("agg")
@@ -132,6 +132,51 @@ def test_a_result_table_carries_its_provenance(tiny):
     assert "sparsity" not in shown.html and '<td class="num">10,000.0</td>' in shown.html
     latex = (run.folder / "tables/ppl.tex").read_text()
     assert "\\toprule" in latex and "a\\_1 & 7.2 & under 0.001 & 0.0 \\\\" in latex
+
+
+def test_a_result_carries_the_protocol_of_what_it_read(home):
+    """Its own parameters and those of the run that drew its windows, row by row as far as it applies."""
+    own = home / "wikitext2"
+    own.mkdir()
+    (own / "test.txt").write_text("Not that text.")
+    given = {"corpus": "embedded", "gradient_corpus": "", "test_corpus": str(own), "windows": "", "nsamples": 128,
+             "test_windows": 40, "seqlen": 8}
+    lines = "".join(f"{key}: {type(value).__name__} = {value!r}\n" for key, value in given.items())
+    write_notebook(home / "notebooks" / "01_data.ipynb", [("parameters", 'profile: str = "tiny"\n' + lines)])
+    variables = {"profile": "tiny", "seed": 0, "seqlen": 8, "corpus": "embedded", "model": "embedded/llama"}
+    write_notebook(home / "notebooks" / "03_baselines.ipynb", [("parameters", "".join(
+        f"{key}: {type(value).__name__} = {value!r}\n" for key, value in variables.items()))])
+    finished(variables={"profile": "tiny"} | given, plain={"a": 1})
+    run = runs.start_run("03_baselines", variables)
+    rows = pd.DataFrame({"method": ["dense", "magnitude", "magnitude", "wanda", "pruner-zero", "mine", "mul(W, G)"],
+                         "update": ["", "", "obs", "none", "", "", ""], "metric": "perplexity", "sparsity": 0.5,
+                         "pattern": "2:4", "n": 3})
+    before = with_protocol(rows, "ppl", run._known)
+    assert set(before["split"]) == {"unknown"} and set(before["calibration_windows"]) == {"-", "unknown"}
+    run.load("01_data", "plain")
+    run.table(rows, "ppl", "Perplexity.", result=True)
+    table = pd.read_csv(run.folder / "tables/ppl.csv", dtype=str)
+    one = {"corpus_or_tasks": "wikitext2 (own)", "context": "8", "split": "test, first 40 windows",
+           "tokenizer": "model", "few_shot": "-", "documents": "-", "harness": "-"}
+    assert (table[list(one)] == pd.Series(one)).all(axis=None)
+    assert table["calibration"].tolist() == ["-", "-", *["embedded"] * 5]
+    assert table["calibration_windows"].tolist() == ["-", "-", *["128"] * 5]
+    assert table["gradient_corpus"].tolist() == ["-", "-", "-", "-", "embedded", "unknown", "embedded"]
+    part = with_protocol(rows.assign(split="all"), "ppl", run._known)
+    assert set(part["split"]) == {"all"}   # what the notebook says, stays
+    asked = rows.assign(task="rte", limit=[0] * 6 + [2000], num_fewshot=5, harness="lm-eval 1")
+    last = with_protocol(asked, "tasks", run._known).iloc[-1]
+    assert last[["corpus_or_tasks", "context", "few_shot", "documents"]].tolist() == ["rte", "-", 5, "2000 per task"]
+
+
+def test_a_takeaway_may_speak_of_a_known_problem(tiny):
+    run = runs.start_run("01_data", FIRST)
+    run.takeaway("Plain.")
+    assert "<strong>3</strong>" in run.takeaway("It is **3**.", problem=3).html
+    run.finish()
+    made = manifest.read("tiny", "01_data")
+    assert made["takeaways"] == ["Plain.", "It is **3**."]
+    assert made["answers"] == [{"problem": 3, "sentence": "It is **3**."}]
 
 
 def test_upstream_must_be_there_and_agree(tiny):

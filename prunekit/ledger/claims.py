@@ -271,8 +271,9 @@ def _leaked() -> str:
     frame = leaks()
     said = []
     for row in frame.itertuples():
-        gone = f"{row.share:.0%} ({row.share_low:.0%} to {row.share_high:.0%}) of the first lead is gone on average"
-        said.append(f"At {row.sparsity:.0%} Wanda's perplexity relative to Pruner-Zero's is {row.lead:+.1%} where "
-                    f"only Pruner-Zero has read the test corpus, {row.clean:+.1%} where neither has, {row.read:+.1%} "
-                    f"where both have: {gone if row.share == row.share else 'there is no lead to explain'}.")
+        share = f"{row.share:.0%} ({row.share_low:.0%} to {row.share_high:.0%})"
+        gone = f"{share} of the first is gone on average" if row.share == row.share else "no lead to explain"
+        said.append(f"At {row.sparsity:.0%} Wanda's perplexity relative to Pruner-Zero's is {row.lead:+.1%} "
+                    f"where only Pruner-Zero has read the test corpus, {row.clean:+.1%} where neither has, "
+                    f"{row.read:+.1%} where both have: {gone}.")
     return f"{' '.join(said)} ({frame['corpora'][0]}, {frame['seeds'][0]} seeds; from {frame['made_by'][0]}.)"

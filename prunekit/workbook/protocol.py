@@ -46,8 +46,8 @@ def with_protocol(frame: pd.DataFrame, name: str, known: Mapping[str, Any]) -> p
     frame = frame.assign(**{column: value for column, value in asked.items() if column not in frame})
     updated = ~frame["update"].fillna("").isin(["", "none"]) if "update" in frame else False
     reads_text, formula = ~frame["method"].isin(["dense", "magnitude"]) | updated, _formula(frame)
-    gradient = frame["gradient_corpus"].where(formula.str.contains(r"\bG\b"), "-").mask(formula == "", "unknown")
-    return frame.assign(gradient_corpus=gradient, **{
+    gradient = frame["gradient_corpus"].where(formula.str.contains(r"\bG\b"), "-")
+    return frame.assign(gradient_corpus=gradient.mask(formula == "", "unknown"), **{
         column: frame[column].where(reads_text, "-") for column in ("calibration", "calibration_windows")})
 
 
@@ -73,7 +73,7 @@ def _text(known: Mapping[str, Any], *names: str) -> str:
 
 
 def _formula(frame: pd.DataFrame) -> pd.Series:
-    """The metric of each row as text: its tree, or that of the method of this name; "" for a name of one's own."""
+    """The metric of each row as text: its tree, or that of the method of this name; "" where none is known."""
     from prunekit.metric.catalogue import METHODS
 
     known = {name: str(method.tree) for name, method in METHODS.items()} | {"dense": "dense"}

@@ -271,8 +271,8 @@ def _leaked() -> str:
     frame = leaks()
     said = []
     for row in frame.itertuples():
-        share = f"{row.share:.0%} ({row.share_low:.0%} to {row.share_high:.0%})"
-        gone = f"{share} of the first is gone on average" if row.share == row.share else "no lead to explain"
+        share = f"{row.share:.0%} ({row.share_low:.0%} to {row.share_high:.0%}) of the first lead"
+        gone = "no lead to explain" if row.share != row.share else f"{share} is gone where they read alike"
         said.append(f"At {row.sparsity:.0%} Wanda's perplexity relative to Pruner-Zero's is {row.lead:+.1%} "
                     f"where only Pruner-Zero has read the test corpus, {row.clean:+.1%} where neither has, "
                     f"{row.read:+.1%} where both have: {gone}.")

@@ -73,7 +73,7 @@ def _text(known: Mapping[str, Any], *names: str) -> str:
 
 
 def _formula(frame: pd.DataFrame) -> pd.Series:
-    """The metric of each row as text: its tree, or that of the method of this name; "" where none is known."""
+    """The metric of each row as text: its tree, or that of the method of this name; "" where unknown."""
     from prunekit.metric.catalogue import METHODS
 
     known = {name: str(method.tree) for name, method in METHODS.items()} | {"dense": "dense"}

@@ -32,6 +32,7 @@ from prunekit.errors import UsageError, did_you_mean
 from prunekit.files import write_atomic
 from prunekit.workbook import checks, manifest, params, project
 from prunekit.workbook import run as runs
+from prunekit.workbook.protocol import PROVENANCE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -288,9 +289,9 @@ def over_seeds(results: pd.DataFrame, varied: list[str]) -> pd.DataFrame:
     from scipy import stats
 
     text = [column for column in results if not is_numeric_dtype(results[column]) and column not in ("run", "tree")]
-    keys = list(dict.fromkeys([*varied, "table", *(c for c in runs.PROVENANCE if c in results), *text]))
+    keys = list(dict.fromkeys([*varied, "table", *(c for c in PROVENANCE if c in results), *text]))
     keys = [key for key in keys if key not in ("seed", "n")]
-    measured = [column for column in results if column not in (*keys, "cell", "run", "tree", "seed", "n", "calibration")
+    measured = [column for column in results if column not in (*keys, "cell", "run", "tree", "seed", "n")
                 and not column.endswith(("low", "high"))]
     place = results.groupby(["cell", *keys], dropna=False).cumcount()  # rows of one cell that only their order tells apart
     number = "number "  # no column of a table is called so

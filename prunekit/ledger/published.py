@@ -8,22 +8,19 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _FILE = Path(__file__).with_name("published.csv")
-SETTING = ("model", "method", "sparsity", "pattern")  # what a number is of
-PROTOCOL = ("metric", "corpus_or_tasks", "context", "split", "calibration", "calibration_windows", "gradient_corpus",
-            "tokenizer", "few_shot", "documents", "harness")  # how it was measured
 
 
 def published(**wanted: object) -> pd.DataFrame:
     """Rows of published.csv whose columns hold the wanted values: `published(method="wanda", sparsity=0.5)`.
 
-    Columns: id, method, model, sparsity (float), pattern, metric, corpus_or_tasks, context, split, calibration,
-    calibration_windows, gradient_corpus, tokenizer, few_shot, documents, harness (text: a number, `-` for does not apply,
-    `unknown` for not stated), value (float; accuracies in percent), source, source_kind (primary: from its own page;
-    secondary: as others quote it; rerun: by a user), note.
+    Columns: id, method, model, sparsity (float), pattern; those of `workbook.protocol.PROTOCOL` (text: a
+    number, `-` for does not apply, `unknown` for not stated); value (float; accuracies in percent), source,
+    source_kind (primary: from its own page; secondary: as others quote it; rerun: by a user), note.
     """
     import pandas as pd
 
-    frame = pd.read_csv(_FILE, dtype=str, keep_default_na=False).astype({"id": int, "sparsity": float, "value": float})
+    frame = pd.read_csv(_FILE, dtype=str, keep_default_na=False)
+    frame = frame.astype({"id": int, "sparsity": float, "value": float})
     for column, value in wanted.items():
         frame = frame[frame[column] == value]
     return frame.reset_index(drop=True)

@@ -1,6 +1,7 @@
-"""What the long search found: profile `study`, recorded once, shipped with the package, and shown beside every short one.
+"""What the long search found: profile `study`, recorded once, shipped, shown beside every short one.
 
-    pk.recorded("paired")      a table of the recorded run; pk.recorded("history"): every candidate of its searches
+    pk.recorded("paired")      a table of the recorded run
+    pk.recorded("history")     every candidate of its searches
     pk.recorded_by()           one clause that says which run that was
 
 `make study` runs the profile and records it anew.
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from prunekit.errors import UsageError, did_you_mean
 from prunekit.files import replacing
@@ -20,13 +21,14 @@ if TYPE_CHECKING:
 FOLDER = Path(__file__).with_name("recorded")
 _TOPIC = "04_gp_search"
 _TABLES = ("census", "seeds", "finalists", "result", "paired", "redrawn", "update", "dtypes")
-_KEPT = ("id", "commit", "dirty", "parameters", "versions", "machine", "device", "threads", "started", "seconds")  # of a manifest
+_KEPT = ("id", "commit", "dirty", "parameters", "versions", "machine", "device", "threads", "started",
+         "seconds")  # of a manifest
 _DROPPED = ["raw", "terminals", "seconds"]  # of a history: follows from the tree, or concerns nobody
 
 
 def recorded(name: str) -> pd.DataFrame:
-    """A table of the recorded run, by its name there; "history": the `pk.history` of all its searches, without columns
-    that follow from the tree. Raises UsageError for a name that was not recorded."""
+    """A table of the recorded run, by its name there; "history": the `pk.history` of all its searches,
+    without columns that follow from the tree. Raises UsageError for a name that was not recorded."""
     import pandas as pd
 
     names = {file.name.removesuffix(".gz").removesuffix(".csv"): file for file in FOLDER.glob("*.csv*")}
@@ -43,33 +45,33 @@ def recorded_by() -> str:
 
 
 def record(profile: str = "study") -> int:
-    """Put a profile's tables, all its candidates, and what made them into the package; returns the bytes written.
+    """Put a profile's tables, all its candidates and what made them into the package; returns the bytes.
 
     Raises UsageError if a notebook of the profile has not been run.
     """
     import pandas as pd
 
     from prunekit.analysis.history import history
-    from prunekit.workbook import project
+    from prunekit.workbook import manifest, project
 
-    folders = {topic: project.root() / "runs" / profile / topic for topic in (*project.GRAPH[_TOPIC], _TOPIC)}
-    for topic, folder in folders.items():
-        if not (folder / "manifest.json").is_file():
-            raise UsageError(f"{topic} of profile {profile} has not been run: `prunekit run {profile} {topic}` does it.")
-    manifests: dict[str, Any] = {topic: json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-                                 for topic, folder in folders.items()}
-    made, source = manifests[_TOPIC], folders[_TOPIC]
-    if missing := [name for name in _TABLES if name not in made["artifacts"] and f"tables/{name}" not in made["artifacts"]]:
-        raise UsageError(f"{_TOPIC} of profile {profile} has no table {missing[0]}: profile study asks for all of them.")
-    journals = [source / f"{name}.jsonl" for name in made["artifacts"] if name.startswith("journal-") and name != "journal-update"]
-    kept = {topic: {key: found[key] for key in _KEPT} for topic, found in manifests.items()}
+    manifests = {topic: manifest.read(profile, topic) for topic in (*project.GRAPH[_TOPIC], _TOPIC)}
+    for topic, made in manifests.items():
+        if made is None:
+            raise UsageError(f"{topic} of profile {profile} has not been run: `prunekit run {profile} "
+                             f"{topic}` does it.")
+    source, artifacts = project.run_folder(profile, _TOPIC), manifests[_TOPIC]["artifacts"]
+    tables = {name: artifacts.get(f"tables/{name}", artifacts.get(name)) for name in _TABLES}
+    if missing := [name for name, artifact in tables.items() if artifact is None]:
+        raise UsageError(f"{_TOPIC} of profile {profile} has no table {missing[0]}: profile study "
+                         "asks for all of them.")
+    journals = [source / f"{name}.jsonl" for name in artifacts
+                if name.startswith("journal-") and name != "journal-update"]
+    written = {"index": False, "float_format": "%.6g"}
     with replacing(FOLDER) as folder:
-        for name in _TABLES:
-            table = source / "tables" / f"{name}.csv"
-            frame = pd.read_csv(table if table.is_file() else source / f"{name}.csv")
-            frame.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g")
+        for name, artifact in tables.items():
+            pd.read_csv(source / next(iter(artifact["files"]))).to_csv(folder / f"{name}.csv", **written)
         history(journals).drop(columns=_DROPPED).to_csv(
-            folder / "history.csv.gz", index=False, float_format="%.6g",
-            compression={"method": "gzip", "mtime": 0})
+            folder / "history.csv.gz", compression={"method": "gzip", "mtime": 0}, **written)
+        kept = {topic: {key: made[key] for key in _KEPT} for topic, made in manifests.items()}
         (folder / "manifests.json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
     return sum(file.stat().st_size for file in FOLDER.iterdir())

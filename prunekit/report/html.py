@@ -11,7 +11,7 @@ from bs4 import BeautifulSoup, NavigableString, Tag
 from jinja2 import Environment, FileSystemLoader
 
 from prunekit.workbook import display as shown
-from prunekit.workbook import run
+from prunekit.workbook import protocol
 
 TEMPLATES = Path(__file__).parent / "templates"
 _MATH = re.compile(r"\$\$(?P<block>.+?)\$\$|\$(?P<inline>[^$]+?)\$|(?P<environment>\\begin\{(\w+\*?)\}.*?\\end\{\4\})", re.DOTALL)
@@ -21,7 +21,7 @@ _NUMBER = re.compile(r"[-+−]?[\d,]*\.?\d+(e[-+]?\d+)?%?|nan|NaN|-?inf|", re.IG
 @cache
 def _environment() -> Environment:
     environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["label"] = run.label
+    environment.filters["label"] = protocol.label
     environment.filters["takeaway"] = lambda text: finish(BeautifulSoup(shown.marked_up(text), "html.parser"))
     environment.filters["math"] = lambda text: finish(BeautifulSoup(escape(text), "html.parser"))
     return environment

@@ -9,7 +9,8 @@ Its fields, all that a page about a run needs: `id`, `topic`, `profile`, `notebo
 `finished`, `seconds`; `log`, a path from the project's root (null outside `prunekit run`); `modules`, the modules of this
 package that were imported, with hashes; `inputs`, fingerprints of model, corpora and windows; `loaded`, what was read from
 other runs ("topic/name") with hashes; `artifacts` by name ("tables/…", "figures/…" or plain): `kind`, `sha256`, `files`
-with sizes, `made by`, `caption`, `headline`, `result` (a table whose rows carry their provenance); and `takeaways`.
+with sizes, `made by`, `caption`, `headline`, `result` (a table whose rows carry their protocol);
+`takeaways`, and `answers`: those among them that say what was measured of a known problem, with its number.
 """
 from __future__ import annotations
 
@@ -35,7 +36,7 @@ from prunekit.workbook import project
 PACKAGE = Path(prunekit.__file__).resolve().parent
 # Rooms that decide how a run is started and shown, not what it computes; and what computes in them all the same.
 _AROUND = re.compile(r"prunekit\.(workbook|ledger|batch|report|cli|course)\b")
-_RESULTS = ("prunekit.workbook.run", "prunekit.ledger.published", "prunekit.ledger.study")
+_RESULTS = ("prunekit.workbook.run", "prunekit.workbook.protocol", "prunekit.ledger.published", "prunekit.ledger.study")
 # Packages whose version can change a number.
 _PACKAGES = ("torch", "transformers", "numpy", "scipy", "pandas", "datasets", "tokenizers", "accelerate", "peft", "lm_eval")
 # What a module reads from the package beside its own source.

@@ -2,7 +2,8 @@
 
     run = pk.start_run("03_baselines", globals())
     gradients = run.load("02_gradients", "gradients")
-    run.save("report", frame); run.figure(fig, "curves", "…"); run.table(frame, "perplexity", "…", result=True)
+    run.save("report", frame); run.figure(fig, "curves", "…"); run.table(frame, "ppl", "…", result=True)
+    run.takeaway("…", problem=3)
     run.finish()
 """
 from __future__ import annotations
@@ -20,18 +21,15 @@ from typing import TYPE_CHECKING, Any
 
 from prunekit.errors import UsageError, did_you_mean
 from prunekit.files import file_hash, replacing_file, write_atomic
-from prunekit.workbook import display as shown
-from prunekit.workbook import manifest, params, project
+from prunekit.workbook import display, manifest, params, project
+from prunekit.workbook.protocol import with_protocol
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-# What every row of a result carries, so that a figure can be rebuilt from the table alone.
-PROVENANCE = ("model", "method", "metric", "sparsity", "pattern", "seqlen", "corpus", "seed", "n")
 # Numbers about the machine: they differ between two runs of the same thing.
 TIMINGS = ("seconds", "tokens_per_second", "memory_mb")
-_FROM_PARAMETERS = ("model", "seqlen", "corpus", "seed")
 _LOADED = time.time()
 
 
@@ -45,14 +43,14 @@ def start_run(topic: str, variables: Mapping[str, Any]) -> Run:
     declared = params.read_parameters(project.notebook(topic))
     absent = [name for name in declared if name not in variables]
     if absent:
-        raise UsageError(f"{topic}: the parameter '{absent[0]}' is not defined; run the parameters cell first.")
+        raise UsageError(f"{topic}: the parameter '{absent[0]}' is not defined; run the parameters cell.")
     parameters = params.validate(topic, {name: params.Setting(variables[name], topic) for name in declared})
     profile = parameters.get("profile", "embedded")
     for other in project.upstream(topic):
         state = manifest.state(profile, other, parameters, shared_only=True)
         if not state.fresh:
-            raise UsageError(f"{topic} reads from {other}, which is {state.word} ({state.reason}): run that notebook "
-                             f"first, or `prunekit run {profile} {other}`.")
+            raise UsageError(f"{topic} reads from {other}, which is {state.word} ({state.reason}): run that "
+                             f"notebook first, or `prunekit run {profile} {other}`.")
     return Run(topic, profile, parameters)
 
 
@@ -71,107 +69,125 @@ class Run:
         self.artifacts: dict[str, dict[str, Any]] = {}
         self.loaded: dict[str, str] = {}
         self.takeaways: list[str] = []
+        self.answers: list[dict[str, Any]] = []
+        self._known = dict(parameters)  # these, and those of the runs that were read from
         write_atomic(self.folder / "running.json", json.dumps({"id": self.id, "process": os.getpid()}))
         self.device, self.threads = _set_up(parameters.get("seed", 0), parameters.get("device", "auto"))
-        found = manifest.versions()
-        self.banner = shown.show_text(" · ".join([
-            *(f"{name} {number}" for name, number in list(found.items())[:5]), f"{self.device}, {self.threads} threads",
-            f"profile {profile}", f"seed {parameters.get('seed', 0)}"]), "pk-banner")
+        versions = [f"{name} {number}" for name, number in list(manifest.versions().items())[:5]]
+        self.banner = display.show_text(" · ".join([
+            *versions, f"{self.device}, {self.threads} threads", f"profile {profile}",
+            f"seed {parameters.get('seed', 0)}"]), "pk-banner")
 
     # ------------------------------------------------------------ artifacts
 
     def save(self, name: str, value: Any) -> Any:
         """Save a value under a name and return it.
 
-        Tensors and dictionaries of tensors go to safetensors, DataFrames to CSV, lists of dictionaries to JSONL, trees
-        and other dictionaries, lists and numbers to JSON, anything with `.save(path)` through that, and a Path inside
-        the run's folder is taken as it is.
+        Tensors and dictionaries of tensors go to safetensors, DataFrames to CSV, lists of dictionaries to
+        JSONL, trees and other dictionaries, lists and numbers to JSON, anything with `.save(path)` through
+        that, and a Path inside the run's folder is taken as it is.
         """
         kind, suffix, write = _writer(value)
-        file = value.resolve().relative_to(self.folder.resolve()) if kind == "file" else Path(f"{name}{suffix}")
-        if kind != "file":
+        if kind == "file":
+            file = value.resolve().relative_to(self.folder.resolve())
+        else:
+            file = Path(f"{name}{suffix}")
             self._write(file, write)
         return self._record(name, kind, [file], value)
 
     def load(self, topic: str, name: str) -> Any:
-        """Read what an upstream run saved under `name`, after checking its content against that run's manifest."""
+        """Read what an upstream run saved under `name`, if its content is what that run's manifest says."""
         made = manifest.read(self.profile, topic)
         if made is None:
-            raise UsageError(f"{topic} has no finished run: run it first, or `prunekit run {self.profile} {topic}`.")
-        if name not in made["artifacts"]:
-            raise UsageError(f"{topic} has saved nothing called '{name}'{did_you_mean(name, made['artifacts'])}.")
-        artifact = made["artifacts"][name]
+            raise UsageError(f"{topic} has no finished run: run it first, or `prunekit run {self.profile} "
+                             f"{topic}`.")
+        saved = made["artifacts"]
+        if name not in saved:
+            raise UsageError(f"{topic} has saved nothing called '{name}'{did_you_mean(name, saved)}.")
+        artifact = saved[name]
         path = project.run_folder(self.profile, topic) / next(iter(artifact["files"]))
         if not path.is_file() or file_hash(path) != artifact["sha256"]:
             raise UsageError(f"{project.relative(path)} is not what {topic} wrote: run that notebook again.")
         self.loaded[f"{topic}/{name}"] = artifact["sha256"]
+        self._known = made["parameters"] | self._known
         return _read(path, artifact["kind"])
 
-    def figure(self, figure: Figure, name: str, caption: str, *, headline: bool = False) -> shown.Shown:
-        """Save a figure as SVG and PDF (figures/), close it, and return it for display; the caption is its alt text.
+    def figure(self, figure: Figure, name: str, caption: str, *, headline: bool = False) -> display.Shown:
+        """Save a figure as SVG and PDF (figures/), close it, and return it for display.
 
-        The data of one drawn by `prunekit.figures` is saved beside it as CSV, for `prunekit figures`. `headline` offers it
-        to the report's front page.
+        The caption is its alt text. The data of one drawn by `prunekit.figures` is saved beside it as CSV,
+        for `prunekit figures`. `headline` offers it to the report's front page.
         """
         import matplotlib.pyplot as plt
 
-        contents = shown.figure_files(figure)
+        contents = display.figure_files(figure)
         plt.close(figure)
         files = [Path("figures", name + suffix) for suffix in contents]
         for file, content in zip(files, contents.values(), strict=True):
             self._write(file, lambda path, content=content: path.write_bytes(content))
-        drawn = shown.recipe(figure)
+        drawn = display.recipe(figure)
         if drawn:
             files.append(Path("figures", f"{name}.csv"))
             self._write(files[-1], lambda path: drawn[1].to_csv(path, index=False))
-        display = shown.show_figure(contents[".svg"], str(files[0]), caption)
-        return self._record(f"figures/{name}", "figure", files, display, caption=caption, headline=headline,
+        picture = display.show_figure(contents[".svg"], str(files[0]), caption)
+        return self._record(f"figures/{name}", "figure", files, picture, caption=caption, headline=headline,
                             drawn=drawn[0] if drawn else None)
 
     def table(self, frame: pd.DataFrame, name: str, caption: str, *, result: bool = False,
-              columns: list[str] | None = None, headline: bool = False) -> shown.Shown:
+              columns: list[str] | None = None, headline: bool = False) -> display.Shown:
         """Save a table as CSV and LaTeX (tables/) and return it for display.
 
-        A `result` table must carry the columns of PROVENANCE; model, seqlen, corpus and seed are filled in from the
-        parameters where it has none. `columns` chooses what is displayed and typeset; the CSV always holds everything.
+        Rows of a `result` carry where they come from and how they were measured, see `workbook.protocol`;
+        what parameters decide is filled in. The ledger puts them beside published numbers: those of the
+        columns `value`, or `ppl` where the metric is perplexity, with `low` and `high`. `columns` chooses
+        what is displayed and typeset; the CSV always holds everything.
         """
-        frame = self._with_provenance(frame, name) if result else frame
+        if result:
+            frame = with_protocol(frame, name, self._known)
         part = frame[columns] if columns else frame
         files = [Path("tables", f"{name}.csv"), Path("tables", f"{name}.tex")]
         self._write(files[0], lambda path: frame.to_csv(path, index=False))
-        self._write(files[1], lambda path: path.write_text(shown.latex_table(part, name, caption), encoding="utf-8"))
-        display = shown.show_table(part, str(files[0]), caption)
-        return self._record(f"tables/{name}", "table", files, display, caption=caption, headline=headline,
-                            result=result, html=display.html if headline else "")
+        latex = display.latex_table(part, name, caption)
+        self._write(files[1], lambda path: path.write_text(latex, encoding="utf-8"))
+        sight = display.show_table(part, str(files[0]), caption)
+        return self._record(f"tables/{name}", "table", files, sight, caption=caption, headline=headline,
+                            result=result, html=sight.html if headline else "")
 
-    def takeaway(self, sentence: str) -> shown.Shown:
-        """A generated sentence (`code` and **strong** allowed), shown here and on the report's front page."""
+    def takeaway(self, sentence: str, *, problem: int | None = None) -> display.Shown:
+        """A generated sentence (`code` and **strong** allowed), shown here and on the report's front page.
+
+        `problem`: the number of the known problem (`ledger/claims.yaml`) of which it says what was measured.
+        """
         self.takeaways.append(sentence)
-        return shown.show_text(sentence, "pk-takeaway")
+        if problem is not None:
+            self.answers.append({"problem": problem, "sentence": sentence})
+        return display.show_text(sentence, "pk-takeaway")
 
-    def finish(self) -> shown.Shown:
+    def finish(self) -> display.Shown:
         """Write the manifest: the run counts as finished, and takes the place of the one before it."""
         self._still_mine()
         content = {
             "id": self.id, "topic": self.topic, "profile": self.profile, "parameters": self.parameters,
-            "versions": manifest.versions(), **manifest.commit(), "machine": manifest.machine(), "device": self.device,
-            "threads": self.threads, "seed": self.parameters.get("seed", 0), "started": _clock(self.started),
-            "finished": _clock(time.time()), "seconds": round(time.time() - self.started, 1),
+            "versions": manifest.versions(), **manifest.commit(), "machine": manifest.machine(),
+            "device": self.device, "threads": self.threads, "seed": self.parameters.get("seed", 0),
+            "started": _clock(self.started), "finished": _clock(time.time()),
+            "seconds": round(time.time() - self.started, 1),
             "log": os.environ.get("PRUNEKIT_LOG"), "notebook": manifest.notebook_hash(self.topic),
             "modules": self._modules(), "inputs": manifest.inputs(self.parameters), "loaded": self.loaded,
-            "artifacts": self.artifacts, "takeaways": self.takeaways,
+            "artifacts": self.artifacts, "takeaways": self.takeaways, "answers": self.answers,
         }
-        write_atomic(self.folder / "manifest.json", json.dumps(content, indent=1, default=shown.as_plain))
+        write_atomic(self.folder / "manifest.json", json.dumps(content, indent=1, default=display.as_plain))
         if not self._batch:
             project.take_place(self._place)
             self.folder = self._place
-        return shown.show_text(f"Finished in {content['seconds']:g} s: {len(self.artifacts)} artifacts in "
+        return display.show_text(f"Finished in {content['seconds']:g} s: {len(self.artifacts)} artifacts in "
                                f"`{project.relative(self._place)}`.", "pk-banner")
 
     # ------------------------------------------------------------ inside
 
     def _modules(self) -> dict[str, str]:
-        """Hashes of the imported modules; a file edited since it was imported has none, as its code did not run."""
+        """Hashes of the imported modules; a file edited since it was imported has none, as its code did not
+        run."""
         hashes = manifest.module_hashes(manifest.imported_modules())
         for name in hashes:
             if _LOADED < manifest.module_path(name).stat().st_mtime <= time.time():
@@ -184,12 +200,13 @@ class Run:
         except (OSError, ValueError):
             owner = None
         if owner != self.id or (self.folder / "manifest.json").exists():
-            raise UsageError(f"{self.topic} was started anew elsewhere or is already finished: run this notebook from "
-                             "its set-up cell again.")
+            raise UsageError(f"{self.topic} was started anew elsewhere or is already finished: run this "
+                             "notebook from its set-up cell again.")
 
     def _write(self, file: Path, write: Any) -> None:
         if not re.fullmatch(r"(?:(?:figures|tables)/)?\w[\w.-]*", file.as_posix()):
-            raise UsageError(f"'{file.stem}' is no name for an artifact: letters, digits, '-', '_' and '.' only.")
+            raise UsageError(f"'{file.stem}' is no name for an artifact: letters, digits, '-', '_' and '.' "
+                             "only.")
         self._still_mine()
         with replacing_file(self.folder / file) as temporary:
             write(temporary)
@@ -203,23 +220,9 @@ class Run:
         }
         return value
 
-    def _with_provenance(self, frame: pd.DataFrame, name: str) -> pd.DataFrame:
-        filled = {key: label(self.parameters[key]) for key in _FROM_PARAMETERS
-                  if key not in frame and key in self.parameters}
-        frame = frame.assign(**filled)
-        absent = [column for column in PROVENANCE if column not in frame]
-        if absent:
-            raise UsageError(f"The result table '{name}' lacks the column{'s' * (len(absent) > 1)} {', '.join(absent)}.")
-        return frame
-
 
 def _clock(seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
-
-
-def label(value: Any) -> Any:
-    """A model or corpus as a table names it: a directory by its last part, everything else as it stands."""
-    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 def _set_up(seed: int, device: str) -> tuple[str, int]:
@@ -241,34 +244,32 @@ def _writer(value: Any) -> tuple[str, str, Any]:
     import pandas as pd
     import torch
 
-    def json_writer(content: Any) -> Any:
-        return lambda path: path.write_text(json.dumps(content, indent=1, default=shown.as_plain) + "\n", encoding="utf-8")
+    def text(*contents: Any, indent: int | None = None) -> Any:
+        lines = [json.dumps(content, indent=indent, default=display.as_plain) + "\n" for content in contents]
+        return lambda path: path.write_text("".join(lines), encoding="utf-8")
 
     owner = f"{type(value).__module__}:{type(value).__qualname__}"
+    tensors = {"tensor": value} if isinstance(value, torch.Tensor) else value
     if isinstance(value, Path):
         return "file", "", None
-    if isinstance(value, torch.Tensor):
-        return "tensor", ".safetensors", lambda path: _save_tensors({"tensor": value}, path)
-    if isinstance(value, dict) and value and all(isinstance(item, torch.Tensor) for item in value.values()):
-        return "tensors", ".safetensors", lambda path: _save_tensors(value, path)
+    if isinstance(tensors, dict) and tensors and all(isinstance(t, torch.Tensor) for t in tensors.values()):
+        from safetensors.torch import save_file
+
+        stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        kind = "tensors" if tensors is value else "tensor"
+        return kind, ".safetensors", lambda path: save_file(stored, path)
     if isinstance(value, pd.DataFrame):
         return "frame", ".csv", lambda path: value.to_csv(path, index=False)
     if hasattr(value, "to_json"):
-        return owner, ".json", json_writer(value.to_json())
+        return owner, ".json", text(value.to_json(), indent=1)
     if hasattr(value, "save"):
         return owner, ".safetensors", value.save
     if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
-        lines = "".join(json.dumps(item, default=shown.as_plain) + "\n" for item in value)
-        return "records", ".jsonl", lambda path: path.write_text(lines, encoding="utf-8")
+        return "records", ".jsonl", text(*value)
     if isinstance(value, (dict, list, str, int, float)):
-        return "json", ".json", json_writer(value)
-    raise UsageError(f"run.save cannot save a {type(value).__name__}: give tensors, a DataFrame, records or a dictionary.")
-
-
-def _save_tensors(tensors: dict[str, Any], path: Path) -> None:
-    from safetensors.torch import save_file
-
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+        return "json", ".json", text(value, indent=1)
+    raise UsageError(f"run.save cannot save a {type(value).__name__}: give tensors, a DataFrame, records or "
+                     "a dictionary.")
 
 
 def _read(path: Path, kind: str) -> Any:

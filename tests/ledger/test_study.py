@@ -17,7 +17,8 @@ def test_the_recorded_searches_are_a_history():
     assert not history.duplicated(["journal", "i"]).any() and history["measured"].nunique() == 1
     for row in history.sample(20, random_state=0).itertuples():
         tree = pk.Tree.parse(row.tree)
-        assert str(tree) == row.tree and (row.parents == "") == (row.operator in ("random", "given", "monomial"))
+        assert str(tree) == row.tree
+        assert (row.parents == "") == (row.operator in ("random", "given", "monomial"))
     frame = pk.traits(history)
     assert frame["key"].is_unique and len(frame) > 100 and np.isfinite(frame["fitness"]).all()
 
@@ -53,24 +54,29 @@ def test_a_run_is_recorded(tmp_path, monkeypatch):
     monkeypatch.setenv("PRUNEKIT_HOME", str(tmp_path))
     monkeypatch.setattr(study, "FOLDER", tmp_path / "study")
     (tmp_path / "notebooks").mkdir()
-    with pytest.raises(UsageError, match="01_data of profile tiny has not been run: `prunekit run tiny 01_data` does it"):
+    missing = "01_data of profile tiny has not been run: `prunekit run tiny 01_data` does it"
+    with pytest.raises(UsageError, match=missing):
         study.record("tiny")
-    tables = {f"tables/{name}": {} for name in study._TABLES}
+    tables = {f"tables/{name}": {"files": {f"tables/{name}.csv": 1}} for name in study._TABLES}
+    searched = {"journal-modern": {}, "evaluator": {}}
     for topic in ("01_data", "02_gradients", "04_gp_search"):
         folder = tmp_path / "runs/tiny" / topic
         (folder / "tables").mkdir(parents=True)
-        manifest = dict.fromkeys(study._KEPT, "x") | {"commit": "0123456789", "started": "2026-01-31 10:00:00"}
-        (folder / "manifest.json").write_text(json.dumps(manifest | {"artifacts": {"journal-modern": {}, "evaluator": {}}}))
+        manifest = dict.fromkeys(study._KEPT, "x")
+        manifest |= {"commit": "0123456789", "started": "2026-01-31 10:00:00"}
+        (folder / "manifest.json").write_text(json.dumps(manifest | {"artifacts": searched}))
     with pytest.raises(UsageError, match="04_gp_search of profile tiny has no table census"):
         study.record("tiny")
-    (folder / "manifest.json").write_text(json.dumps(manifest | {"artifacts": {"journal-modern": {}, "evaluator": {}} | tables}))
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"artifacts": searched | tables}))
     for name in study._TABLES:
-        pd.DataFrame({"regime": ["0.50", "2:4"], "ratio": [1 / 3, 2.0]}).to_csv(folder / "tables" / f"{name}.csv", index=False)
+        frame = pd.DataFrame({"regime": ["0.50", "2:4"], "ratio": [1 / 3, 2.0]})
+        frame.to_csv(folder / "tables" / f"{name}.csv", index=False)
     journal = tmp_path / "runs/tiny/04_gp_search/journal-modern.jsonl"
     list(pk.evolve(lambda tree: 1.0 / tree.size, "modern", 40, 3, journal, progress=False))
     assert study.record("tiny") < 10_000
     assert pk.recorded_by() == "recorded on 2026-01-31, commit 0123456"
     assert pk.recorded("paired")["regime"].tolist() == ["0.50", "2:4"]
     again, whole = pk.recorded("history"), pk.history(journal)
-    pd.testing.assert_frame_equal(again, whole[list(again)].astype({"same": float}), check_dtype=False, rtol=1e-5)
+    expected = whole[list(again)].astype({"same": float})
+    pd.testing.assert_frame_equal(again, expected, check_dtype=False, rtol=1e-5)
     pd.testing.assert_frame_equal(pk.traits(again), pk.traits(whole), check_dtype=False, rtol=1e-5)

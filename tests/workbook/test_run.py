@@ -19,6 +19,7 @@ from prunekit.errors import UsageError
 from prunekit.files import file_hash
 from prunekit.workbook import manifest
 from prunekit.workbook import run as runs
+from prunekit.workbook.protocol import PROVENANCE, with_protocol
 from tests.tiny_project import write_notebook
 
 mpl.use("agg")
@@ -67,7 +68,8 @@ def test_everything_saved_comes_back(tiny):
 def test_what_cannot_be_loaded_is_said(tiny):
     finished(plain={"a": 1})
     run = runs.start_run("03_baselines", SECOND)
-    with pytest.raises(UsageError, match=r"01_data has saved nothing called 'plan' \(did you mean 'plain'\?\)"):
+    missing = r"01_data has saved nothing called 'plan' \(did you mean 'plain'\?\)"
+    with pytest.raises(UsageError, match=missing):
         run.load("01_data", "plan")
     (tiny / "runs/tiny/01_data/plain.json").write_text('{"a": 2}')
     with pytest.raises(UsageError, match=r"runs/tiny/01_data/plain.json is not what 01_data wrote"):
@@ -89,7 +91,8 @@ def test_the_manifest_says_how_the_run_was_made(tiny):
     assert {"python", "torch", "transformers", "numpy", "prunekit"} <= made["versions"].keys()
     assert made["artifacts"]["plain"]["sha256"] == file_hash(run.folder / "plain.json")
     assert made["artifacts"]["plain"]["made by"] == f"01_data, run {run.id}"
-    assert made["machine"].startswith(platform.system()) and made["started"] <= made["finished"] and made["log"] is None
+    assert made["machine"].startswith(platform.system()) and made["log"] is None
+    assert made["started"] <= made["finished"]
     assert "prunekit.workbook.run" in made["modules"] and "prunekit.workbook.params" not in made["modules"]
 
 
@@ -120,22 +123,69 @@ def test_figures_are_the_same_files_every_time(tiny):
 
 def test_a_result_table_carries_its_provenance(tiny):
     run = runs.start_run("01_data", FIRST)
-    frame = pd.DataFrame({"method": ["a_1", "b"], "metric": "W", "sparsity": 0.5, "pattern": "2:4", "n": 3, "ppl": [7.25, 1e4],
-                          "p_holm": [1e-9, 0.25], "difference": [-1e-9, 1.5]})
+    frame = pd.DataFrame({"method": ["a_1", "b"], "metric": "W", "sparsity": 0.5, "pattern": "2:4", "n": 3,
+                          "ppl": [7.25, 1e4], "p_holm": [1e-9, 0.25], "difference": [-1e-9, 1.5]})
     with pytest.raises(UsageError, match="The result table 'ppl' lacks the columns model, corpus"):
         run.table(frame, "ppl", "Perplexity.", result=True)
     shown = run.table(frame.assign(model="m", corpus="c"), "ppl", "Perplexity.", result=True,
                       columns=["method", "ppl", "p_holm", "difference"])
     saved = pd.read_csv(run.folder / "tables/ppl.csv")
-    assert set(runs.PROVENANCE) <= set(saved) and list(saved["seqlen"]) == [8, 8]
+    assert set(PROVENANCE) <= set(saved) and list(saved["seqlen"]) == [8, 8]
     assert "sparsity" not in shown.html and '<td class="num">10,000.0</td>' in shown.html
     latex = (run.folder / "tables/ppl.tex").read_text()
     assert "\\toprule" in latex and "a\\_1 & 7.2 & under 0.001 & 0.0 \\\\" in latex
 
 
+def test_a_result_carries_the_protocol_of_what_it_read(home):
+    """Its own parameters and those of the run that drew its windows, row by row as far as it applies."""
+    own = home / "wikitext2"
+    own.mkdir()
+    (own / "test.txt").write_text("Not that text.")
+    given = {"corpus": "embedded", "gradient_corpus": "", "test_corpus": str(own), "windows": "",
+             "nsamples": 128, "test_windows": 40, "seqlen": 8}
+    lines = "".join(f"{key}: {type(value).__name__} = {value!r}\n" for key, value in given.items())
+    write_notebook(home / "notebooks" / "01_data.ipynb", [("parameters", 'profile: str = "tiny"\n' + lines)])
+    variables = {"profile": "tiny", "seed": 0, "seqlen": 8, "corpus": "embedded", "model": "embedded/llama"}
+    write_notebook(home / "notebooks" / "03_baselines.ipynb", [("parameters", "".join(
+        f"{key}: {type(value).__name__} = {value!r}\n" for key, value in variables.items()))])
+    finished(variables={"profile": "tiny"} | given, plain={"a": 1})
+    run = runs.start_run("03_baselines", variables)
+    methods = ["dense", "magnitude", "magnitude", "wanda", "pruner-zero", "mine", "mul(W, G)"]
+    rows = pd.DataFrame({"method": methods, "update": ["", "", "obs", "none", "", "", ""], "n": 3,
+                         "metric": "perplexity", "sparsity": 0.5, "pattern": "2:4"})
+    before = with_protocol(rows, "ppl", run._known)
+    assert set(before["split"]) == {"unknown"} and set(before["calibration_windows"]) == {"-", "unknown"}
+    run.load("01_data", "plain")
+    run.table(rows, "ppl", "Perplexity.", result=True)
+    table = pd.read_csv(run.folder / "tables/ppl.csv", dtype=str)
+    one = {"corpus_or_tasks": "wikitext2 (own)", "context": "8", "split": "test, first 40 windows",
+           "tokenizer": "model", "few_shot": "-", "documents": "-", "harness": "-"}
+    assert (table[list(one)] == pd.Series(one)).all(axis=None)
+    assert table["calibration"].tolist() == ["-", "-", *["embedded"] * 5]
+    assert table["calibration_windows"].tolist() == ["-", "-", *["128"] * 5]
+    assert table["gradient_corpus"].tolist() == ["-", "-", "-", "-", "embedded", "unknown", "embedded"]
+    part = with_protocol(rows.assign(split="all"), "ppl", run._known)
+    assert set(part["split"]) == {"all"}   # what the notebook says, stays
+    asked = rows.assign(task="rte", limit=[0] * 6 + [2000], num_fewshot=5, harness="lm-eval 1")
+    last = with_protocol(asked, "tasks", run._known).iloc[-1]
+    said = last[["corpus_or_tasks", "context", "few_shot", "documents"]].tolist()
+    assert said == ["rte", "-", 5, "2000 per task"]
+
+
+def test_a_takeaway_may_speak_of_a_known_problem(tiny):
+    run = runs.start_run("01_data", FIRST)
+    run.takeaway("Plain.")
+    assert "<strong>3</strong>" in run.takeaway("It is **3**.", problem=3).html
+    run.finish()
+    made = manifest.read("tiny", "01_data")
+    assert made["takeaways"] == ["Plain.", "It is **3**."]
+    assert made["answers"] == [{"problem": 3, "sentence": "It is **3**."}]
+
+
 def test_upstream_must_be_there_and_agree(tiny):
-    with pytest.raises(UsageError, match=r"03_baselines reads from 01_data, which is missing \(never run\): run that notebook "
-                                         r"first, or `prunekit run tiny 01_data`"):
+    missing = (r"03_baselines reads from 01_data, which is missing \(never run\): run that notebook first, "
+               r"or `prunekit run tiny 01_data`")
+    with pytest.raises(UsageError, match=missing):
         runs.start_run("03_baselines", SECOND)
     finished()
     with pytest.raises(UsageError, match=r"01_data, which is stale \(seqlen was 8, is 16\)"):
@@ -161,8 +211,9 @@ def test_parameters_sources_and_files_make_stale(tiny):
     text = path.read_text()
     path.write_text(text.replace("rows of the table", "rows"))
     assert state().fresh  # a comment among the parameters is not code
-    path.write_text(text.replace('"cells": [', '"cells": [' + json.dumps(
-        {"cell_type": "code", "id": "x", "metadata": {}, "source": "1", "outputs": [], "execution_count": None}) + ", "))
+    cell = {"cell_type": "code", "id": "x", "metadata": {}, "source": "1", "outputs": [],
+            "execution_count": None}
+    path.write_text(text.replace('"cells": [', f'"cells": [{json.dumps(cell)}, '))
     assert state().reason == "notebooks/01_data.ipynb changed"
 
 
@@ -188,7 +239,7 @@ def test_a_source_file_makes_stale_just_those_that_imported_it(tiny, tmp_path, m
 
 
 def test_masks_concern_just_the_notebooks_that_prune(monkeypatch):
-    """What real notebooks import, in a process of its own: 01 does not read the code that makes masks, 03 does."""
+    """What real notebooks import, in a process of its own: 01 does not read what makes masks, 03 does."""
     monkeypatch.delenv("PRUNEKIT_HOME", raising=False)
     script = """
 import ast, json, sys
@@ -196,7 +247,8 @@ import prunekit as pk
 from prunekit.workbook import manifest, project
 for topic in sys.argv[1:]:
     cells = json.loads(project.notebook(topic).read_text())["cells"]
-    for node in ast.walk(ast.parse("".join("".join(c["source"]) + chr(10) for c in cells if c["cell_type"] == "code"))):
+    code = ("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    for node in ast.walk(ast.parse(chr(10).join(code))):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "pk":
             getattr(pk, node.attr)
         elif isinstance(node, (ast.Import, ast.ImportFrom)) and "prunekit" in ast.unparse(node):
@@ -243,9 +295,10 @@ def test_a_killed_run_does_not_look_finished(tiny, before):
     if before:
         finished(plain={"a": 1})
     code = ("import os, sys; from prunekit.workbook import run as runs; "
-            f"run = runs.start_run('01_data', {FIRST!r}); run.save('plain', {{'a': 2}}); print('saved', flush=True); "
-            "sys.stdin.read()")
-    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            f"run = runs.start_run('01_data', {FIRST!r}); run.save('plain', {{'a': 2}}); "
+            "print('saved', flush=True); sys.stdin.read()")
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                               text=True)
     assert process.stdout.readline() == "saved\n"
     changed = {**FIRST, "rows": 5}
     assert state(parameters=changed).word == "running"

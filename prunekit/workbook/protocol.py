@@ -1,0 +1,81 @@
+"""How a result was measured, in every row of its table: what is not of one protocol is not put side by side.
+
+What the parameters decide, the run's own and those of the runs that it reads, is filled in; what only the
+notebook knows (that it read half of the test windows, say) is a column of its table.
+"""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prunekit.errors import UsageError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SETTING = ("model", "method", "sparsity", "pattern")  # what a number is of
+PROTOCOL = ("metric", "corpus_or_tasks", "context", "split", "calibration", "calibration_windows",
+            "gradient_corpus", "tokenizer", "few_shot", "documents", "harness")  # how it was measured
+# What every row of a result carries, so that a figure can be rebuilt from the table alone.
+PROVENANCE = ("model", "method", "metric", "sparsity", "pattern", "seqlen", "corpus", "seed", "n",
+              *PROTOCOL[1:])
+_FROM_PARAMETERS = ("model", "seqlen", "corpus", "seed")
+
+
+def label(value: Any) -> Any:
+    """A model or corpus as a table names it: a directory by its last part, everything else as it stands."""
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+
+
+def with_protocol(frame: pd.DataFrame, name: str, known: Mapping[str, Any]) -> pd.DataFrame:
+    """The rows of a result with all columns of PROVENANCE; what a column says already stays.
+
+    As in the ledger: `-` does not apply, `unknown` cannot be known here. `known`: parameters by name. Rows
+    with a `task` are `zero_shot`'s; all others are of the test windows, and say so if they are of a part of
+    them. Raises UsageError for a table that lacks method, metric, sparsity, pattern or n.
+    """
+    provided = {key: label(known[key]) for key in _FROM_PARAMETERS if key not in frame and key in known}
+    frame = frame.assign(**provided)
+    if absent := [column for column in PROVENANCE if column not in (*frame, *PROTOCOL[1:])]:
+        many = "s" * (len(absent) > 1)
+        raise UsageError(f"The result table '{name}' lacks the column{many} {', '.join(absent)}.")
+    asked = _of_tasks(frame) if "task" in frame else _of_windows(known)
+    asked |= {"calibration": _text(known, "corpus"), "calibration_windows": known.get("nsamples", "unknown"),
+              "gradient_corpus": _text(known, "gradient_corpus", "corpus"), "tokenizer": "model"}
+    frame = frame.assign(**{column: value for column, value in asked.items() if column not in frame})
+    updated = ~frame["update"].fillna("").isin(["", "none"]) if "update" in frame else False
+    reads_text, formula = ~frame["method"].isin(["dense", "magnitude"]) | updated, _formula(frame)
+    gradient = frame["gradient_corpus"].where(formula.str.contains(r"\bG\b"), "-")
+    return frame.assign(gradient_corpus=gradient.mask(formula == "", "unknown"), **{
+        column: frame[column].where(reads_text, "-") for column in ("calibration", "calibration_windows")})
+
+
+def _of_windows(known: Mapping[str, Any]) -> dict[str, Any]:
+    corpus = _text(known, "test_corpus", "corpus")
+    split = "validation" if corpus == "c4" else "test" if "test_windows" in known else "unknown"
+    some = known.get("test_windows")
+    return {"corpus_or_tasks": corpus, "context": known.get("seqlen", "unknown"), "few_shot": "-",
+            "documents": "-", "harness": "-", "split": f"{split}, first {some} windows" if some else split}
+
+
+def _of_tasks(frame: pd.DataFrame) -> dict[str, Any]:
+    documents = frame["limit"].map(lambda limit: f"{limit:g} per task" if limit else "all")
+    return {"corpus_or_tasks": frame["task"], "context": "-", "split": "harness",
+            "few_shot": frame["num_fewshot"], "documents": documents}
+
+
+def _text(known: Mapping[str, Any], *names: str) -> str:
+    """The text that the first of these parameters with a value names; a file of windows stands for all."""
+    value = next((known[name] for name in ("windows", *names) if known.get(name)), "unknown")
+    # A folder called wikitext2 need not hold WikiText-2.
+    return value if label(value) == value else f"{label(value)} (own)"
+
+
+def _formula(frame: pd.DataFrame) -> pd.Series:
+    """The metric of each row as text: its tree, or that of the method of this name; "" where unknown."""
+    from prunekit.metric.catalogue import METHODS
+
+    known = {name: str(method.tree) for name, method in METHODS.items()} | {"dense": "dense"}
+    named = frame["method"].map(lambda method: known.get(method, method if "(" in method else ""))
+    return frame["tree"].fillna(named) if "tree" in frame else named

@@ -132,8 +132,8 @@ def fingerprint(corpus: str | Path) -> str:
     if name == "embedded":
         from prunekit.embedded import world
 
-        folder = Path(world.__file__).parent
-        return _digest(sorted(folder.glob("*.py")), str(corpus))
+        parts = Path(world.__file__).parent.iterdir()
+        return _digest(sorted(part for part in parts if part.suffix in (".py", ".yaml")), str(corpus))
     path = Path(str(corpus)).expanduser()
     if name in CORPORA or not path.exists():
         return str(corpus)

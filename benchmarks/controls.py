@@ -78,7 +78,7 @@ def shuffled(world: World, searches: int) -> dict[str, object]:
 
 
 def reads_G(world: World, G: pk.Gradients, candidates: int) -> dict[str, object]:
-    """Of random distinct metrics: how many of the best tenth read G, how many others, Fisher's one-sided p."""
+    """Of random distinct metrics: how many of the best tenth read G, how many others (Fisher's p)."""
     with TemporaryDirectory() as folder:
         journal = Path(folder) / "journal.jsonl"
         list(pk.evolve(world.evaluator(G), "random-distinct", candidates, 0, journal, racing=False,

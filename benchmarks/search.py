@@ -149,19 +149,19 @@ def main() -> None:
     torch.set_num_threads(1)
     result = measure(World(args.folder), args)
     about = {"model": MODEL, "seqlen": SEQLEN, "sparsity": SPARSITY, "dtype": DTYPE,
-             "calibration": CALIBRATION, "fitness": FITNESS, "full": FULL, "workers": args.workers, "audit share": AUDIT,
-             "machine": machine(1)}
+             "calibration": CALIBRATION, "fitness": FITNESS, "full": FULL, "workers": args.workers,
+             "audit share": AUDIT, "machine": machine(1)}
     args.output.write_text(json.dumps(about | result, indent=1) + "\n")
     show("what", "candidates", "seconds", "processor seconds", "per minute of processor")
     show(*["---"] * 5)
     for row in result["rows"]:
         show(*(row[key] for key in ("what", "candidates", "seconds", "processor", "per minute")))
-    print(f"\nmodern / plain: {result['ratio']} times, and {result['ratio of distinct']} times as many distinct "
-          f"ones, since a plain search would measure {result['known']} known ones too; Spearman of the first "
-          f"{RUNG} windows with all {FITNESS}: {result['spearman']:.3f} over {result['audited']}")
+    print(f"\nmodern / plain: {result['ratio']} times, and {result['ratio of distinct']} times as many "
+          f"distinct ones, since a plain search would measure {result['known']} known ones too; Spearman of "
+          f"the first {RUNG} windows with all {FITNESS}: {result['spearman']:.3f} over {result['audited']}")
     for name, found in result["raced afterwards"].items():
-        print(f"{name}, raced afterwards: {found['stopped']} of {found['candidates']} would have been stopped, "
-              f"of the {found['leaders']} best {found['leaders stopped']}")
+        print(f"{name}, raced afterwards: {found['stopped']} of {found['candidates']} would have been "
+              f"stopped, of the {found['leaders']} best {found['leaders stopped']}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Fine-tuning a pruned model with LoRA so that its zeros stay: peft's adapters, transformers' Trainer, a mask between.
+"""Fine-tuning a pruned model with LoRA so that its zeros stay: peft, transformers' Trainer, a mask between.
 
     W' = W + keep ∘ (B A) · alpha / r,    keep = (W != 0)
 
@@ -46,30 +46,35 @@ if TYPE_CHECKING:
 
 KEEP_FILE = "keep.safetensors"
 
-def finetune_lora(model: nn.Module, windows: Tensor, options: LoraOptions = LoraOptions(), *, masked: bool = True,
-                  checkpoints: str | Path | None = None, progress: bool = True) -> Tuned:
-    """Train low-rank adapters on token windows (n, seqlen), LongTensor; they stay inside the model until `.merge()`.
 
-    masked: multiply the low-rank product by the kept mask, so that no zero of a target layer can move; otherwise plain
-    LoRA as in peft. checkpoints: a folder; a call that was killed goes on from its last whole checkpoint there, to the
-    same adapter. Several GPUs: start the process with accelerate or torchrun. Dropout acts on the input of the
-    low-rank path only, so the merged model is the expectation of the trained one.
+def finetune_lora(model: nn.Module, windows: Tensor, options: LoraOptions = LoraOptions(), *,
+                  masked: bool = True, checkpoints: str | Path | None = None, progress: bool = True) -> Tuned:
+    """Train low-rank adapters on token windows (n, seqlen), LongTensor; they stay inside until `.merge()`.
 
-    Raises UsageError on target_modules that the model does not have, on a rank above theirs, on a model that already
-    carries adapters, on windows that it cannot read, on checkpoints of another fine-tuning, and on divergence.
+    masked: multiply the low-rank product by the kept mask, so that no zero of a target layer can move;
+    otherwise plain LoRA as in peft. checkpoints: a folder; a call that was killed goes on from its last whole
+    checkpoint there, to the same adapter. Several GPUs: start the process with accelerate or torchrun.
+    Dropout acts on the input of the low-rank path only, so the merged model is the expectation of the trained
+    one.
+
+    Raises UsageError on target_modules that the model does not have, on a rank above theirs, on a model that
+    already carries adapters, on windows that it cannot read, on checkpoints of another fine-tuning, and on
+    divergence.
     """
     check_windows(model, windows)
     layers = target_layers(model, options.target_modules)
     if options.rank > (full := max(min(layer.weight.shape) for layer in layers)):
         raise UsageError(f"rank = {options.rank} is more than that of the layers, at most {full}; give less.")
     held = _held_out(windows, options)
-    job = {"options": json.loads(json.dumps(asdict(options))), "masked": masked, "windows": _digest([windows]),
-           "model": _digest(part for layer in layers for part in (layer.weight.flatten()[:2**16], (layer.weight != 0).sum()))}
+    seen = [part for W in (layer.weight for layer in layers)
+            for part in (W.flatten()[:2**16], (W != 0).sum())]
+    job = {"options": json.loads(json.dumps(asdict(options))), "masked": masked,
+           "windows": _digest([windows]), "model": _digest(seen)}
     adapters = attach(model, _config(layers, options), masked, options.seed)
     try:
         with tempfile.TemporaryDirectory() as nowhere:
-            records, costs = train(adapters, windows[held:], windows[:min(held, options.eval_samples)], options, job,
-                                   Path(checkpoints or nowhere), bool(checkpoints), progress)
+            records, costs = train(adapters, windows[held:], windows[:min(held, options.eval_samples)],
+                                   options, job, Path(checkpoints or nowhere), bool(checkpoints), progress)
         trained = ((name, part) for name, part in model.named_parameters() if part.requires_grad)
         if broken := next((name for name, part in trained if not part.isfinite().all()), ""):
             raise UsageError(f"the training diverged, and {broken} is no longer finite; give a lower "
@@ -81,7 +86,7 @@ def finetune_lora(model: nn.Module, windows: Tensor, options: LoraOptions = Lora
 
 
 def load_lora(model: nn.Module, folder: str | Path) -> Tuned:
-    """Put saved adapters back into the pruned model that they were trained on, masked if masks lie beside them.
+    """Put saved adapters back into the pruned model they were trained on, masked if masks lie beside them.
 
     `merge` knows LoRA on linear layers, and without masks also DoRA, trained biases and whole modules
     (`modules_to_save`). Raises UsageError for any other kind, if the folder holds no whole adapter in
@@ -94,8 +99,8 @@ def load_lora(model: nn.Module, folder: str | Path) -> Tuned:
     masks = load_keep(folder / KEEP_FILE) if masked else {}
     for name, keep in masks.items():
         if name not in weights or not torch.equal(keep, weights[name].cpu() != 0):
-            raise UsageError(f"the zeros of layer {name} are not those that the adapters in {folder} were trained with; give "
-                             "the pruned model that was fine-tuned.")
+            raise UsageError(f"the zeros of layer {name} are not those that the adapters in {folder} were "
+                             "trained with; give the pruned model that was fine-tuned.")
     adapters = load_adapters(model, folder, masked)
     names = [name for name, module in model.named_modules() if isinstance(module, LoraLinear)]
     if masked and masks.keys() != set(names):
@@ -117,9 +122,9 @@ def adapter_folder(folder: str | Path) -> Path:
 class Tuned:
     """A model with trained adapters inside. `model` is the model itself, and computes with them.
 
-    records: the learning curve: step, tokens, seconds, loss or eval_loss (nats per token), learning_rate. costs:
-    steps, tokens, seconds, tokens_per_second, memory_mb (peak; `memory` says of what), trainable (parameters).
-    zeros: after `merge`, one row per target layer.
+    records: the learning curve: step, tokens, seconds, loss or eval_loss (nats per token), learning_rate.
+    costs: steps, tokens, seconds, tokens_per_second, memory_mb (peak; `memory` says of what), trainable
+    (parameters). zeros: after `merge`, one row per target layer.
     """
 
     model: nn.Module
@@ -144,28 +149,28 @@ class Tuned:
                 module.masked = True
 
     def merge(self, masked: bool | None = None) -> nn.Module:
-        """Add the adapters to the weights, take them out, and return the model; `zeros` then says what became of those.
+        """Add the adapters to the weights, take them out, and return the model; `zeros` then tells.
 
-        The model then computes what it did with them, to rounding. Raises UsageError if a sum overflows.
-
-        masked: None: as trained. True: masked also when training was not. False: the plain merge, which fills zeros in.
+        The model then computes what it did with them, to rounding. masked: None: as trained. True: also when
+        training was not. False: the plain merge, which fills zeros in. Raises UsageError if a sum overflows.
         """
         adapters, masked = self._open(), self.masked if masked is None else masked
         with torch.no_grad(), nullcontext() if masked else self.unmasked():
-            self.zeros = [{"layer": name, **merge_layer(self.model.get_submodule(name), masked)} for name in self.layers]
+            self.zeros = [{"layer": name, **merge_layer(self.model.get_submodule(name), masked)}
+                          for name in self.layers]
         detach(adapters, self.model)
         self.adapters = None
         for name in self.layers:
             if not self.model.get_submodule(name).weight.isfinite().all():
                 raise UsageError(f"layer {name} is no longer finite with its adapter merged; load the model "
                                  "anew, in float32 if this is float16.")
-        broken = [row["layer"] for row in self.zeros if masked and (row["lost"] or row["pattern"] != row["pattern_before"])]
-        if broken:
-            raise RuntimeError(f"the masked merge of layer {broken[0]} filled zeros in")  # cannot be, so it is checked
+        for row in self.zeros:
+            if masked and (row["lost"] or row["pattern"] != row["pattern_before"]):  # cannot be: a check
+                raise RuntimeError(f"the masked merge of layer {row['layer']} filled zeros in")
         return self.model
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per merged layer: weights, zeros before and after, how many were lost, and the N:M pattern that holds."""
+        """One row per merged layer: weights, zeros before and after, those that were lost, the patterns."""
         import pandas as pd
 
         return pd.DataFrame(self.zeros)
@@ -198,35 +203,36 @@ class Tuned:
 
 
 def recovered(dense: Perplexity, pruned: Perplexity, tuned: Perplexity) -> tuple[float, float, float]:
-    """The share of the perplexity gap that fine-tuning closes, (pruned - tuned) / (pruned - dense), and its 95 % interval.
+    """The closed share of the perplexity gap, (pruned - tuned) / (pruned - dense), with its 95 % interval.
 
     All three on the same windows; the interval is that of the windows' first-order parts in the share (delta
     method). Raises UsageError if they are not.
     """
-    if len({len(found.nll) for found in (dense, pruned, tuned)}) > 1:
+    if len({len(measured.nll) for measured in (dense, pruned, tuned)}) > 1:
         raise UsageError("the three perplexities are not over the same windows; evaluate all on the same.")
     gap = pruned.value - dense.value
     share = (pruned.value - tuned.value) / gap
     # What each window adds to a perplexity, to first order.
-    d, p, t = (found.value * (found.nll - found.nll.mean()) for found in (dense, pruned, tuned))
+    d, p, t = (measured.value * (measured.nll - measured.nll.mean()) for measured in (dense, pruned, tuned))
     low, high = mean_of(share + (p - t - share * (p - d)) / gap, running=True).interval()
     return share, low, high
 
 
 def mask_weights(model: nn.Module, keep: Mapping[str, Tensor]) -> None:
-    """Set what is not kept to zero again, in place: keep as of `kept_weights`, layer name -> bool (out, in)."""
+    """Set what is not kept to zero again, in place. keep: layer -> bool (out, in), as of `kept_weights`."""
     for block in prunable_layers(model):
         for layer in block:
             if layer.name in keep:
                 layer.weight.masked_fill_(~keep[layer.name].to(layer.weight.device), 0)
 
 
-# --- inside ---------------------------------------------------------------------------------------------------------------
+# --- inside ----------------------------------------------------------------------------------------
 
 
 def _config(layers: list[Layer], options: LoraOptions) -> LoraConfig:
-    return LoraConfig(r=options.rank, lora_alpha=options.alpha, lora_dropout=options.dropout, task_type="CAUSAL_LM",
-                      target_modules=[layer.name for layer in layers], fan_in_fan_out=layers[0].transposed)
+    return LoraConfig(r=options.rank, lora_alpha=options.alpha, lora_dropout=options.dropout,
+                      target_modules=[layer.name for layer in layers], task_type="CAUSAL_LM",
+                      fan_in_fan_out=layers[0].transposed)
 
 
 def _held_out(windows: Tensor, options: LoraOptions) -> int:

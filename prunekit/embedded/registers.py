@@ -113,9 +113,7 @@ def stories(w: Scribe) -> list[str]:
         lines.append(story.event())
         if w.chance(0.25):
             lines.append(_closing(w, story, w.pick(story.things)))
-    for thing in story.things:
-        lines.append(_closing(w, story, thing))
-    return lines
+    return lines + [_closing(w, story, thing) for thing in story.things]
 
 
 def _scene(w: Scribe) -> list[str]:

@@ -58,8 +58,7 @@ class Scribe:
     # --- sentences about facts
     def said(self, entity: Entity, attribute: str, named: bool = True) -> str:
         """One fact as a clause without a full stop; `named=False` says she, he or it."""
-        if not named and entity.kind not in ("person", "place"):
-            named = True  # their phrases have an article before the name
+        named = named or entity.kind not in ("person", "place")  # others have an article before it
         subject = entity.name if named else entity.they
         owner = entity.name + "'s" if named else entity.their
         said = self.pick(ATTRIBUTES[entity.kind][attribute]["said"])

@@ -87,8 +87,9 @@ def token_windows(corpus: str | Path, tokenizer: Any, role: str, n: int | None =
 
     Raises UsageError for unknown names, missing files or network, and too little text.
     """
-    _known("role", role, ROLES)
-    _known("roles", roles, SAMPLINGS)
+    for what, given, known in (("role", role, ROLES), ("roles", roles, SAMPLINGS)):
+        if given not in known:
+            raise UsageError(f"{what} '{given}' is not known{did_you_mean(given, known)}.")
     if n is None and role != "test":
         raise UsageError(f"role {role} needs a number of windows n.")
     if n is not None and (not isinstance(n, Integral) or n < (role != "test")):
@@ -453,8 +454,3 @@ def _encode(tokenizer: Any, texts: list[str], *, special: bool = False) -> list[
 def _too_little(corpus: Corpus, role: str, n: int, seqlen: int, found: int) -> UsageError:
     return UsageError(f"corpus '{corpus.name}' has text for {found} {role} windows of {seqlen} tokens where "
                       f"{n} are asked for; ask for fewer or shorter windows, or give more text.")
-
-
-def _known(what: str, name: str, known: tuple[str, ...]) -> None:
-    if name not in known:
-        raise UsageError(f"{what} '{name}' is not known{did_you_mean(name, known)}.")

@@ -27,8 +27,7 @@ def role_of(document: str) -> str:
 
 
 def documents(role: str, seed: int = 0, registers: Iterable[str] | None = None) -> Iterator[str]:
-    """Endless documents of about 50 to 300 tokens, one register each (drawn from `registers`, default all, by
-    `SHARES`).
+    """Endless documents of about 50 to 300 tokens, each in one of `registers` (default all; by `SHARES`).
 
     Same arguments, same text; no document occurs under two roles. Unknown roles or registers raise
     `UsageError`.

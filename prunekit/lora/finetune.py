@@ -18,26 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import LoraConfig, PeftModel
-from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
 
 from prunekit.errors import UsageError
 from prunekit.evaluate.intervals import mean_of
-from prunekit.lora.layers import (
-    ADAPTER_FILE,
-    CONFIG_FILE,
-    MaskedLinear,
-    attach,
-    detach,
-    load_adapters,
-    load_keep,
-    merge_layer,
-    save_keep,
-    target_layers,
-)
+from prunekit.lora import layers as lora
 from prunekit.lora.options import LoraOptions
 from prunekit.lora.training import train
-from prunekit.models import Layer, check_windows, prunable_layers, refuse_offloaded
+from prunekit.models import check_windows, prunable_layers, refuse_offloaded
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -62,15 +50,20 @@ def finetune_lora(model: nn.Module, windows: Tensor, options: LoraOptions = Lora
     divergence.
     """
     check_windows(model, windows)
-    layers = target_layers(model, options.target_modules)
+    layers = lora.target_layers(model, options.target_modules)
     if options.rank > (full := max(min(layer.weight.shape) for layer in layers)):
         raise UsageError(f"rank = {options.rank} is more than that of the layers, at most {full}; give less.")
-    held = _held_out(windows, options)
-    seen = [part for W in (layer.weight for layer in layers)
-            for part in (W.flatten()[:2**16], (W != 0).sum())]
+    held = round(options.validation * len(windows)) if options.eval_samples else 0
+    if held >= len(windows):
+        raise UsageError(f"{len(windows)} windows leave none to train on; give more.")
+    weights = [layer.weight for layer in layers]
     job = {"options": json.loads(json.dumps(asdict(options))), "masked": masked,
-           "windows": _digest([windows]), "model": _digest(seen)}
-    adapters = attach(model, _config(layers, options), masked, options.seed)
+           "windows": _digest([windows]),
+           "model": _digest(part for W in weights for part in (W.flatten()[:2**16], (W != 0).sum()))}
+    config = LoraConfig(r=options.rank, lora_alpha=options.alpha, lora_dropout=options.dropout,
+                        target_modules=[layer.name for layer in layers], task_type="CAUSAL_LM",
+                        fan_in_fan_out=layers[0].transposed)
+    adapters = lora.attach(model, config, masked, options.seed)
     try:
         with tempfile.TemporaryDirectory() as nowhere:
             records, costs = train(adapters, windows[held:], windows[:min(held, options.eval_samples)],
@@ -80,7 +73,7 @@ def finetune_lora(model: nn.Module, windows: Tensor, options: LoraOptions = Lora
             raise UsageError(f"the training diverged, and {broken} is no longer finite; give a lower "
                              "learning_rate, or load the model in float32 if it is float16.")
     except BaseException:
-        detach(adapters, model)
+        lora.detach(adapters, model)
         raise
     return Tuned(model, adapters, [layer.name for layer in layers], masked, records, costs, job)
 
@@ -96,15 +89,15 @@ def load_lora(model: nn.Module, folder: str | Path) -> Tuned:
     refuse_offloaded(model)
     masked = os.path.lexists(folder / KEEP_FILE)  # a dangling link is no sign of plain LoRA
     weights = {layer.name: layer.weight for block in prunable_layers(model) for layer in block}
-    masks = load_keep(folder / KEEP_FILE) if masked else {}
+    masks = lora.load_keep(folder / KEEP_FILE) if masked else {}
     for name, keep in masks.items():
         if name not in weights or not torch.equal(keep, weights[name].cpu() != 0):
             raise UsageError(f"the zeros of layer {name} are not those that the adapters in {folder} were "
                              "trained with; give the pruned model that was fine-tuned.")
-    adapters = load_adapters(model, folder, masked)
-    names = [name for name, module in model.named_modules() if isinstance(module, LoraLinear)]
+    adapters = lora.load_adapters(model, folder, masked)
+    names = [name for name, module in model.named_modules() if isinstance(module, lora.LoraLinear)]
     if masked and masks.keys() != set(names):
-        detach(adapters, model)
+        lora.detach(adapters, model)
         raise UsageError(f"the masks in {folder} are not of the layers that its adapters go to; tune again.")
     return Tuned(model, adapters, names, masked)
 
@@ -112,9 +105,9 @@ def load_lora(model: nn.Module, folder: str | Path) -> Tuned:
 def adapter_folder(folder: str | Path) -> Path:
     """The folder, if adapters lie there; UsageError otherwise."""
     folder = Path(folder)
-    if not (folder / ADAPTER_FILE).is_file() or not (folder / CONFIG_FILE).is_file():
-        raise UsageError(f"folder {folder} holds no {ADAPTER_FILE} with its {CONFIG_FILE}; give one that was "
-                         "saved by `save` or by peft (pickled adapters are never loaded).")
+    if not (folder / lora.ADAPTER_FILE).is_file() or not (folder / lora.CONFIG_FILE).is_file():
+        raise UsageError(f"folder {folder} holds no {lora.ADAPTER_FILE} with its {lora.CONFIG_FILE}; give "
+                         "one that was saved by `save` or by peft (pickled adapters are never loaded).")
     return folder
 
 
@@ -139,7 +132,7 @@ class Tuned:
     @contextmanager
     def unmasked(self) -> Iterator[nn.Module]:
         """Inside, the model computes W x + B A x · alpha / r: what peft alone makes of the saved adapters."""
-        modules = [module for module in self._open().modules() if isinstance(module, MaskedLinear)]
+        modules = [module for module in self._open().modules() if isinstance(module, lora.MaskedLinear)]
         try:
             for module in modules:
                 module.masked = False
@@ -156,9 +149,9 @@ class Tuned:
         """
         adapters, masked = self._open(), self.masked if masked is None else masked
         with torch.no_grad(), nullcontext() if masked else self.unmasked():
-            self.zeros = [{"layer": name, **merge_layer(self.model.get_submodule(name), masked)}
+            self.zeros = [{"layer": name, **lora.merge_layer(self.model.get_submodule(name), masked)}
                           for name in self.layers]
-        detach(adapters, self.model)
+        lora.detach(adapters, self.model)
         self.adapters = None
         for name in self.layers:
             if not self.model.get_submodule(name).weight.isfinite().all():
@@ -186,13 +179,13 @@ class Tuned:
         with tempfile.TemporaryDirectory(prefix=".", dir=folder) as aside:
             if self.masked:
                 keep = {name: self.model.get_submodule(name).kept for name in self.layers}
-                save_keep(keep, Path(aside, KEEP_FILE))
+                lora.save_keep(keep, Path(aside, KEEP_FILE))
             record = {"job": self.job, "costs": self.costs, "records": self.records}
             Path(aside, "prunekit.json").write_text(json.dumps(record, indent=1))
             adapters.save_pretrained(aside, save_embedding_layers=False)  # they are not trained
-            for old in (CONFIG_FILE, KEEP_FILE):
+            for old in (lora.CONFIG_FILE, KEEP_FILE):
                 (folder / old).unlink(missing_ok=True)
-            for file in sorted(Path(aside).iterdir(), key=lambda file: file.name == CONFIG_FILE):
+            for file in sorted(Path(aside).iterdir(), key=lambda file: file.name == lora.CONFIG_FILE):
                 os.replace(file, folder / file.name)
         return folder
 
@@ -227,20 +220,6 @@ def mask_weights(model: nn.Module, keep: Mapping[str, Tensor]) -> None:
 
 
 # --- inside ----------------------------------------------------------------------------------------
-
-
-def _config(layers: list[Layer], options: LoraOptions) -> LoraConfig:
-    return LoraConfig(r=options.rank, lora_alpha=options.alpha, lora_dropout=options.dropout,
-                      target_modules=[layer.name for layer in layers], task_type="CAUSAL_LM",
-                      fan_in_fan_out=layers[0].transposed)
-
-
-def _held_out(windows: Tensor, options: LoraOptions) -> int:
-    """How many of the windows are for validation. Raises UsageError if none would be left to train on."""
-    held = round(options.validation * len(windows)) if options.eval_samples else 0
-    if held >= len(windows):
-        raise UsageError(f"{len(windows)} windows leave none to train on; give more.")
-    return held
 
 
 def _digest(tensors: Any) -> str:

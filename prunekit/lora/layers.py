@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
-from peft.tuners import lora
+from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
@@ -77,7 +77,7 @@ def _matrix(x: Tensor, A: Tensor, B: Tensor, W: Tensor, scale: float, transposed
     return made.T if transposed else made
 
 
-class MaskedLinear(lora.Linear):
+class MaskedLinear(LoraLinear):
     """peft's LoRA layer with the low-rank product multiplied by the kept mask of its weight."""
 
     masked = True
@@ -226,7 +226,7 @@ def _fill(adapters: PeftModel, state: dict[str, Tensor], folder: Path) -> None:
         raise UsageError(f"the adapters in {folder} {what.format(key.removeprefix('base_model.model.'))}.")
 
     for name, module in adapters.named_modules():
-        if isinstance(module, BaseTunerLayer) and not isinstance(module, lora.Linear):
+        if isinstance(module, BaseTunerLayer) and not isinstance(module, LoraLinear):
             refuse("go to {}, which is no linear layer: merge with peft, or train without it", name)
     needed, own = (get_peft_model_state_dict(adapters, save_embedding_layers=more) for more in (False, True))
     for key in sorted(needed.keys() - state.keys()):
@@ -255,7 +255,7 @@ def detach(adapters: PeftModel, model: nn.Module) -> None:
     model.requires_grad_(True).eval()
 
 
-def merge_layer(module: lora.Linear, masked: bool) -> dict[str, Any]:
+def merge_layer(module: LoraLinear, masked: bool) -> dict[str, Any]:
     """Merge one layer as peft does, but if masked leave each bit of its zeros: what became of these."""
     before, pattern = module.get_base_layer().weight.detach().clone(), _pattern(module)
     module.merge()
@@ -266,7 +266,7 @@ def merge_layer(module: lora.Linear, masked: bool) -> dict[str, Any]:
             "lost": int((zero & (weight != 0)).sum()), "pattern_before": pattern, "pattern": _pattern(module)}
 
 
-def _pattern(module: lora.Linear) -> str:
+def _pattern(module: LoraLinear) -> str:
     """The N:M pattern that the weight has: 2:4, else 4:8, else none ("")."""
     weight = module.get_base_layer().weight
     zero = (weight.T if module.fan_in_fan_out else weight) == 0

@@ -5,7 +5,7 @@
 # make check-site  open every rendered page in Chromium on a phone's and on a desktop's screen, and compile the papers
 # make lab      JupyterLab on the notebooks
 # make docs     write docs/api.md anew from the docstrings
-# make dev      ruff for this checkout, and nbdime for this clone's git
+# make dev      nbdime for this clone's git
 # make gallery  copy the embedded report to reports/gallery, with a picture of its front page where there is a Chromium
 # make clean    remove caches and rendered pages; runs/ and .venv/ stay
 #
@@ -43,7 +43,7 @@ study: $(VENV)/.installed
 
 check-site: $(VENV)/.installed
 	@echo "· opening the pages under reports/ in Chromium, and compiling a paper of each profile in runs/ with pdfLaTeX"
-	@$(BIN)/python -m pytest -m site -rs tests/workbook
+	@$(BIN)/python -m pytest -m site -rs tests/report
 
 docs: $(VENV)/.installed
 	@echo "· writing docs/api.md"
@@ -55,8 +55,6 @@ lab: $(VENV)/.installed
 
 # git finds nbdime's drivers by full path, so that `git diff` works outside the environment too.
 dev: $(VENV)/.installed
-	@echo "· installing the development tools"
-	@$(PIP) -e .[test,dev]
 	@echo "· setting up nbdime for git diff and git merge in this clone"
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/nbdime config-git --enable
 	@git config diff.jupyternotebook.command "'$(CURDIR)/$(BIN)/git-nbdiffdriver' diff"

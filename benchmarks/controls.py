@@ -1,13 +1,15 @@
 """Is the search real? Fitness that means nothing, a G that means nothing, and targets that are known.
 
-    python benchmarks/controls.py [--shuffled 20] [--candidates 150] [--seeds 10] [--budget 5000] [--output benchmarks/controls.json]
+    python benchmarks/controls.py [--shuffled 20] [--candidates 150] [--seeds 10] [--budget 5000]
+        [--output benchmarks/controls.json]
 
-Three controls. Shuffled fitness: preset `modern` breeds on losses drawn from a hat; its winner's true loss on test windows
-must not be lower than that of another candidate of the same search. Permuted G: with G's entries shuffled within every
-layer, metrics with G must not be more frequent in the best tenth of random distinct metrics; the true G is counted beside it.
-Planted targets: a random tree is hidden behind the share of weights on which masks differ from its own; how often,
-and after how many evaluations, `modern` and random distinct metrics reach the hidden masks, by the size of its canonical
-form. On the embedded LLaMA at 70 %, in float32 on one thread.
+Three controls. Shuffled fitness: preset `modern` breeds on losses drawn from a hat; its winner's true loss on
+test windows must not be lower than that of another candidate of the same search. Permuted G: with G's entries
+shuffled within every layer, metrics with G must not be more frequent in the best tenth of random distinct
+metrics; the true G is counted beside it. Planted targets: a random tree is hidden behind the share of weights
+on which masks differ from its own; how often, and after how many evaluations, `modern` and random distinct
+metrics reach the hidden masks, by the size of its canonical form. On the embedded LLaMA at 70 %, in float32
+on one thread.
 """
 from __future__ import annotations
 
@@ -22,7 +24,7 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy import stats
-from shared import machine, material
+from shared import machine, material, show
 
 import prunekit as pk
 from prunekit.errors import UsageError
@@ -40,12 +42,14 @@ class World:
         _, self.windows, self.G = material(MODEL, SEQLEN, counts)
 
     def evaluator(self, G: pk.Gradients) -> pk.Evaluator:
-        bench = pk.Bench(MODEL, self.windows["calibration"], self.windows["search"], gradients=G, dtype="float32", device="cpu")
+        bench = pk.Bench(MODEL, self.windows["calibration"], self.windows["search"], gradients=G,
+                         dtype="float32", device="cpu")
         return pk.Evaluator(bench, [SPARSITY])
 
     def permuted(self) -> pk.Gradients:
         rng = torch.Generator().manual_seed(0)
-        return pk.Gradients({name: G.flatten()[torch.randperm(G.numel(), generator=rng)].view_as(G) for name, G in self.G.items()})
+        return pk.Gradients({name: G.flatten()[torch.randperm(G.numel(), generator=rng)].view_as(G)
+                             for name, G in self.G.items()})
 
 
 def shuffled(world: World, searches: int) -> dict[str, object]:
@@ -61,7 +65,8 @@ def shuffled(world: World, searches: int) -> dict[str, object]:
     for seed in range(searches):
         with TemporaryDirectory() as folder:
             journal = Path(folder) / "journal.jsonl"
-            list(pk.evolve(pk.Shuffled(tuple(i / 1000 for i in range(1000)), seed), "modern", 60, seed, journal, progress=False))
+            list(pk.evolve(pk.Shuffled(tuple(i / 1000 for i in range(1000)), seed), "modern", 60, seed,
+                           journal, progress=False))
             ranked = [one.tree for one in pk.replay(journal).ranked]
         measured = ((tree, found) for tree in ranked if (found := loss(tree)) is not None)
         winner, best = next(measured)
@@ -73,14 +78,17 @@ def shuffled(world: World, searches: int) -> dict[str, object]:
 
 
 def reads_G(world: World, G: pk.Gradients, candidates: int) -> dict[str, object]:
-    """Of random distinct metrics: how many read G in the best tenth, and among the others (Fisher's exact p, one-sided)."""
+    """Of random distinct metrics: how many of the best tenth read G, how many others (Fisher's p)."""
     with TemporaryDirectory() as folder:
         journal = Path(folder) / "journal.jsonl"
-        list(pk.evolve(world.evaluator(G), "random-distinct", candidates, 0, journal, racing=False, progress=False))
+        list(pk.evolve(world.evaluator(G), "random-distinct", candidates, 0, journal, racing=False,
+                       progress=False))
         frame = pk.traits(pk.history(journal))
     has, best = frame["G"] > 0, frame["fitness"].rank(pct=True) <= 0.1
-    table = pd.crosstab(has, best).reindex(index=[True, False], columns=[True, False], fill_value=0).to_numpy()
-    return {"metrics": len(frame), "best tenth": f"{table[0, 0]} of {table[:, 0].sum()}", "others": f"{table[0, 1]} of {table[:, 1].sum()}",
+    table = pd.crosstab(has, best).reindex(index=[True, False], columns=[True, False],
+                                           fill_value=0).to_numpy()
+    return {"metrics": len(frame), "best tenth": f"{table[0, 0]} of {table[:, 0].sum()}",
+            "others": f"{table[0, 1]} of {table[:, 1].sum()}",
             "p": float(stats.fisher_exact(table, alternative="greater").pvalue)}
 
 
@@ -97,7 +105,7 @@ def hidden(size: int, seed: int) -> pk.Planted:
 
 
 def planted(size: int, targets: list[pk.Planted], budget: int, preset: str) -> dict[str, object]:
-    """How often the hidden masks are found, the median evaluations where they are, and the median distance where not."""
+    """How often the hidden masks are found; the median evaluations where they are, the distance where not."""
     taken, missed = [], []
     for seed, target in enumerate(targets):
         for generation in pk.evolve(target, preset, budget, seed, progress=False):
@@ -107,7 +115,8 @@ def planted(size: int, targets: list[pk.Planted], budget: int, preset: str) -> d
         else:
             missed.append(generation.best.fitness)
     return {"size": size, "preset": preset, "found": len(taken), "of": len(targets),
-            "evaluations": statistics.median(taken) if taken else None, "distance": statistics.median(missed) if missed else 0.0}
+            "evaluations": statistics.median(taken) if taken else None,
+            "distance": statistics.median(missed) if missed else 0.0}
 
 
 def main() -> None:
@@ -122,7 +131,8 @@ def main() -> None:
     world = World()
     result = {"model": MODEL, "sparsity": SPARSITY, "windows": WINDOWS, "budget": args.budget,
               "machine": machine(1), "shuffled": shuffled(world, args.shuffled),
-              "G": {"true": reads_G(world, world.G, args.candidates), "permuted": reads_G(world, world.permuted(), args.candidates)}}
+              "G": {"true": reads_G(world, world.G, args.candidates),
+                    "permuted": reads_G(world, world.permuted(), args.candidates)}}
     print(json.dumps({key: result[key] for key in ("shuffled", "G")}, indent=1), flush=True)
     result["planted"] = []
     print("| size | preset | found | evaluations | distance if not |\n|---|---|---|---|---|")
@@ -131,7 +141,8 @@ def main() -> None:
         for preset in ("modern", "random-distinct"):
             found = planted(size, targets, args.budget, preset)
             result["planted"].append(found)
-            print(f"| {size} | {preset} | {found['found']} of {found['of']} | {found['evaluations']} | {found['distance']:.4f} |", flush=True)
+            show(size, preset, f"{found['found']} of {found['of']}", found["evaluations"],
+                 f"{found['distance']:.4f}")
             args.output.write_text(json.dumps(result, indent=1) + "\n")
 
 

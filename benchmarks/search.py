@@ -1,12 +1,14 @@
 """What a search costs on the embedded LLaMA, and whether its savings are fair.
 
-    python benchmarks/search.py [--budget 100] [--audit 60] [--paper 350] [--workers 1] [--output benchmarks/search.json]
+    python benchmarks/search.py [--budget 100] [--audit 60] [--paper 350] [--workers 1]
+        [--output benchmarks/search.json]
 
-Fixed sizes: calibration 32 windows of 128 tokens, fitness 16k tokens, a full perplexity 64k tokens, float32, 60 %. Four
-measurements: seconds of preset `paper`; distinct candidates per minute of preset `modern`, and of the plain way (fresh
-statistics, prune, full perplexity, for every candidate); how well the first rung of a race ranks random distinct
-candidates; and how many of the ten best of a search without races a race would have stopped. Every time is given by the
-clock and by the processor, since the clock also counts what else the machine does.
+Fixed sizes: calibration 32 windows of 128 tokens, fitness 16k tokens, a full perplexity 64k tokens, float32,
+60 %. Four measurements: seconds of preset `paper`; distinct candidates per minute of preset `modern`, and of
+the plain way (fresh statistics, prune, full perplexity, for every candidate); how well the first rung of a
+race ranks random distinct candidates; and how many of the ten best of a search without races a race would
+have stopped. Every time is given by the clock and by the processor, since the clock also counts what else the
+machine does.
 """
 from __future__ import annotations
 
@@ -19,7 +21,7 @@ from pathlib import Path
 
 import torch
 from scipy import stats
-from shared import machine, material
+from shared import machine, material, show
 
 import prunekit as pk
 from prunekit.analysis.history import replay
@@ -43,7 +45,8 @@ class World:
         if saved.exists():
             self.evaluator = pk.Evaluator.load(saved)
         else:
-            bench = pk.Bench(MODEL, self.calibration, windows["search"][:FITNESS], gradients=self.G, dtype=DTYPE, device="cpu")
+            bench = pk.Bench(MODEL, self.calibration, windows["search"][:FITNESS], gradients=self.G,
+                             dtype=DTYPE, device="cpu")
             self.evaluator = pk.Evaluator(bench, [SPARSITY], rungs=(RUNG, 4 * RUNG))
             self.evaluator.save(saved)
 
@@ -58,8 +61,8 @@ class World:
     def plainly(self, tree: pk.Tree) -> float:
         """One candidate as a script without a search would measure it."""
         settings = [{"method": tree, "sparsity": SPARSITY}]
-        return next(iter(pk.prune_and_measure(self.model, self.calibration, self.full, settings, gradients=self.G,
-                                              progress=False))).perplexity.value
+        return next(iter(pk.prune_and_measure(self.model, self.calibration, self.full, settings,
+                                              gradients=self.G, progress=False))).perplexity.value
 
 
 def timed(task: Callable[[], object]) -> tuple[object, float, float]:
@@ -73,12 +76,14 @@ def first_rung(search: Search) -> dict[str, float]:
     """Of candidates measured to the end: the rank correlation of the first rung with the whole."""
     whole = measured(search)
     early = [sum(one.losses[:RUNG]) / RUNG for one in whole]
-    return {"audited": len(whole), "spearman": float(stats.spearmanr(early, [one.fitness for one in whole]).statistic)}
+    return {"audited": len(whole),
+            "spearman": float(stats.spearmanr(early, [one.fitness for one in whole]).statistic)}
 
 
 def raced(search: Search) -> dict[str, int]:
-    """A search without races, raced afterwards: each candidate against the tenth best of those before it that were not
-    stopped. How many would have been stopped, and how many of those that ended among the ten best."""
+    """A search without races, raced afterwards: each candidate against the tenth best of those before it that
+    were not stopped. How many would have been stopped, and how many of the ten best.
+    """
     whole = measured(search)
     best = {one.index for one in sorted(whole, key=lambda one: one.order)[:RACE_RANK]}
     ranked: list[Candidate] = []
@@ -89,15 +94,17 @@ def raced(search: Search) -> dict[str, int]:
             stopped.add(one.index)
         else:
             insort(ranked, one, key=lambda one: one.order)
-    return {"candidates": len(whole), "stopped": len(stopped), "leaders": len(best), "leaders stopped": len(best & stopped)}
+    return {"candidates": len(whole), "stopped": len(stopped), "leaders": len(best),
+            "leaders stopped": len(best & stopped)}
 
 
 def ratios(rows: list[dict[str, float]], modern: Search) -> dict[str, float]:
-    """Candidates per minute, modern to plain: candidate by candidate, and distinct ones, since a plain search would also
-    measure those that `modern` proved, or found by their masks, to be known."""
+    """Candidates per minute, modern to plain: candidate by candidate, and distinct ones, since a plain search
+    would also measure those that `modern` proved, or found by their masks, to be known."""
     once = rows[0]["per minute"] / rows[1]["per minute"]
     known = modern.saved["form"] + modern.saved["masks"]
-    return {"ratio": round(once, 1), "known": known, "ratio of distinct": round(once * (1 + known / modern.evaluated), 1)}
+    return {"ratio": round(once, 1), "known": known,
+            "ratio of distinct": round(once * (1 + known / modern.evaluated), 1)}
 
 
 def measured(search: Search) -> list[Candidate]:
@@ -108,8 +115,8 @@ def measure(world: World, args: argparse.Namespace) -> dict[str, object]:
     rows = []
 
     def row(what: str, candidates: int, clock: float, processor: float) -> None:
-        rows.append({"what": what, "candidates": candidates, "seconds": round(clock, 1), "processor": round(processor, 1),
-                     "per minute": round(60 * candidates / processor, 2)})
+        rows.append({"what": what, "candidates": candidates, "seconds": round(clock, 1),
+                     "processor": round(processor, 1), "per minute": round(60 * candidates / processor, 2)})
 
     modern, *spent = timed(lambda: world.search("modern", args.budget, args.workers))
     row("preset modern, distinct candidates", modern.evaluated, *spent)
@@ -119,10 +126,12 @@ def measure(world: World, args: argparse.Namespace) -> dict[str, object]:
     fair = {}
     if args.paper:
         paper, *spent = timed(lambda: world.search("paper", args.paper, args.workers))
-        row("preset paper, 50 + 300 candidates" if args.paper == 350 else "preset paper, candidates", len(paper.candidates), *spent)
+        row("preset paper, 50 + 300 candidates" if args.paper == 350 else "preset paper, candidates",
+            len(paper.candidates), *spent)
         fair["paper"] = raced(paper)
     audit = world.search("random-distinct", args.audit, racing=False)
-    return {"rows": rows, **ratios(rows, modern), **first_rung(audit), "raced afterwards": fair | {"random": raced(audit)}}
+    return {"rows": rows, **ratios(rows, modern), **first_rung(audit),
+            "raced afterwards": fair | {"random": raced(audit)}}
 
 
 def main() -> None:
@@ -131,24 +140,28 @@ def main() -> None:
     parser.add_argument("--audit", type=int, default=60, help="random candidates measured to the end")
     parser.add_argument("--paper", type=int, default=350, help="candidates of preset paper; 0: leave it out")
     parser.add_argument("--plain", type=int, default=5, help="candidates measured the plain way")
-    parser.add_argument("--workers", type=int, default=1, help="processes; the processor's seconds are right for 1 only")
-    parser.add_argument("--folder", type=Path, default=Path("runs/benchmark-search"), help="evaluator and journals")
+    parser.add_argument("--workers", type=int, default=1,
+                        help="processes; the processor's seconds are right for 1 only")
+    parser.add_argument("--folder", type=Path, default=Path("runs/benchmark-search"),
+                        help="evaluator and journals")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
     args = parser.parse_args()
     torch.set_num_threads(1)
     result = measure(World(args.folder), args)
-    about = {"model": MODEL, "seqlen": SEQLEN, "sparsity": SPARSITY, "dtype": DTYPE, "calibration": CALIBRATION,
-             "fitness": FITNESS, "full": FULL, "workers": args.workers, "audit share": AUDIT, "machine": machine(1)}
+    about = {"model": MODEL, "seqlen": SEQLEN, "sparsity": SPARSITY, "dtype": DTYPE,
+             "calibration": CALIBRATION, "fitness": FITNESS, "full": FULL, "workers": args.workers,
+             "audit share": AUDIT, "machine": machine(1)}
     args.output.write_text(json.dumps(about | result, indent=1) + "\n")
-    print("| what | candidates | seconds | processor seconds | per minute of processor |\n|---|---|---|---|---|")
+    show("what", "candidates", "seconds", "processor seconds", "per minute of processor")
+    show(*["---"] * 5)
     for row in result["rows"]:
-        print(f"| {row['what']} | {row['candidates']} | {row['seconds']} | {row['processor']} | {row['per minute']} |")
-    print(f"\nmodern / plain: {result['ratio']} times, and {result['ratio of distinct']} times as many distinct ones, since a plain "
-          f"search would measure {result['known']} known ones too; Spearman of the first {RUNG} windows with all {FITNESS}: "
-          f"{result['spearman']:.3f} over {result['audited']}")
+        show(*(row[key] for key in ("what", "candidates", "seconds", "processor", "per minute")))
+    print(f"\nmodern / plain: {result['ratio']} times, and {result['ratio of distinct']} times as many "
+          f"distinct ones, since a plain search would measure {result['known']} known ones too; Spearman of "
+          f"the first {RUNG} windows with all {FITNESS}: {result['spearman']:.3f} over {result['audited']}")
     for name, found in result["raced afterwards"].items():
-        print(f"{name}, raced afterwards: {found['stopped']} of {found['candidates']} would have been stopped, of the "
-              f"{found['leaders']} best {found['leaders stopped']}")
+        print(f"{name}, raced afterwards: {found['stopped']} of {found['candidates']} would have been "
+              f"stopped, of the {found['leaders']} best {found['leaders stopped']}")
 
 
 if __name__ == "__main__":

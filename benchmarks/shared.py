@@ -11,11 +11,17 @@ import prunekit as pk
 
 
 def machine(threads: int) -> dict[str, Any]:
-    return {"processor": platform.processor() or platform.machine(), "threads": threads, "torch": torch.__version__,
-            "python": platform.python_version()}
+    return {"processor": platform.processor() or platform.machine(), "threads": threads,
+            "torch": torch.__version__, "python": platform.python_version()}
 
 
-def material(name: str, seqlen: int, counts: Mapping[str, int], dtype: str = "float32") -> tuple[Any, dict[str, torch.Tensor], pk.Gradients]:
+def show(*cells: object) -> None:
+    """A row of a Markdown table, at once."""
+    print("|", " | ".join(map(str, cells)), "|", flush=True)
+
+
+def material(name: str, seqlen: int, counts: Mapping[str, int],
+             dtype: str = "float32") -> tuple[Any, dict[str, torch.Tensor], pk.Gradients]:
     """The model on the processor, embedded windows of every role, and G from those of the role gradient."""
     model, tokenizer = pk.load_model(name, dtype=dtype, device="cpu")
     windows = {role: pk.token_windows("embedded", tokenizer, role, n, seqlen) for role, n in counts.items()}

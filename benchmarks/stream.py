@@ -1,11 +1,11 @@
-"""A checkpoint pruned under a hard limit on memory: the same result as in memory, and a peak that is flat in its blocks.
+"""A checkpoint pruned under a hard limit on memory: the result as in memory, the peak flat in its blocks.
 
     python benchmarks/stream.py                 about 1.5 GB on disk, 600 MB beyond the interpreter
     python benchmarks/stream.py --blocks 12     smaller
 
 Writes benchmarks/stream.json and draws docs/growth.svg: processor seconds and peak memory against blocks and
-windows. The limit is RLIMIT_DATA, which counts every private byte that a process may write to, touched or not:
-a run that would pass it dies. The interpreter's own footprint is taken after a warm-up on a tiny model.
+windows. The limit is RLIMIT_DATA, which counts every private byte that a process may write to, touched or
+not: a run that would pass it dies. The interpreter's own footprint is taken after a warm-up on a tiny model.
 """
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ def make(path: Path, dtype: str, blocks: int, hidden: int = HIDDEN, intermediate
     """A random LLaMA, and beside it a random G in float16, written tensor by tensor."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.for_model("llama", vocab_size=vocabulary, hidden_size=hidden, intermediate_size=intermediate,
+    config = AutoConfig.for_model("llama", vocab_size=vocabulary, hidden_size=hidden,
+                                  intermediate_size=intermediate,
                                   num_hidden_layers=blocks, num_attention_heads=HEADS, dtype=dtype)
     number, generator = DTYPES[dtype], torch.Generator().manual_seed(0)
     with torch.device("meta"):
@@ -48,7 +49,8 @@ def make(path: Path, dtype: str, blocks: int, hidden: int = HIDDEN, intermediate
     path.mkdir(parents=True)
     config.save_pretrained(path)
     write_safetensors(path / "model.safetensors", {
-        name: Entry(number, tuple(p.shape), lambda p=p: torch.randn(p.shape, generator=generator).mul_(0.03).to(number))
+        name: Entry(number, tuple(p.shape),
+                    lambda p=p: torch.randn(p.shape, generator=generator).mul_(0.03).to(number))
         for name, p in model.state_dict().items()})
     write_safetensors(gradients(path), {
         layer.name: Entry(torch.float16, tuple(layer.weight.shape),
@@ -66,7 +68,8 @@ def windows(count: int) -> torch.Tensor:
 
 
 def status(key: str) -> int:
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{key}:"))
+    lines = Path("/proc/self/status").read_text().splitlines()
+    line = next(line for line in lines if line.startswith(f"{key}:"))
     return int(line.split()[1]) * 1024
 
 
@@ -90,9 +93,12 @@ def streamed(source: Path, target: Path, method: str, limit: int, tiny: Path, co
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     resource.setrlimit(resource.RLIMIT_DATA, (data + limit * MB, data + limit * MB))
     start, used = time.perf_counter(), time.process_time()
-    report = prune_checkpoint(source, target, windows(count), method, 0.5, gradients=gradients(source), progress=False)
-    return {"seconds": round(time.perf_counter() - start, 1), "cpu_seconds": round(time.process_time() - used, 1),
-            "peak_mb": round((status("VmHWM") - before) / MB, 1), "announced_mb": round(report.meta["memory"] / MB, 1),
+    report = prune_checkpoint(source, target, windows(count), method, 0.5, gradients=gradients(source),
+                              progress=False)
+    return {"seconds": round(time.perf_counter() - start, 1),
+            "cpu_seconds": round(time.process_time() - used, 1),
+            "peak_mb": round((status("VmHWM") - before) / MB, 1),
+            "announced_mb": round(report.meta["memory"] / MB, 1),
             "disk_mb": round(sum(file.stat().st_size for file in target.iterdir()) / MB, 1),
             "announced_disk_mb": round(report.meta["disk"] / MB, 1), "sparsity": report.sparsity}
 
@@ -102,7 +108,8 @@ def in_memory(source: Path, method: str, tiny: Path, count: int) -> dict[str, An
     import prunekit as pk
 
     def prune(path: Path, drawn: torch.Tensor) -> torch.nn.Module:
-        model, _ = pk.load_model(path, dtype=json.loads((path / "config.json").read_text())["dtype"], device="cpu")
+        model, _ = pk.load_model(path, dtype=json.loads((path / "config.json").read_text())["dtype"],
+                                 device="cpu")
         G = pk.Gradients.load(gradients(path)) if "G" in pk.METHODS[method].needs else None
         pk.prune(model, drawn, method, 0.5, gradients=G, progress=False)
         return model
@@ -116,7 +123,8 @@ def in_memory(source: Path, method: str, tiny: Path, count: int) -> dict[str, An
 
 
 def child(*arguments: Any) -> dict[str, Any]:
-    done = subprocess.run([sys.executable, __file__, "--child", json.dumps([str(a) for a in arguments])], check=True,
+    done = subprocess.run([sys.executable, __file__, "--child", json.dumps([str(a) for a in arguments])],
+                          check=True,
                           capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -125,14 +133,16 @@ def run(folder: Path, dtype: str, blocks: int, methods: list[str], limit: int, n
     tiny = make(folder / "tiny", dtype, 2, 64, 128, 128)
     rows = []
     sizes = sorted({max(2, blocks // 4), max(2, blocks // 2), blocks})
-    for count, drawn in [*((count, number) for count in sizes[::-1]), *((sizes[0], number * times) for times in (2, 4))]:
+    for count, drawn in [*((count, number) for count in sizes[::-1]),
+                         *((sizes[0], number * times) for times in (2, 4))]:
         source = folder / f"blocks-{count}"
         if not source.exists():
             make(source, dtype, count)
         size = (source / "model.safetensors").stat().st_size
         for method in methods:
             target = folder / f"{method}-{count}-{drawn}"
-            row = {"blocks": count, "windows": drawn, "method": method, "checkpoint_mb": round(size / MB), "limit_mb": limit}
+            row = {"blocks": count, "windows": drawn, "method": method, "checkpoint_mb": round(size / MB),
+                   "limit_mb": limit}
             row |= child("streamed", source, target, method, limit, tiny, drawn)
             if count == blocks:
                 whole = child("in_memory", source, method, tiny, drawn)
@@ -143,7 +153,8 @@ def run(folder: Path, dtype: str, blocks: int, methods: list[str], limit: int, n
             sys.stdout.flush()
             for file in target.iterdir():
                 file.unlink()
-    return {"machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count(), "threads": 1,
+    return {"machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count(),
+                        "threads": 1,
                         "load": [round(value, 1) for value in os.getloadavg()], "torch": torch.__version__},
             "model": {"family": "llama", "dtype": dtype, "hidden": HIDDEN, "intermediate": INTERMEDIATE,
                       "seqlen": SEQLEN}, "rows": rows}
@@ -156,11 +167,13 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     from prunekit import figures
 
     with plt.rc_context(figures.STYLE):
-        figure, axes = plt.subplots(2, 2, figsize=(6.9, 4.2), layout="constrained", sharex="col", sharey="row")
+        figure, axes = plt.subplots(2, 2, figsize=(6.9, 4.2), layout="constrained", sharex="col",
+                                    sharey="row")
         for column, (x, fixed) in enumerate((("blocks", "windows"), ("windows", "blocks"))):
             at = min(row[fixed] for row in rows)
             for place, method in enumerate(dict.fromkeys(row["method"] for row in rows)):
-                look = {"color": figures.COLOURS[place], "marker": figures.MARKERS[place], "linestyle": figures.DASHES[place],
+                look = {"color": figures.COLOURS[place], "marker": figures.MARKERS[place],
+                        "linestyle": figures.DASHES[place],
                         "markerfacecolor": "none"}  # hollow, since wanda and gblm take the same memory
                 chosen = [row for row in rows if row["method"] == method and row[fixed] == at]
                 chosen.sort(key=lambda row: row[x])
@@ -179,7 +192,8 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--dtype", default=fast_dtype("cpu"), choices=DTYPES, help="bfloat16 where the processor has it")
+    parser.add_argument("--dtype", default=fast_dtype("cpu"), choices=DTYPES,
+                        help="bfloat16 where the processor has it")
     parser.add_argument("--blocks", type=int, help="as many as make 1.5 GB")
     parser.add_argument("--methods", nargs="+", default=["magnitude", "wanda", "gblm", "sparsegpt"])
     parser.add_argument("--windows", type=int, default=4,
@@ -199,7 +213,8 @@ def main() -> None:
             result = in_memory(Path(source), method, Path(tiny), int(count))
         sys.stdout.write(json.dumps(result) + "\n")
         return
-    blocks = options.blocks or round((1500 * MB / DTYPES[options.dtype].itemsize - 2 * VOCABULARY * HIDDEN) / BLOCK)
+    weights = 1500 * MB / DTYPES[options.dtype].itemsize
+    blocks = options.blocks or round((weights - 2 * VOCABULARY * HIDDEN) / BLOCK)
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         result = run(Path(folder), options.dtype, blocks, options.methods, options.limit, options.windows)
     Path(__file__).with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")

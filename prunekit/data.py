@@ -1,4 +1,4 @@
-"""Windows of tokens by role. Roles never share text: calibration, gradient, search, train (fine-tuning), select, test."""
+"""Windows of tokens by role; no two roles share text."""
 from __future__ import annotations
 
 import gzip
@@ -23,8 +23,8 @@ from prunekit.errors import UsageError, did_you_mean
 from prunekit.hub import hub_or_cache
 
 ROLES = ("calibration", "gradient", "search", "train", "select", "test")
-# `select` and `test` are a corpus's validation and test split. The other roles, and these two where there is no such
-# split, divide the rest of it in these proportions.
+# `select` and `test` are a corpus's validation and test split. The other roles (train: for fine-tuning), and
+# these two where there is no such split, divide the rest of it in these proportions.
 SHARES = {"calibration": 0.4, "gradient": 0.2, "search": 0.2, "train": 0.2, "select": 0.125, "test": 0.125}
 _OWN_SPLIT = {"select": "validation", "test": "test"}
 EMBEDDED_TEST_WINDOWS = 256
@@ -66,25 +66,30 @@ class Corpus:
         return before / total, (before + SHARES[role]) / total
 
 
-def token_windows(corpus: str | Path, tokenizer: Any, role: str, n: int | None = None, seqlen: int = 128, seed: int = 0, *,
-                  roles: str = "disjoint", windows: str | Path | None = None, cache_dir: str | None = None) -> Tensor:
+def token_windows(corpus: str | Path, tokenizer: Any, role: str, n: int | None = None, seqlen: int = 128,
+                  seed: int = 0, *, roles: str = "disjoint", windows: str | Path | None = None,
+                  cache_dir: str | None = None) -> Tensor:
     """Token ids of n windows of a corpus, LongTensor (n, seqlen).
 
-    corpus: `embedded` (or `embedded:almanac+stories`, some of its registers), `wikitext2`, `c4`, `ptb`, or a path: a
-    text file or JSON lines (.jsonl, .json), both also as .gz, .parquet, a folder of such files with train,
-    validation or test in their names, a `save_to_disk` folder. Rows have a column `text`, or `sentence` where
-    they make up a running text; those that are null or no text are skipped (`skipped_rows`).
-    roles: `disjoint` (every role its own text, windows drawn without overlap or repeat), or `published`: calibration
-    and gradient windows start anywhere in the train split, by `random.Random(seed)`, as in the published lib/data.py,
-    so that they are the same windows when corpus and seed are. The test role is always the consecutive windows of the
-    test text (n: the first n; None or 0: all). The train role packs documents one after the other, each closed by the
-    end-of-text token; `published`: those of the whole train split in its order, as in the published finetune_lm.py.
+    corpus: `embedded` (or `embedded:almanac+stories`, some of its registers), `wikitext2`, `c4`, `ptb`, or a
+    path: a text file or JSON lines (.jsonl, .json), both also as .gz, .parquet, a folder of such files with
+    train, validation or test in their names, a `save_to_disk` folder. Rows have a column `text`, or
+    `sentence` where they make up a running text; those that are null or no text are skipped (`skipped_rows`).
+
+    roles: `disjoint` (every role its own text, windows drawn without overlap or repeat), or `published`:
+    calibration and gradient windows start anywhere in the train split, by `random.Random(seed)`, as in the
+    published lib/data.py, so that they are the same windows when corpus and seed are. The test role is always
+    the consecutive windows of the test text (n: the first n; None or 0: all). The train role packs documents
+    one after the other, each closed by the end-of-text token; `published`: those of the whole train split in
+    its order, as in the published finetune_lm.py.
+
     windows: a safetensors file with tensors by role, which overrides all.
 
     Raises UsageError for unknown names, missing files or network, and too little text.
     """
-    _known("role", role, ROLES)
-    _known("roles", roles, SAMPLINGS)
+    for what, given, known in (("role", role, ROLES), ("roles", roles, SAMPLINGS)):
+        if given not in known:
+            raise UsageError(f"{what} '{given}' is not known{did_you_mean(given, known)}.")
     if n is None and role != "test":
         raise UsageError(f"role {role} needs a number of windows n.")
     if n is not None and (not isinstance(n, Integral) or n < (role != "test")):
@@ -93,7 +98,7 @@ def token_windows(corpus: str | Path, tokenizer: Any, role: str, n: int | None =
     if windows:
         return _from_file(Path(windows), role, n, seqlen)
     if tokenizer is None:
-        raise UsageError("the model has no tokenizer; give windows as a safetensors file, or a model with a tokenizer.")
+        raise UsageError("the model has no tokenizer; give one that has, or windows as a safetensors file.")
     name, _, part = str(corpus).partition(":")
     if name == "embedded":
         return _embedded_windows(tokenizer, role, n, seqlen, seed, part)
@@ -114,7 +119,7 @@ def check_seqlen(seqlen: int) -> None:
 
 
 def leaks(corpus: str, gradient_corpus: str, test_corpus: str, roles: str = "disjoint") -> bool:
-    """Whether statistics and test text come from one corpus, or calibration and gradient windows may coincide."""
+    """Are statistics and test text of one corpus, or may calibration and gradient windows coincide?"""
     return test_corpus in (corpus, gradient_corpus) or (roles == "published" and corpus == gradient_corpus)
 
 
@@ -132,8 +137,8 @@ def fingerprint(corpus: str | Path) -> str:
     if name == "embedded":
         from prunekit.embedded import world
 
-        folder = Path(world.__file__).parent
-        return _digest(sorted(folder.glob("*.py")), str(corpus))
+        parts = Path(world.__file__).parent.iterdir()
+        return _digest(sorted(part for part in parts if part.suffix in (".py", ".yaml")), str(corpus))
     path = Path(str(corpus)).expanduser()
     if name in CORPORA or not path.exists():
         return str(corpus)
@@ -148,7 +153,7 @@ def _digest(files: Iterable[Path], salt: str) -> str:
     return digest.hexdigest()[:16]
 
 
-# --- corpora -------------------------------------------------------------------------------------------------------
+# --- corpora ---------------------------------------------------------------------------------------
 
 
 @lru_cache(maxsize=4)
@@ -167,20 +172,20 @@ def load_corpus(corpus: str, cache_dir: str | None = None) -> Corpus:
 def _from_hub(name: str, cache_dir: str | None) -> Corpus:
     from datasets import load_dataset
 
-    sources = {
-        "wikitext2": ({"path": "Salesforce/wikitext", "name": "wikitext-2-raw-v1"}, "text"),
-        "ptb": ({"path": "ptb-text-only/ptb_text_only", "name": "penn_treebank", "revision": "refs/convert/parquet"}, "sentence"),
-        "c4": ({"path": "allenai/c4", "data_files": {"train": "en/c4-train.00000-of-01024.json.gz",
-                                                      "validation": "en/c4-validation.00000-of-00008.json.gz"}}, "text"),
-    }
-    options, column = sources[name]
+    options = {
+        "wikitext2": {"path": "Salesforce/wikitext", "name": "wikitext-2-raw-v1"},
+        "ptb": {"path": "ptb-text-only/ptb_text_only", "name": "penn_treebank",
+                "revision": "refs/convert/parquet"},
+        "c4": {"path": "allenai/c4", "data_files": {"train": "en/c4-train.00000-of-01024.json.gz",
+                                                    "validation": "en/c4-validation.00000-of-00008.json.gz"}},
+    }[name]
     try:
         with hub_or_cache():
             data = load_dataset(**options, cache_dir=cache_dir)
     except Exception as error:  # the hub client raises a dozen kinds of error for one fact
-        raise UsageError(f"corpus '{name}' ({options['path']}) cannot be had from the hub; connect to the network, or give a "
-                         "local file or folder as corpus.") from error
-    splits = {split: list(data[split][column]) for split in data}
+        raise UsageError(f"corpus '{name}' ({options['path']}) cannot be had from the hub; connect to the "
+                         "network, or give a local file or folder as corpus.") from error
+    splits = {split: list(data[split]["sentence" if name == "ptb" else "text"]) for split in data}
     if name == "c4":
         splits["test"] = splits.pop("validation")[:_C4_TEST_DOCUMENTS]
     return Corpus(name, splits, running=name != "c4", joiner="\n\n" if name == "wikitext2" else " ",
@@ -189,7 +194,8 @@ def _from_hub(name: str, cache_dir: str | None) -> Corpus:
 
 def _from_disk(path: Path) -> Corpus:
     if not path.exists():
-        raise UsageError(f"corpus '{path}' is neither a known corpus{did_you_mean(str(path), CORPORA)} nor a file or folder.")
+        raise UsageError(f"corpus '{path}' is neither a known corpus{did_you_mean(str(path), CORPORA)} nor a "
+                         "file or folder.")
     if path.is_file():
         files = {"all": [path]}
     elif any((path / f"dataset_{what}.json").is_file() for what in ("dict", "info")):
@@ -295,7 +301,7 @@ def _first(error: Exception) -> str:
     return str(error).partition("\n")[0][:120]
 
 
-# --- windows -------------------------------------------------------------------------------------------------------
+# --- windows ---------------------------------------------------------------------------------------
 
 
 def _from_file(path: Path, role: str, n: int | None, seqlen: int) -> Tensor:
@@ -309,25 +315,27 @@ def _from_file(path: Path, role: str, n: int | None, seqlen: int) -> Tensor:
     except (SafetensorError, OSError) as error:
         raise UsageError(f"windows file {path} is not a safetensors file ({error}).") from error
     if role not in tensors:
-        raise UsageError(f"windows file {path} has no windows for role {role} (it has {', '.join(sorted(tensors))}).")
-    found = tensors[role].long()
-    if found.ndim != 2 or found.shape[1] != seqlen:
-        raise UsageError(f"windows file {path} holds {role} windows of shape {tuple(found.shape)}; set seqlen to their length.")
-    if n and n > len(found):
-        raise UsageError(f"windows file {path} holds {len(found)} {role} windows where {n} are asked for.")
-    return found[:n] if n else found
+        has = ", ".join(sorted(tensors))
+        raise UsageError(f"windows file {path} has no windows for role {role} (it has {has}).")
+    held = tensors[role].long()
+    if held.ndim != 2 or held.shape[1] != seqlen:
+        raise UsageError(f"windows file {path} holds {role} windows of shape {tuple(held.shape)}; set seqlen "
+                         "to their length.")
+    if n and n > len(held):
+        raise UsageError(f"windows file {path} holds {len(held)} {role} windows where {n} are asked for.")
+    return held[:n] if n else held
 
 
-def _embedded_windows(tokenizer: Any, role: str, n: int | None, seqlen: int, seed: int, registers: str) -> Tensor:
+def _embedded_windows(tokenizer: Any, role: str, n: int | None, seqlen: int, seed: int, part: str) -> Tensor:
     """Consecutive windows of a stream of fresh documents, each closed by the end-of-text token."""
     from prunekit.embedded import world
 
-    documents = world.documents(role, 0 if role == "test" else seed, registers.split("+") if registers else None)
+    documents = world.documents(role, 0 if role == "test" else seed, part.split("+") if part else None)
     return _packed(documents, tokenizer, n or EMBEDDED_TEST_WINDOWS, seqlen)
 
 
 def _packed(documents: Iterator[str], tokenizer: Any, n: int, seqlen: int) -> Tensor:
-    """The first n windows of documents one after the other, each closed by the end-of-text token; fewer if they end."""
+    """The first n windows of documents in a row, each closed by the end-of-text token; fewer if they end."""
     if tokenizer.eos_token_id is None:
         raise UsageError("the tokenizer has no end-of-text token, which closes every document of these "
                          "windows; set its eos_token, or give ready windows as a safetensors file.")
@@ -340,13 +348,14 @@ def _packed(documents: Iterator[str], tokenizer: Any, n: int, seqlen: int) -> Te
 
 
 def _training_windows(corpus: Corpus, tokenizer: Any, n: int, seqlen: int, seed: int | None) -> Tensor:
-    """Packed windows: of the role's own documents, shuffled; without a seed, of the whole train split in its order."""
+    """Packed windows of the role's documents, shuffled; without a seed, of the train split in its order."""
     if corpus.running:
         found = torch.tensor(_split_tokens(corpus, tokenizer, corpus.split_of("train")))
         found = found[:len(found) // seqlen * seqlen].view(-1, seqlen)[:n]
     else:
-        documents = corpus.splits[corpus.split_of("train")] if seed is None else _role_documents(corpus, "train")
+        documents = corpus.splits[corpus.split_of("train")]
         if seed is not None:
+            documents = _role_documents(corpus, "train")
             random.Random(f"train/{seed}").shuffle(documents)
         found = _packed(iter(documents), tokenizer, n, seqlen)
     if len(found) < n:
@@ -367,7 +376,7 @@ def _test_windows(corpus: Corpus, tokenizer: Any, n: int | None, seqlen: int) ->
 
 
 def _disjoint_windows(corpus: Corpus, tokenizer: Any, role: str, n: int, seqlen: int, seed: int) -> Tensor:
-    """n of the consecutive windows of the role's own text, drawn without repeat; from documents, one window each."""
+    """n consecutive windows of the role's text, drawn without repeat; from documents, one window each."""
     generator = random.Random(f"{role}/{seed}")
     if corpus.running:
         ids = torch.tensor(_role_tokens(corpus, tokenizer, role))
@@ -407,8 +416,8 @@ def _published_windows(corpus: Corpus, tokenizer: Any, n: int, seqlen: int, seed
     return torch.stack(found)
 
 
-def _inside(documents: Iterable[str], tokenizer: Any, seqlen: int, generator: random.Random, special: bool = False
-            ) -> Iterator[Tensor]:
+def _inside(documents: Iterable[str], tokenizer: Any, seqlen: int, generator: random.Random,
+            special: bool = False) -> Iterator[Tensor]:
     """One window, anywhere, of every document longer than seqlen tokens."""
     for document in documents:
         ids = _encode(tokenizer, [document], special=special)[0]
@@ -418,7 +427,7 @@ def _inside(documents: Iterable[str], tokenizer: Any, seqlen: int, generator: ra
 
 
 def _role_documents(corpus: Corpus, role: str) -> list[str]:
-    """The documents of a role: those of its split whose hash falls into its share, so that no two roles share one."""
+    """The documents of a role: those of its split whose hash falls into its share; no two roles share one."""
     low, high = corpus.share(role)
     texts = corpus.splits[corpus.split_of(role)]
     return [text for text in texts
@@ -438,15 +447,10 @@ def _split_tokens(corpus: Corpus, tokenizer: Any, split: str) -> list[int]:
 
 
 def _encode(tokenizer: Any, texts: list[str], *, special: bool = False) -> list[list[int]]:
-    """Token ids of texts of any length (the tokenizer's warning about its model's context says nothing here)."""
+    """Token ids of texts of any length (a tokenizer's warning, of its model's context, says nothing here)."""
     return tokenizer(texts, add_special_tokens=special, verbose=False)["input_ids"]
 
 
 def _too_little(corpus: Corpus, role: str, n: int, seqlen: int, found: int) -> UsageError:
-    return UsageError(f"corpus '{corpus.name}' has text for {found} {role} windows of {seqlen} tokens where {n} are asked for; "
-                      "ask for fewer or shorter windows, or give more text.")
-
-
-def _known(what: str, name: str, known: tuple[str, ...]) -> None:
-    if name not in known:
-        raise UsageError(f"{what} '{name}' is not known{did_you_mean(name, known)}.")
+    return UsageError(f"corpus '{corpus.name}' has text for {found} {role} windows of {seqlen} tokens where "
+                      f"{n} are asked for; ask for fewer or shorter windows, or give more text.")

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -14,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import lock_descriptor
 from safetensors import SafetensorError
 
 from prunekit.errors import UsageError
@@ -108,7 +108,8 @@ def environment(**variables: str) -> Iterator[None]:
 
 @contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
-    """A new folder beside this one that takes its place when the block ends; until then, and after a kill, there is the old."""
+    """A new folder beside this one that takes its place when the block ends; until then, and after a kill,
+    there is the old one."""
     folder = folder.resolve()
     new, old = (folder.with_name(f".{folder.name}.{word}") for word in ("building", "old"))
     for left in (new, old):
@@ -137,11 +138,9 @@ def file_hash(path: Path) -> str:
 
 
 def lock(handle: int, sentence: str) -> None:
-    """Lock an open file for as long as it is open. Raises UsageError with the sentence if another process has it."""
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        raise UsageError(sentence) from error
+    """Lock an open file for as long as it is open. UsageError with the sentence if another process has it."""
+    if not lock_descriptor(handle, blocking=False):
+        raise UsageError(sentence)
 
 
 @contextmanager

@@ -10,7 +10,10 @@ from urllib.parse import urlsplit
 
 @contextmanager
 def hub_or_cache() -> Iterator[None]:
-    """Inside, hub ids resolve over the network if there is one, else from the cache without a minute of retries."""
+    """Inside, hub ids resolve over the network, if there is one, else from the cache without long retries.
+
+    By the libraries' constants, for lm-eval loads data sets itself and takes no `local_files_only`.
+    """
     import datasets.config
     import huggingface_hub.constants
 

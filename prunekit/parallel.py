@@ -6,7 +6,9 @@ import multiprocessing
 import os
 import signal
 import threading
+from collections.abc import Callable
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -19,9 +21,10 @@ def open_executor(kind: str = "serial", *, workers: int | None = None, address: 
                   **unknown: Any) -> Executor:
     """An executor by kind, to be used as a context manager.
 
-    "serial": in this process. "processes": `workers` processes on this machine (default: one per core). "dask": the
-    scheduler at `address`, or without one a cluster of `workers` processes on this machine (needs the extra `cluster`).
-    Raises UsageError for an unknown kind, arguments that do not fit, and a scheduler that does not answer.
+    "serial": in this process. "processes": `workers` processes on this machine (default: one per core).
+    "dask": the scheduler at `address`, or without one a cluster of `workers` processes on this machine (extra
+    `cluster`). Raises UsageError for an unknown kind, arguments that do not fit, and a scheduler that does
+    not answer.
     """
     for key in unknown:
         known = ("kind", "workers", "address")
@@ -31,30 +34,29 @@ def open_executor(kind: str = "serial", *, workers: int | None = None, address: 
     if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 1):
         raise UsageError(f"workers = {workers!r}: give a number of processes, 1 or more.")
     if address and kind != "dask":
-        raise UsageError(f"executor kind '{kind}' has no address; give kind 'dask' to use the scheduler at {address}.")
-    if kind == "serial":
-        if workers not in (None, 1):
-            raise UsageError(f"executor kind 'serial' has no {workers} workers; give kind 'processes'.")
-        return Serial()
-    return Processes(workers or os.cpu_count() or 1) if kind == "processes" else Dask(address, workers)
+        raise UsageError(f"executor kind '{kind}' has no address; give kind 'dask' to use that of {address}.")
+    if kind == "serial" and workers not in (None, 1):
+        raise UsageError(f"executor kind 'serial' has no {workers} workers; give kind 'processes'.")
+    if kind == "dask":
+        return Dask(address, workers)
+    return Processes(workers or os.cpu_count() or 1) if kind == "processes" else Serial()
 
 
 class Serial(Executor):
     """One after the other, in this process, each when its result is asked for."""
 
     def submit(self, function: Any, /, *args: Any, **kwargs: Any) -> Future:
-        return _Lazy(function, args, kwargs)
+        return _Lazy(partial(function, *args, **kwargs))
 
 
 class _Lazy(Future):
-    def __init__(self, function: Any, args: tuple, kwargs: dict):
+    def __init__(self, work: Callable[[], Any]):
         super().__init__()
-        self._work = function, args, kwargs
+        self._work = work
 
     def result(self, timeout: float | None = None) -> Any:
         if not self.done():
-            function, args, kwargs = self._work
-            self.set_result(function(*args, **kwargs))
+            self.set_result(self._work())
         return super().result(timeout)
 
 
@@ -86,7 +88,8 @@ def _end_with(held: Connection) -> None:
     """In a worker: end when the other end of the pipe closes, that is, with the pool or with the process that
     had it, and at nothing else: a Ctrl-C is for that process to answer.
 
-    A pool that breaks while it starts another worker forgets that worker, which would then keep Python from ending.
+    A pool that breaks while it starts another worker forgets that worker, which would then keep Python from
+    ending.
     """
     def watch() -> None:
         with contextlib.suppress(EOFError, OSError):
@@ -97,20 +100,20 @@ def _end_with(held: Connection) -> None:
 
 
 class Dask(Executor):
-    """Dask's own executor. A worker that dies is replaced by the scheduler, its evaluations run elsewhere."""
+    """Dask's own executor. A worker that dies is replaced by the scheduler, its work is done elsewhere."""
 
     def __init__(self, address: str | None, workers: int | None):
         try:
             from distributed import Client, LocalCluster
         except ImportError as error:
             raise UsageError("executor kind 'dask' needs Dask: pip install 'prunekit[cluster]'.") from error
-        self._cluster = None if address else LocalCluster(n_workers=workers or os.cpu_count(), threads_per_worker=1,
-                                                          dashboard_address=None)
+        here = {"n_workers": workers or os.cpu_count(), "threads_per_worker": 1, "dashboard_address": None}
+        self._cluster = None if address else LocalCluster(**here)
         try:
             self._client = Client(address or self._cluster, timeout=15, set_as_default=False)
         except (OSError, ValueError) as error:
-            raise UsageError(f"no Dask scheduler answers at {address}: start one there (dask scheduler), or correct the "
-                             "address.") from error
+            raise UsageError(f"no Dask scheduler answers at {address}: start one there (dask scheduler), or "
+                             "correct the address.") from error
         self._executor = self._client.get_executor(pure=False)
 
     def submit(self, function: Any, /, *args: Any, **kwargs: Any) -> Future:

@@ -1,8 +1,8 @@
 """How the embedded models were made: `python -m recipes.embedded_models llama|opt --output DIR`.
 
 A plain loop on one CPU thread: bfloat16 weights for the products, float32 masters for AdamW, fresh documents
-throughout (no text is seen twice on purpose), learning rate up in a short ramp and down to zero. Killed runs resume
-from DIR/checkpoint.
+throughout (no text is seen twice on purpose), learning rate up in a short ramp and down to zero. Killed runs
+resume from DIR/checkpoint.
 """
 from __future__ import annotations
 
@@ -57,7 +57,8 @@ class Recipe:
     gain_spread: float = 0.7  # sigma of the log-normal initial gains of the norms inside the blocks
 
 
-RECIPES = {"llama": Recipe("llama", learning_rate=1.5e-3, weight_decay=0.1), "opt": Recipe("opt", tokens=14_000_000)}
+RECIPES = {"llama": Recipe("llama", learning_rate=1.5e-3, weight_decay=0.1),
+           "opt": Recipe("opt", tokens=14_000_000)}
 
 
 def train_tokenizer(characters: int = 6_000_000) -> PreTrainedTokenizerFast:
@@ -85,17 +86,20 @@ def tokens_of(tokenizer: PreTrainedTokenizerFast, documents: Iterator[str], coun
 
 def build(architecture: str, initializer: float = 0.02) -> PreTrainedModel:
     """A fresh model; every linear layer's width is a multiple of 8, so that 2:4 and 4:8 fit."""
-    common = {"vocab_size": VOCABULARY, "hidden_size": WIDTH, "num_hidden_layers": BLOCKS, "num_attention_heads": HEADS,
+    common = {"vocab_size": VOCABULARY, "hidden_size": WIDTH, "num_hidden_layers": BLOCKS,
+              "num_attention_heads": HEADS,
               "max_position_embeddings": POSITIONS, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1}
     if architecture == "llama":
         return LlamaForCausalLM(LlamaConfig(intermediate_size=512, num_key_value_heads=2, rms_norm_eps=1e-5,
-                                            initializer_range=initializer, tie_word_embeddings=False, **common))
-    return OPTForCausalLM(OPTConfig(ffn_dim=768, word_embed_proj_dim=WIDTH, dropout=0.0, attention_dropout=0.0,
+                                            initializer_range=initializer, tie_word_embeddings=False,
+                                            **common))
+    return OPTForCausalLM(OPTConfig(ffn_dim=768, word_embed_proj_dim=WIDTH, dropout=0.0,
+                                    attention_dropout=0.0,
                                     init_std=initializer, tie_word_embeddings=True, **common))
 
 
 def _attention(module, query, key, value, attention_mask, scaling, dropout=0.0, **_):
-    """Causal attention as plain batched products: on a CPU in bfloat16 its backward is several times faster."""
+    """Causal attention as plain batched products: on a CPU in bfloat16 its backward is much faster."""
     batch, heads, length, width = query.shape
     shared = heads // key.shape[1]
     if shared > 1:
@@ -110,7 +114,10 @@ AttentionInterface.register("bmm", _attention)
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """Mean cross-entropy of `hidden @ head.T` in slices that stay in the cache; gradients made on the way forward."""
+    """Mean cross-entropy of hidden (n, width) @ head.T (width, vocabulary) in slices that stay in the cache.
+
+    Gradients are made on the way forward.
+    """
 
     @staticmethod
     def forward(ctx, hidden, head, target, rows=256):
@@ -152,7 +159,8 @@ class Trainer:
         matrices = [p for p in self.masters.values() if p.dim() > 1]
         gains = [p for p in self.masters.values() if p.dim() < 2]
         self.optimizer = torch.optim.AdamW(
-            [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": gains, "weight_decay": 0.0}],
+            [{"params": matrices, "weight_decay": recipe.weight_decay},
+             {"params": gains, "weight_decay": 0.0}],
             lr=recipe.learning_rate, betas=(0.9, 0.99), fused=True)
         body = self.model.get_decoder()
         self.body = torch.compile(body) if compiled else body
@@ -166,14 +174,16 @@ class Trainer:
         """Learning rate of this step: ramp, plateau, cosine to zero."""
         recipe, left = self.recipe, (self.steps - self.step) / self.steps
         falling = min(1.0, left / recipe.decay)
-        return recipe.learning_rate * min(1.0, (self.step + 1) / recipe.warmup) * 0.5 * (1 - math.cos(math.pi * falling))
+        rising = min(1.0, (self.step + 1) / recipe.warmup)
+        return recipe.learning_rate * rising * 0.5 * (1 - math.cos(math.pi * falling))
 
     def advance(self, ids: torch.Tensor) -> float:
         """One step on (batch,) tokens; returns the loss."""
         lengths = self.recipe.context
         windows = ids.view(-1, lengths[self.step % len(lengths)])
         hidden = self.body(input_ids=windows, use_cache=False).last_hidden_state[:, :-1].flatten(0, 1)
-        loss = _CrossEntropy.apply(hidden, self.model.get_output_embeddings().weight, windows[:, 1:].flatten())
+        loss = _CrossEntropy.apply(hidden, self.model.get_output_embeddings().weight,
+                                   windows[:, 1:].flatten())
         loss.backward()
         parameters = dict(self.model.named_parameters())
         for name, master in self.masters.items():
@@ -189,7 +199,8 @@ class Trainer:
         self.step += 1
         return loss.item()
 
-    # -- checkpoints -------------------------------------------------------------------------------------------------
+    # --- checkpoints
+
     def save(self, folder: Path) -> None:
         """Write the whole state beside the old one, then change names: a kill leaves one of the two."""
         folder.mkdir(parents=True, exist_ok=True)
@@ -245,7 +256,8 @@ def _publish(trainer: Trainer, tokenizer: PreTrainedTokenizerFast, output: Path,
     model.bfloat16().save_pretrained(output)
     tokenizer.save_pretrained(output)
     record = {
-        "recipe": asdict(trainer.recipe), "tokens": trainer.step * trainer.recipe.batch, "seconds": round(seconds),
+        "recipe": asdict(trainer.recipe), "tokens": trainer.step * trainer.recipe.batch,
+        "seconds": round(seconds),
         "parameters": sum(p.numel() for p in model.parameters()), "world_seed": world.SEED,
         "torch": torch.__version__, "transformers": transformers.__version__,
         "perplexity": evaluate(model, tokenizer), "curve": trainer.curve,
@@ -254,7 +266,8 @@ def _publish(trainer: Trainer, tokenizer: PreTrainedTokenizerFast, output: Path,
 
 
 @torch.no_grad()
-def evaluate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, windows: int = 256, seqlen: int = 128) -> dict:
+def evaluate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, windows: int = 256,
+             seqlen: int = 128) -> dict:
     """Perplexity on the test role, overall and per register, and the unigram's on the same text.
 
     exp of the mean cross-entropy over the seqlen - 1 predictions of each window, in float32.
@@ -265,7 +278,8 @@ def evaluate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, windows
     unigram = -(counts / counts.sum()).log()
 
     def measure(registers: tuple[str, ...] | None) -> dict[str, float]:
-        ids = tokens_of(tokenizer, world.documents("test", registers=registers), windows * seqlen).view(-1, seqlen)
+        ids = tokens_of(tokenizer, world.documents("test", registers=registers),
+                        windows * seqlen).view(-1, seqlen)
         losses = [F.cross_entropy(model(part).logits[:, :-1].transpose(1, 2), part[:, 1:]).item()
                   for part in ids.split(32)]
         return {"dense": round(math.exp(np.mean(losses)), 4),
@@ -275,13 +289,16 @@ def evaluate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, windows
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m recipes.embedded_models", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m recipes.embedded_models",
+                                     description=__doc__.split("\n")[0])
     parser.add_argument("architecture", choices=("llama", "opt"))
-    parser.add_argument("--output", type=Path, required=True, help="directory for the model; resumes what is there")
+    parser.add_argument("--output", type=Path, required=True,
+                        help="directory for the model; resumes what is there")
     parser.add_argument("--tokens", type=int, help="default: the recipe's")
     parser.add_argument("--seed", type=int, default=Recipe.seed)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--compile", action="store_true", help="fuse with torch.compile (needs a C++ compiler)")
+    parser.add_argument("--compile", action="store_true",
+                        help="fuse with torch.compile (needs a C++ compiler)")
     chosen = parser.parse_args(arguments)
     recipe = RECIPES[chosen.architecture]
     recipe = replace(recipe, seed=chosen.seed, tokens=chosen.tokens or recipe.tokens)

@@ -40,8 +40,9 @@ def recipe_table(records: dict[str, dict[str, Any]]) -> Iterator[str]:
     """What each model is and what making it took."""
     yield row("", *(MODELS[name] for name in records))
     yield row("---", *["---:"] * len(records))
-    for label, text in (("parameters", "{parameters:,}"), ("training tokens", "{tokens:,}"), ("seconds", "{seconds:,}"),
-                        ("seed", "{recipe[seed]}"), ("last training loss", "{loss:.3f}"), ("torch", "{torch}"),
+    for label, text in (("parameters", "{parameters:,}"), ("training tokens", "{tokens:,}"),
+                        ("seconds", "{seconds:,}"), ("seed", "{recipe[seed]}"),
+                        ("last training loss", "{loss:.3f}"), ("torch", "{torch}"),
                         ("transformers", "{transformers}")):
         yield row(label, *(text.format(**record, loss=record["curve"][-1][1]) for record in records.values()))
 
@@ -92,7 +93,8 @@ def answers_table(name: str) -> Iterator[str]:
     yield row("---", *["---:"] * len(found))
     for task, guess, *shares in zip(asked, *found):
         errors = [100 * math.sqrt(share * (1 - share) / QUESTIONS) for share in shares]
-        yield row(task, f"{guess:.0%}"[:-1], *(f"{100 * share:.1f} ± {error:.1f}" for share, error in zip(shares, errors)))
+        cells = (f"{100 * share:.1f} ± {error:.1f}" for share, error in zip(shares, errors))
+        yield row(task, f"{guess:.0%}"[:-1], *cells)
     yield row("mean", *(f"{100 * mean(column):.1f}" for column in found))
 
 
@@ -107,7 +109,8 @@ def measured() -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m recipes.embedded_table", description=__doc__)
-    parser.add_argument("--readme", type=Path, default=HERE / "README.md", help="the file whose measured part is replaced")
+    parser.add_argument("--readme", type=Path, default=HERE / "README.md",
+                        help="the file whose measured part is replaced")
     readme = parser.parse_args(arguments).readme
     text = readme.read_text()
     if not all(mark in text for mark in MARKS):

@@ -30,7 +30,7 @@ def numbers(low: int, high: int) -> str:
 
 @pytest.fixture
 def folder(tmp_path):
-    """A running text in which every token says where it stands: train 0-9999, validation 10000-, test 20000-."""
+    """A running text whose tokens say where they stand: train 0-9999, validation 10000-, test 20000-."""
     for split, start, count in (("train", 0, 10_000), ("validation", 10_000, 2000), ("test", 20_000, 1005)):
         (tmp_path / f"{split}.txt").write_text(numbers(start, start + count))
     return tmp_path
@@ -45,8 +45,8 @@ def test_impossible_numbers_are_one_sentence(name, value, corpus, folder):
 
 
 def test_roles_divide_the_train_tokens_40_20_20_20(folder):
-    bounds = {"calibration": (0, 4000), "gradient": (4000, 6000), "search": (6000, 8000), "train": (8000, 10_000),
-              "select": (10_000, 12_000)}
+    bounds = {"calibration": (0, 4000), "gradient": (4000, 6000), "search": (6000, 8000),
+              "train": (8000, 10_000), "select": (10_000, 12_000)}
     for role, (low, high) in bounds.items():
         windows = pk.token_windows(folder, Words(), role, (high - low) // 10, 10)
         assert windows.dtype == torch.long
@@ -99,7 +99,8 @@ def test_training_windows_pack_whole_documents(tmp_path):
     assert published == packed[:300]
     own = pk.token_windows(path, Words(), "train", 6, 50, seed=1).flatten().tolist()
     assert own != pk.token_windows(path, Words(), "train", 6, 50, seed=2).flatten().tolist()
-    assert [b for a, b in itertools.pairwise(own) if a % 100 < 29 and a] == [a + 1 for a in own[:-1] if a % 100 < 29 and a]
+    within = [(a, b) for a, b in itertools.pairwise(own) if a % 100 < 29 and a]
+    assert all(b == a + 1 for a, b in within)
     with pytest.raises(pk.UsageError, match="has text for 186 train windows"):
         pk.token_windows(path, Words(), "train", 187, 50, roles="published")
 
@@ -111,7 +112,8 @@ def test_published_training_windows_of_a_running_text_are_its_first(folder):
 
 def test_seeds_and_roles_give_other_windows(folder):
     draw = lambda role, seed: pk.token_windows(folder, Words(), role, 5, 10, seed)
-    assert torch.equal(draw("search", 0), draw("search", 0)) and not torch.equal(draw("search", 0), draw("search", 1))
+    assert torch.equal(draw("search", 0), draw("search", 0))
+    assert not torch.equal(draw("search", 0), draw("search", 1))
 
 
 def write_documents(tmp_path, suffix: str):

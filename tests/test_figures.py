@@ -1,4 +1,4 @@
-"""Figures with nothing, little and too much to show; that they come back from their tables is in workbook/test_redraw.py."""
+"""Figures with nothing, little and too much to show (that they come back: workbook/test_display.py)."""
 from __future__ import annotations
 
 import sys
@@ -14,9 +14,11 @@ from prunekit import figures
 from prunekit.workbook import display
 
 mpl.use("agg")
-FOUND = pd.DataFrame({"kind": ["correlation", "best tenth", "operator"], "name": ["mul>W", "sqrt", "hoist"], "effect": [0.4, -1.0, 2.0],
-                      "low": [0.2, -2.0, 1.0], "high": [0.6, 0.5, 3.0], "verdict": ["higher loss", "no signal", "improves more often"]})
-LONG = "W * sqrt(W * G + sqr(X - mms((W + X) * (G / X - sqr(W * sqrt(G + X)))))) + tanh(exp(W * G * X - mms(W)))"
+FOUND = pd.DataFrame({
+    "kind": ["correlation", "best tenth", "operator"], "name": ["mul>W", "sqrt", "hoist"],
+    "effect": [0.4, -1.0, 2.0], "low": [0.2, -2.0, 1.0], "high": [0.6, 0.5, 3.0],
+    "verdict": ["higher loss", "no signal", "improves more often"]})
+LONG = "W * sqrt(W * G + sqr(X - mms((W + X) * (G / X - sqr(W * sqrt(G + X)))))) + tanh(exp(W * X - mms(W)))"
 
 
 def texts(figure):
@@ -35,7 +37,8 @@ def test_the_legend_of_findings_names_only_what_is_drawn():
 
 
 def test_long_formulas_go_on_and_stay_within_the_figure():
-    figure = figures.pareto(pd.DataFrame({"size": [1, 31], "fitness": [0.5, 0.3], "front": True, "formula": ["W", LONG]}))
+    figure = figures.pareto(pd.DataFrame({
+        "size": [1, 31], "fitness": [0.5, 0.3], "front": True, "formula": ["W", LONG]}))
     assert LONG.replace(" ", "") in "".join(texts(figure)).replace(" ", "")
     figure.draw_without_rendering()
     for text in figure.findobj(Text):
@@ -44,16 +47,19 @@ def test_long_formulas_go_on_and_stay_within_the_figure():
 
 
 def test_a_legend_never_lies_on_data():
-    frame = pd.DataFrame({"x": [0, 1] * 5, "y": range(10), "by": [f"a long name, number {i // 2}" for i in range(10)]})
+    names = [f"a long name, number {i // 2}" for i in range(10)]
+    frame = pd.DataFrame({"x": [0, 1] * 5, "y": range(10), "by": names})
     figure = figures.lines(frame, "x", "y", "by", "x", "y")
     figure.draw_without_rendering()
     assert figure.legends[0].get_window_extent().y0 >= figure.axes[0].get_window_extent().y1
 
 
-@pytest.mark.parametrize("values, ticks", [([0.16, 3.5], ["0.2", "0.5", "1", "2"]), ([2.7, 23], ["3", "5", "7", "10", "15", "20"]),
-                                           ([1, 5e4], ["1", "10", "100", "1,000", "10,000"])])
+@pytest.mark.parametrize("values, ticks", [
+    ([0.16, 3.5], ["0.2", "0.5", "1", "2"]), ([2.7, 23], ["3", "5", "7", "10", "15", "20"]),
+    ([1, 5e4], ["1", "10", "100", "1,000", "10,000"])])
 def test_logarithmic_axes_have_round_numbers(values, ticks):
-    ax = figures.lines(pd.DataFrame({"x": [0, 1], "y": values, "by": "a"}), "x", "y", "by", "x", "y", ylog=True).axes[0]
+    frame = pd.DataFrame({"x": [0, 1], "y": values, "by": "a"})
+    ax = figures.lines(frame, "x", "y", "by", "x", "y", ylog=True).axes[0]
     assert [label.get_text() for label in ax.get_yticklabels()] == ticks
 
 
@@ -69,7 +75,10 @@ def test_menus_draw_again_or_say_how_to_do_without(monkeypatch):
     monkeypatch.setitem(sys.modules, "ipywidgets", None)
     assert "look(metric='W')" in pk.choose_from(look, metric=["W", "G"]).text
     drawn = {}
-    monkeypatch.setitem(sys.modules, "ipywidgets", SimpleNamespace(interact=lambda draw, **choices: drawn.update(
-        {value: draw(metric=value) for value in choices["metric"]})))
+
+    def interact(draw, metric):
+        drawn.update({value: draw(metric=value) for value in metric})
+
+    monkeypatch.setitem(sys.modules, "ipywidgets", SimpleNamespace(interact=interact))
     assert pk.choose_from(look, metric=["W", "G"]) is None
     assert "image/svg+xml" in drawn["G"].html and drawn["G"].html != drawn["W"].html

@@ -1,37 +1,21 @@
 """The seven kinds of questions, as they occur in the dialogue register: from a passage or from knowledge."""
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from prunekit.embedded.entities import ATTRIBUTES, SEASONS, Entity
+from prunekit.embedded.entities import ATTRIBUTES, LISTS, WORDS, Entity
 from prunekit.embedded.scribe import Scribe, cap
 
 KINDS = ("person", "person", "person", "person", "place", "animal", "thing", "craft")
-# (one way of putting it, the same from the other side); {a} and {b} change places, {t} is a thing
-CONVERSES = (
-    ("{a} gave the {t} to {b}", "{b} got the {t} from {a}"), ("{a} sold the {t} to {b}", "{b} bought the {t} from {a}"),
-    ("{a} is older than {b}", "{b} is younger than {a}"), ("{a} taught {b}", "{b} learned from {a}"),
-    ("{a} walked before {b}", "{b} walked after {a}"), ("{a} is taller than {b}", "{b} is shorter than {a}"),
-    ("{a} lent the {t} to {b}", "{b} borrowed the {t} from {a}"), ("{a} sat above {b}", "{b} sat below {a}"),
-)
-TRANSFERS = (  # the same, for what ends with {b} having the {t}
-    *((one, other) for one, other in CONVERSES if "{t}" in one),
-    ("{a} handed the {t} to {b}", "{b} took the {t} from {a}"), ("{a} passed the {t} to {b}", "{b} won the {t} from {a}"),
-)
-MOODS = ("tired", "hungry", "late", "glad", "angry", "lost", "ill", "proud", "afraid", "alone")
-RULES = {  # attribute of a person -> what a clause of a rule calls it
-    "home": ("the town they live in", "their home"), "trade": ("the craft they work in", "their trade"),
-    "pet": ("the animal they keep", "their animal"), "treasure": ("the thing they own", "their treasure"),
-    "colour": ("the colour they love", "their colour"), "parent": ("the parent they have", "their parent"),
-}
-DUTIES = ("name", "praise", "draw", "honour", "think of", "sing of")
+# What ends with {b} having the {t}.
+TRANSFERS = [pair for pair in WORDS["converses"] if "{t}" in pair[0]] + WORDS["transfers"]
+RULES: dict[str, list[str]] = WORDS["rules"]
 KNOWN = 60  # the tasks' rules ask about the best-known people only
 Pairs = list[tuple[str, str]]  # questions and answers that belong together, in order
 
 
 def dialogue(w: Scribe) -> list[str]:
-    """Questions and answers: facts, yes or no, a choice of four, what follows, whom a pronoun means, rules."""
+    """Questions and answers: facts, yes or no, one of four, what follows, whom a pronoun means, rules."""
     asker, teller = w.people(2)
     plain, wanted = w.chance(0.8), w.number(4, 7)
     pairs: Pairs = []
@@ -39,7 +23,8 @@ def dialogue(w: Scribe) -> list[str]:
         pairs += w.pick(_TALK)(w)
     if plain:
         return [f"Question: {w.put(question)} Answer: {answer}." for question, answer in pairs]
-    return [f'"{cap(question)}" asked {asker.name}. "{cap(answer)}," said {teller.name}.' for question, answer in pairs]
+    return [f'"{cap(question)}" asked {asker.name}. "{cap(answer)}," said {teller.name}.'
+            for question, answer in pairs]
 
 
 def _fact(w: Scribe) -> Pairs:
@@ -62,21 +47,22 @@ def _doubt(w: Scribe) -> Pairs:
     attribute = w.pick(list(ATTRIBUTES[entity.kind]))
     if w.chance(0.5):
         return [(f"is it true that {w.said(entity, attribute)}?", "yes")]
-    twin = Entity(entity.kind, entity.name, entity.rank, entity.sex, {attribute: w.other(entity, attribute)[0]})
+    twin = replace(entity, facts={attribute: w.other(entity, attribute)[0]})
     return [(f"is it true that {w.said(twin, attribute)}?", "no")]
 
 
 def follows(w: Scribe) -> tuple[str, str]:
     """Whether a sentence follows from another that says it from the other side, and "yes" or "no"."""
     (a, b), (thing,) = w.people(2), w.things(1)
-    premise, conclusion = w.pick(CONVERSES)
+    premise, conclusion = w.pick(WORDS["converses"])
     if w.chance(0.5):
         premise, conclusion = conclusion, premise
     true = w.chance(0.5)
     before = premise.format(a=a.name, b=b.name, t=thing)
     x, y = (a, b) if true else (b, a)
     after = conclusion.format(a=x.name, b=y.name, t=thing)
-    frame = w.pick(("if {} is it true that {}?", "{}; does it follow that {}?", "we know that {}, so is it sure that {}?"))
+    frame = w.pick(("if {} is it true that {}?", "{}; does it follow that {}?",
+                    "we know that {}, so is it sure that {}?"))
     return frame.format(before, after), "yes" if true else "no"
 
 
@@ -90,7 +76,7 @@ def pronoun(w: Scribe) -> tuple[str, str, Entity, Entity]:
     while a.sex == b.sex:
         a, b = w.people(2)
     meant = w.pick((a, b))
-    mood = w.pick(MOODS)
+    mood = w.pick(LISTS["moods"])
     verb = w.pick(("met", "saw", "thanked", "called", "helped", "left", "followed"))
     link = w.pick((" because {} was {}", " when {} was {}", ", and {} was {}")).format(meant.they, mood)
     return f"{a.name} {verb} {b.name}{link}", f"who was {mood}?", meant, b if meant is a else a
@@ -103,7 +89,7 @@ def _pronoun(w: Scribe) -> Pairs:
 
 @dataclass(frozen=True)
 class Rule:
-    """`text` says which attribute counts in which season: `cases`, season -> attribute; `duty` is what all must do."""
+    """`text` says which attribute counts in which season (`cases`); `duty` is what all must do."""
 
     text: str
     duty: str
@@ -115,8 +101,8 @@ class Rule:
 
 def rule(w: Scribe, clauses: int) -> Rule:
     """A rule of so many clauses; what it asks of somebody follows from one clause and one fact about them."""
-    duty = w.pick(DUTIES)
-    cases = dict(zip(w.some(SEASONS, clauses), w.some(list(RULES), clauses)))
+    duty = w.pick(LISTS["duties"])
+    cases = dict(zip(w.some(LISTS["seasons"], clauses), w.some(list(RULES), clauses)))
     text = [f"in {season} all {duty} {w.pick(RULES[attribute])}" for season, attribute in cases.items()]
     return Rule(" and ".join(text), duty, cases)
 
@@ -131,4 +117,4 @@ def _rule(w: Scribe) -> Pairs:
     return [(f"{w.pick(('by the law', 'here', 'by old custom'))} {law.text}; {question}", answer), *rest]
 
 
-_TALK: tuple[Callable[[Scribe], Pairs], ...] = (_fact, _fact, _choice, _doubt, _follows, _pronoun, _rule, _rule)
+_TALK = (_fact, _fact, _choice, _doubt, _follows, _pronoun, _rule, _rule)

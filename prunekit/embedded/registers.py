@@ -1,15 +1,12 @@
-"""Six ways of writing about the world. Each register is a function of a `Scribe` that returns one document's lines."""
+"""Six ways of writing about the world. Each register is a function of a `Scribe` that returns sentences."""
 from __future__ import annotations
 
-from prunekit.embedded.entities import ATTRIBUTES, NUMBERS, Entity
+from prunekit.embedded.entities import ATTRIBUTES, LISTS, WORDS, Entity
 from prunekit.embedded.questions import KINDS, dialogue
 from prunekit.embedded.scribe import Scribe, cap
 
-SPOTS = ("well", "mill", "barn", "market", "bridge", "gate", "inn", "tower", "garden", "harbour")
-COUNTED = ("apples", "eggs", "coins", "stones", "beans", "nuts", "candles", "ropes", "boats", "loaves")
 
-
-# -- almanac ------------------------------------------------------------------------------------------------------------
+# --- almanac
 def almanac(w: Scribe) -> list[str]:
     """Entries about two to four entities, facts in varied order and wording."""
     lines = []
@@ -32,13 +29,13 @@ def _entry(w: Scribe, entity: Entity, attributes: list[str]) -> list[str]:
     return lines
 
 
-# -- stories ------------------------------------------------------------------------------------------------------------
+# --- stories
 class Story:
     """Who has what, and who is where, after each event."""
 
     def __init__(self, w: Scribe, agents: int = 3, things: int = 2) -> None:
         self.w, self.agents, self.things = w, w.people(agents), w.things(things)
-        self.at = {agent: w.pick(SPOTS) for agent in self.agents}
+        self.at = {agent: w.pick(LISTS["spots"]) for agent in self.agents}
         self.holder: dict[str, Entity | None] = dict.fromkeys(self.things)
         self.left: dict[str, str] = {}
         self.last: Entity | None = None
@@ -46,11 +43,11 @@ class Story:
     def opening(self, places: bool = True) -> list[str]:
         """Where everybody is (unless `places` is False), and who has what."""
         w = self.w
-        lines = [f"{cap(w.known(agent))} {w.pick(('was at', 'stood by', 'waited at'))} the {self.at[agent]}."
+        lines = [w.vary(f"{cap(w.known(agent))} <was at|stood by|waited at> the {self.at[agent]}.")
                  for agent in self.agents if places]
         for thing in self.things:
             self.holder[thing] = agent = w.pick(self.agents)
-            lines.append(f"{agent.name} {w.pick(('had', 'carried', 'held'))} the {thing}.")
+            lines.append(w.vary(f"{agent.name} <had|carried|held> the {thing}."))
             self.last = agent
         return lines
 
@@ -60,24 +57,27 @@ class Story:
 
     def event(self) -> str:
         """One change of the world, told."""
+        return self.w.vary(self._event())
+
+    def _event(self) -> str:
         w, thing = self.w, self.w.pick(self.things)
         holder, draw = self.holder[thing], w.rnd()
         if holder is None:
             taker = w.pick(self.agents)
             self.holder[thing], self.at[taker] = taker, self.left[thing]
-            return f"{self._subject(taker)} {w.pick(('found', 'took', 'picked up'))} the {thing} at the {self.left[thing]}."
+            return f"{self._subject(taker)} <found|took|picked up> the {thing} at the {self.left[thing]}."
         if draw < 0.55:
             other = w.pick([agent for agent in self.agents if agent is not holder])
             self.holder[thing] = other
             if w.chance(0.3):
-                return f"{self._subject(other)} {w.pick(('took', 'got', 'won'))} the {thing} from {holder.name}."
-            return f"{self._subject(holder)} {w.pick(('gave', 'handed', 'passed'))} the {thing} to {other.name}."
+                return f"{self._subject(other)} <took|got|won> the {thing} from {holder.name}."
+            return f"{self._subject(holder)} <gave|handed|passed> the {thing} to {other.name}."
         if draw < 0.75:
             self.holder[thing], self.left[thing] = None, self.at[holder]
-            return f"{self._subject(holder)} {w.pick(('left', 'hid', 'dropped'))} the {thing} at the {self.at[holder]}."
+            return f"{self._subject(holder)} <left|hid|dropped> the {thing} at the {self.at[holder]}."
         mover = w.pick(self.agents)
-        self.at[mover] = spot = w.pick([spot for spot in SPOTS if spot != self.at[mover]])
-        return f"{self._subject(mover)} {w.pick(('went to', 'walked to', 'ran to'))} the {spot}."
+        self.at[mover] = spot = w.pick([spot for spot in LISTS["spots"] if spot != self.at[mover]])
+        return f"{self._subject(mover)} <went to|walked to|ran to> the {spot}."
 
     def truth(self, thing: str) -> str:
         holder = self.holder[thing]
@@ -88,11 +88,11 @@ class Story:
         w, holder = self.w, self.holder[thing]
         if holder:
             return w.pick((f"who has the {thing}?", f"who holds the {thing} now?")), holder.name
-        return w.pick((f"where is the {thing}?", f"where does the {thing} lie?")), f"at the {self.left[thing]}"
-
+        question = w.pick((f"where is the {thing}?", f"where does the {thing} lie?"))
+        return question, f"at the {self.left[thing]}"
 
     def doubt(self, thing: str) -> tuple[Entity, str]:
-        """Someone of whom to ask whether they have the thing, and the answer; half of the wrong ones were never named."""
+        """Somebody who may have the thing, and whether they do; half of those who do not were never named."""
         w, holder = self.w, self.holder[thing]
         if holder and w.chance(0.5):
             return holder, "yes"
@@ -104,7 +104,7 @@ class Story:
 
 
 def stories(w: Scribe) -> list[str]:
-    """Things change hands, and questions or summaries need the state: one long story, or several short scenes."""
+    """Things change hands, questions or summaries need the state: one long story, or several short scenes."""
     if w.chance(0.65):
         return [line for _ in range(w.number(3, 5)) for line in _scene(w)]
     story = Story(w, w.number(2, 4), w.number(1, 3))
@@ -113,9 +113,7 @@ def stories(w: Scribe) -> list[str]:
         lines.append(story.event())
         if w.chance(0.25):
             lines.append(_closing(w, story, w.pick(story.things)))
-    for thing in story.things:
-        lines.append(_closing(w, story, thing))
-    return lines
+    return lines + [_closing(w, story, thing) for thing in story.things]
 
 
 def _scene(w: Scribe) -> list[str]:
@@ -134,30 +132,31 @@ def _closing(w: Scribe, story: Story, thing: str) -> str:
         question, answer = story.whereabouts(thing)
         return f"Question: {w.put(question)} Answer: {answer}."
     if draw < 0.7:
-        return f"{w.pick(('In the end', 'At nightfall', 'By then'))} {story.truth(thing)}."
+        return w.vary(f"<In the end|At nightfall|By then> {story.truth(thing)}.")
     return _yes_or_no(w, story, thing)
 
 
 def _yes_or_no(w: Scribe, story: Story, thing: str) -> str:
     agent, answer = story.doubt(thing)
-    doubt = w.pick(("does {} have the {}", "has {} got the {}", "is it {} who has the {}", "is {} the one with the {}"))
+    doubt = w.pick(("does {} have the {}", "has {} got the {}", "is it {} who has the {}",
+                    "is {} the one with the {}"))
     return f"Question: {w.put(doubt.format(agent.name, thing))}? Answer: {answer}."
 
 
-# -- reckoning ----------------------------------------------------------------------------------------------------------
+# --- reckoning
 def reckoning(w: Scribe) -> list[str]:
     """Counting, sums, ordering, the calendar."""
     return [w.pick((_sum, _sum, _count, _order, _older, _calendar))(w) for _ in range(w.number(4, 8))]
 
 
 def _sum(w: Scribe) -> str:
-    person, goods = w.entity("person"), w.pick(COUNTED)
+    person, goods = w.entity("person"), w.pick(LISTS["counted"])
     a, b = w.number(2, 30), w.number(2, 15)
     if w.chance(0.5):
-        return (f"{person.name} had {a} {goods} and {w.pick(('found', 'bought', 'got'))} {b} more, "
-                f"so {person.they} had {a + b}.")
-    return (f"{person.name} had {a + b} {goods} and {w.pick(('lost', 'sold', 'gave away'))} {b}, "
-            f"so {person.they} kept {a}.")
+        before, change, after = a, f"<found|bought|got> {b} more", f"had {a + b}"
+    else:
+        before, change, after = a + b, f"<lost|sold|gave away> {b}", f"kept {a}"
+    return w.vary(f"{person.name} had {before} {goods} and {change}, so {person.they} {after}.")
 
 
 def _count(w: Scribe) -> str:
@@ -182,22 +181,24 @@ def _older(w: Scribe) -> str:
     if years == 0:
         return f"{a.name} and {b.name} were both born in {a.facts['born']}, so they are of one age."
     ending = f"{older.name} is older" if w.chance(0.5) else f"{younger.name} is younger"
-    return f"{a.name} was born in {a.facts['born']} and {b.name} in {b.facts['born']}, so {ending} by {years} years."
+    births = f"{a.name} was born in {a.facts['born']} and {b.name} in {b.facts['born']}"
+    return f"{births}, so {ending} by {years} years."
 
 
 def _calendar(w: Scribe) -> str:
     days = w.world.days
     start, step = w.number(0, 6), w.number(1, 6)
-    count = f"{NUMBERS[step - 2]} days" if step > 1 else "one day"
+    count = LISTS["numbers"][step - 2] + " days" if step > 1 else "one day"
     if w.chance(0.5):
         return f"If today is {days[start]}, then {count} later it is {days[(start + step) % 7]}."
     return f"If today is {days[start]}, then {count} ago it was {days[(start - step) % 7]}."
 
 
-# -- nested -------------------------------------------------------------------------------------------------------------
+# --- nested
 def nested(w: Scribe) -> list[str]:
     """Brackets, lists, quotations and repeated phrases: what an induction head is for."""
-    return [w.pick((_brackets, _again, _backwards, _chain, _quote, _table, _same))(w) for _ in range(w.number(3, 5))]
+    ways = (_brackets, _again, _backwards, _chain, _quote, _table, _same)
+    return [w.pick(ways)(w) for _ in range(w.number(3, 5))]
 
 
 def _words(w: Scribe, count: int) -> list[str]:
@@ -216,7 +217,7 @@ def _brackets(w: Scribe) -> str:
 
 def _again(w: Scribe) -> str:
     phrase = " ".join(_words(w, w.number(4, 9)))
-    return f"{w.pick(('Say', 'Sing', 'Write'))}: {phrase}. Again: {phrase}. And again: {phrase}."
+    return w.vary(f"<Say|Sing|Write>: {phrase}. Again: {phrase}. And again: {phrase}.")
 
 
 def _backwards(w: Scribe) -> str:
@@ -263,28 +264,22 @@ def _same(w: Scribe) -> str:
     return " ".join(lines)
 
 
-# -- chronicle ----------------------------------------------------------------------------------------------------------
-_DEEDS = (  # in a year, done by one of the company; {p} their
-    "{s} built a {x} for {o}", "{s} sold the {t} in {l}", "{s} married a {c} from {l}", "{s} lost the {t} on the way to {l}",
-    "{s} taught {o} the craft of the {c}", "{s} quarrelled with {o} over the {t}", "{s} bought a {b} in {l}",
-    "{s} went to {l} with {o}", "{s} fell ill, and {o} nursed {m}", "{s} found the {t} again in {l}",
-)
-
-
+# --- chronicle
 def chronicle(w: Scribe) -> list[str]:
     """Years in the life of two or three people, one place, one animal and one thing that keep coming back."""
     company, year = w.people(w.number(2, 3)), w.number(300, 690)
     place, thing, animal = w.entity("place").name, w.entity("thing").name, w.entity("animal").name
     craft = w.entity("craft").name
-    refrain = f"and the {animal} of {place} {w.pick(('slept', 'sang', 'was seen', 'was not seen'))}"
+    refrain = w.vary(f"and the {animal} of {place} <slept|sang|was seen|was not seen>")
     first = company[0]
-    lines = [f"{cap(w.known(first))} and {company[1].name} {w.pick(('lived', 'met', 'worked'))} in {place}."]
+    lines = [w.vary(f"{cap(w.known(first))} and {company[1].name} <lived|met|worked> in {place}.")]
     for _ in range(w.number(4, 9)):
         year += w.number(1, 3)
         who = w.pick(company)
         friend = w.pick([person for person in company if person is not who])
-        deed = w.pick(_DEEDS).format(s=who.name, o=friend.name, m=who.them, l=place, t=thing, b=animal, c=craft,
-                                     x=w.pick(("house", "boat", "wall", "cart")))
+        deed = w.pick(WORDS["deeds"]).format(
+            s=who.name, o=friend.name, m=who.them, l=place, t=thing, b=animal, c=craft,
+            x=w.pick(("house", "boat", "wall", "cart")))
         end = f", {refrain}" if w.chance(0.3) else ""
         lines.append(f"In {year} {deed}{end}.")
         if w.chance(0.35):
@@ -295,15 +290,15 @@ def chronicle(w: Scribe) -> list[str]:
 def _aside(w: Scribe, who: Entity, friend: Entity) -> str:
     """What the chronicler adds: tense, number and pronouns at work."""
     facts = who.facts
-    return cap(w.pick((
-        f"{who.they} was then {w.pick(('young', 'old', 'rich', 'poor'))}, and {who.their} {facts['pet']} was with {who.them}.",
-        f"{who.they} and {friend.name} were {w.pick(('friends', 'neighbours', 'rivals'))} from that day.",
+    return cap(w.pick([w.vary(text) for text in (
+        f"{who.they} was then <young|old|rich|poor>, and {who.their} {facts['pet']} was with {who.them}.",
+        f"{who.they} and {friend.name} were <friends|neighbours|rivals> from that day.",
         f"people who live in {facts['home']} still speak of {who.them}.",
-        f"{friend.name}, whose {friend.facts['treasure']} was known to all, {w.pick(('laughed', 'wept', 'said nothing'))}.",
-        f"as a {facts['trade']} {who.they} {w.pick(('knew', 'did not know'))} what to do.",
-    )))
+        f"{friend.name}, whose {friend.facts['treasure']} was known to all, <laughed|wept|said nothing>.",
+        f"as a {facts['trade']} {who.they} <knew|did not know> what to do.",
+    )]))
 
 
 # How often each is drawn when all are: knowledge and state cost more to learn than form does.
 SHARES = {"almanac": 4, "stories": 3, "dialogue": 5, "reckoning": 1, "nested": 2, "chronicle": 1}
-REGISTERS = {function.__name__: function for function in (almanac, stories, dialogue, reckoning, nested, chronicle)}
+REGISTERS = {write.__name__: write for write in (almanac, stories, dialogue, reckoning, nested, chronicle)}

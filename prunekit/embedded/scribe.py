@@ -2,17 +2,13 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Sequence
 from typing import TypeVar
 
-from prunekit.embedded.entities import ATTRIBUTES, Entity, World, the_world
+from prunekit.embedded.entities import ATTRIBUTES, WORDS, Entity, World, the_world
 
 T = TypeVar("T")
-
-
-# What may stand before a question; the tasks' "tell me" is none of them.
-OPENERS = ("say, ", "now, ", "well, ", "come, ", "think, ", "please, ", "answer me, ", "let me ask, ", "once more, ",
-           "in short, ", "by the way, ", "as you know, ", "for all to hear, ", "look, ", "so, ", "friend, ")
 
 
 def cap(text: str) -> str:
@@ -20,7 +16,7 @@ def cap(text: str) -> str:
 
 
 class Scribe:
-    """A random stream with a taste for the popular: `person()` and its like draw from the urns by popularity."""
+    """A random stream with a taste for the popular: `entity` and its like draw from the urns."""
 
     def __init__(self, rng: random.Random, world: World | None = None) -> None:
         self.rnd, self.rng, self.world = rng.random, rng, world or the_world()
@@ -45,6 +41,10 @@ class Scribe:
     def things(self, count: int) -> list[str]:
         return [thing.name for thing in self.some(self.world.urns["thing"], count)]
 
+    def vary(self, text: str) -> str:
+        """The text with one of the words of each <this|that>."""
+        return re.sub("<([^>]*)>", lambda words: self.pick(words[1].split("|")), text)
+
     def number(self, low: int, high: int) -> int:
         return low + int(self.rnd() * (high - low + 1))
 
@@ -53,19 +53,19 @@ class Scribe:
 
     def put(self, question: str) -> str:
         """The question, half the time with words before it that change nothing."""
-        return (self.pick(OPENERS) if self.chance(0.5) else "") + question
+        return (self.pick(WORDS["openers"]) if self.chance(0.5) else "") + question
 
-    # -- sentences about facts ------------------------------------------------------------------------------------
+    # --- sentences about facts
     def said(self, entity: Entity, attribute: str, named: bool = True) -> str:
         """One fact as a clause without a full stop; `named=False` says she, he or it."""
-        if not named and entity.kind not in ("person", "place"):
-            named = True  # their phrases have an article before the name
+        named = named or entity.kind not in ("person", "place")  # others have an article before it
         subject = entity.name if named else entity.they
         owner = entity.name + "'s" if named else entity.their
-        return self.pick(ATTRIBUTES[entity.kind][attribute][0]).format(s=subject, p=owner, v=entity.facts[attribute])
+        said = self.pick(ATTRIBUTES[entity.kind][attribute]["said"])
+        return said.format(s=subject, p=owner, v=entity.facts[attribute])
 
     def asked(self, entity: Entity, attribute: str) -> str:
-        return self.pick(ATTRIBUTES[entity.kind][attribute][1]).format(n=entity.name)
+        return self.pick(ATTRIBUTES[entity.kind][attribute]["asked"]).format(n=entity.name)
 
     def other(self, entity: Entity, attribute: str, count: int = 1) -> list[str]:
         """Wrong answers of the right type."""
@@ -87,5 +87,5 @@ class Scribe:
         if draw < 0.8:
             return f"{person.name} of {facts['home']}"
         if draw < 0.9:
-            return f"{person.name}, who {self.pick(('loves', 'always wears'))} {facts['colour']},"
+            return self.vary(f"{person.name}, who <loves|always wears> {facts['colour']},")
         return f"{person.name}, who keeps a {facts['pet']},"

@@ -1,8 +1,8 @@
 """Seven kinds of multiple-choice questions about the world, from the test role, ready for lm-eval.
 
-Each document is {"query", "choices", "gold"}: score every choice as a continuation of the query; `gold` is the index
-of the right one. Wordings do not occur in training ("tell me" and "If …, then in the end" never do), positions of the
-right answer are balanced, wrong answers are of the right type.
+Each document is {"query", "choices", "gold"}: score every choice as a continuation of the query; `gold` is
+the index of the right one. Wordings do not occur in training ("tell me" and "If …, then in the end" never
+do), positions of the right answer are balanced, wrong answers are of the right type.
 """
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def ruling(w: Scribe) -> Made:
 
 
 TASKS: dict[str, Callable[[Scribe], Made]] = {
-    function.__name__: function for function in (reading, entailment, ending, reference, popular, rare, ruling)}
+    task.__name__: task for task in (reading, entailment, ending, reference, popular, rare, ruling)}
 
 
 def documents(task: str, count: int = 500, seed: int = 0) -> Iterator[dict[str, Any]]:
@@ -129,8 +129,9 @@ def answered(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questio
              batch: int = 64) -> list[bool]:
     """For each question whether the model prefers the right choice.
 
-    The preferred choice c has the greatest sum of log p(token | query, tokens before) over the tokens of c, in
-    float32, without regard to its length (lm-eval's `acc`). Sequences of like length are scored `batch` at a time.
+    The preferred choice c has the greatest sum of log p(token | query, tokens before) over the tokens of c,
+    in float32, without regard to its length (lm-eval's `acc`). Sequences of like length are scored `batch` at
+    a time.
     """
     import torch
 
@@ -142,10 +143,11 @@ def answered(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questio
     scores = torch.empty(len(pairs))
     for chosen in (order[start:start + batch] for start in range(0, len(order), batch)):
         rows = [torch.tensor(query + choice) for query, choice in (pairs[i] for i in chosen)]
-        padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)  # on the right: causal models do not see it
+        # (rows, longest), filled up on the right, where causal models do not see it
+        padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(model.device)
         with torch.no_grad():
-            loss = model(input_ids=padded.to(model.device), use_cache=False).logits[:, :-1].float().transpose(1, 2)
-        loss = torch.nn.functional.cross_entropy(loss, padded[:, 1:].to(loss.device), reduction="none")
+            logits = model(input_ids=padded, use_cache=False).logits[:, :-1].float().transpose(1, 2)
+        loss = torch.nn.functional.cross_entropy(logits, padded[:, 1:], reduction="none")
         for i, row in zip(chosen, loss):
             query, choice = map(len, pairs[i])
             scores[i] = -row[query - 1:query + choice - 1].sum()

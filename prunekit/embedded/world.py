@@ -1,7 +1,7 @@
 """The embedded world's text: endless documents by role and register, the same for the same arguments.
 
-A document belongs to the role that a hash of its text names, and a stream drops what is not its own: two roles can
-never share a document, whatever their seeds. Facts are shared (they are the world).
+A document belongs to the role that a hash of its text names, and a stream drops what is not its own: two
+roles can never share a document, whatever their seeds. Facts are shared (they are the world).
 """
 from __future__ import annotations
 
@@ -27,9 +27,10 @@ def role_of(document: str) -> str:
 
 
 def documents(role: str, seed: int = 0, registers: Iterable[str] | None = None) -> Iterator[str]:
-    """Endless documents of about 50 to 300 tokens, one register each (drawn from `registers`, default all, by `SHARES`).
+    """Endless documents of about 50 to 300 tokens, each in one of `registers` (default all; by `SHARES`).
 
-    Same arguments, same text; no document occurs under two roles. Unknown roles or registers raise `UsageError`.
+    Same arguments, same text; no document occurs under two roles. Unknown roles or registers raise
+    `UsageError`.
     """
     chosen = REGISTERS if registers is None else tuple(registers)
     if role not in ROLES:

@@ -1,4 +1,4 @@
-"""Fine-tuning a pruned model with LoRA so that its zeros stay: peft's adapters, transformers' Trainer, a mask between.
+"""Fine-tuning a pruned model with LoRA so that its zeros stay: peft, transformers' Trainer, a mask between.
 
     W' = W + keep ∘ (B A) · alpha / r,    keep = (W != 0)
 
@@ -18,26 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import LoraConfig, PeftModel
-from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
 
 from prunekit.errors import UsageError
 from prunekit.evaluate.intervals import mean_of
-from prunekit.lora.layers import (
-    ADAPTER_FILE,
-    CONFIG_FILE,
-    MaskedLinear,
-    attach,
-    detach,
-    load_adapters,
-    load_keep,
-    merge_layer,
-    save_keep,
-    target_layers,
-)
+from prunekit.lora import layers as lora
 from prunekit.lora.options import LoraOptions
 from prunekit.lora.training import train
-from prunekit.models import Layer, check_windows, prunable_layers, refuse_offloaded
+from prunekit.models import check_windows, prunable_layers, refuse_offloaded
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,42 +34,52 @@ if TYPE_CHECKING:
 
 KEEP_FILE = "keep.safetensors"
 
-def finetune_lora(model: nn.Module, windows: Tensor, options: LoraOptions = LoraOptions(), *, masked: bool = True,
-                  checkpoints: str | Path | None = None, progress: bool = True) -> Tuned:
-    """Train low-rank adapters on token windows (n, seqlen), LongTensor; they stay inside the model until `.merge()`.
 
-    masked: multiply the low-rank product by the kept mask, so that no zero of a target layer can move; otherwise plain
-    LoRA as in peft. checkpoints: a folder; a call that was killed goes on from its last whole checkpoint there, to the
-    same adapter. Several GPUs: start the process with accelerate or torchrun. Dropout acts on the input of the
-    low-rank path only, so the merged model is the expectation of the trained one.
+def finetune_lora(model: nn.Module, windows: Tensor, options: LoraOptions = LoraOptions(), *,
+                  masked: bool = True, checkpoints: str | Path | None = None, progress: bool = True) -> Tuned:
+    """Train low-rank adapters on token windows (n, seqlen), LongTensor; they stay inside until `.merge()`.
 
-    Raises UsageError on target_modules that the model does not have, on a rank above theirs, on a model that already
-    carries adapters, on windows that it cannot read, on checkpoints of another fine-tuning, and on divergence.
+    masked: multiply the low-rank product by the kept mask, so that no zero of a target layer can move;
+    otherwise plain LoRA as in peft. checkpoints: a folder; a call that was killed goes on from its last whole
+    checkpoint there, to the same adapter. Several GPUs: start the process with accelerate or torchrun.
+    Dropout acts on the input of the low-rank path only, so the merged model is the expectation of the trained
+    one.
+
+    Raises UsageError on target_modules that the model does not have, on a rank above theirs, on a model that
+    already carries adapters, on windows that it cannot read, on checkpoints of another fine-tuning, and on
+    divergence.
     """
     check_windows(model, windows)
-    layers = target_layers(model, options.target_modules)
+    layers = lora.target_layers(model, options.target_modules)
     if options.rank > (full := max(min(layer.weight.shape) for layer in layers)):
         raise UsageError(f"rank = {options.rank} is more than that of the layers, at most {full}; give less.")
-    held = _held_out(windows, options)
-    job = {"options": json.loads(json.dumps(asdict(options))), "masked": masked, "windows": _digest([windows]),
-           "model": _digest(part for layer in layers for part in (layer.weight.flatten()[:2**16], (layer.weight != 0).sum()))}
-    adapters = attach(model, _config(layers, options), masked, options.seed)
+    held = round(options.validation * len(windows)) if options.eval_samples else 0
+    if held >= len(windows):
+        raise UsageError(f"{len(windows)} windows leave none to train on; give more.")
+    weights = [layer.weight for layer in layers]
+    job = {"options": json.loads(json.dumps(asdict(options))), "masked": masked,
+           "windows": _digest([windows]),
+           "model": _digest(part for W in weights for part in (W.flatten()[:2**16], (W != 0).sum()))}
+    config = LoraConfig(r=options.rank, lora_alpha=options.alpha, lora_dropout=options.dropout,
+                        target_modules=[layer.name for layer in layers], task_type="CAUSAL_LM",
+                        fan_in_fan_out=layers[0].transposed)
+    adapters = lora.attach(model, config, masked, options.seed)
     try:
         with tempfile.TemporaryDirectory() as nowhere:
-            records, costs = train(adapters, windows[held:], windows[:min(held, options.eval_samples)], options, job,
-                                   Path(checkpoints or nowhere), bool(checkpoints), progress)
+            records, costs = train(adapters, windows[held:], windows[:min(held, options.eval_samples)],
+                                   options, job, Path(checkpoints or nowhere), bool(checkpoints), progress)
         trained = ((name, part) for name, part in model.named_parameters() if part.requires_grad)
         if broken := next((name for name, part in trained if not part.isfinite().all()), ""):
             raise UsageError(f"the training diverged, and {broken} is no longer finite; give a lower "
                              "learning_rate, or load the model in float32 if it is float16.")
     except BaseException:
-        detach(adapters, model)
+        lora.detach(adapters, model)
         raise
     return Tuned(model, adapters, [layer.name for layer in layers], masked, records, costs, job)
 
 
 def load_lora(model: nn.Module, folder: str | Path) -> Tuned:
-    """Put saved adapters back into the pruned model that they were trained on, masked if masks lie beside them.
+    """Put saved adapters back into the pruned model they were trained on, masked if masks lie beside them.
 
     `merge` knows LoRA on linear layers, and without masks also DoRA, trained biases and whole modules
     (`modules_to_save`). Raises UsageError for any other kind, if the folder holds no whole adapter in
@@ -91,15 +89,15 @@ def load_lora(model: nn.Module, folder: str | Path) -> Tuned:
     refuse_offloaded(model)
     masked = os.path.lexists(folder / KEEP_FILE)  # a dangling link is no sign of plain LoRA
     weights = {layer.name: layer.weight for block in prunable_layers(model) for layer in block}
-    masks = load_keep(folder / KEEP_FILE) if masked else {}
+    masks = lora.load_keep(folder / KEEP_FILE) if masked else {}
     for name, keep in masks.items():
         if name not in weights or not torch.equal(keep, weights[name].cpu() != 0):
-            raise UsageError(f"the zeros of layer {name} are not those that the adapters in {folder} were trained with; give "
-                             "the pruned model that was fine-tuned.")
-    adapters = load_adapters(model, folder, masked)
-    names = [name for name, module in model.named_modules() if isinstance(module, LoraLinear)]
+            raise UsageError(f"the zeros of layer {name} are not those that the adapters in {folder} were "
+                             "trained with; give the pruned model that was fine-tuned.")
+    adapters = lora.load_adapters(model, folder, masked)
+    names = [name for name, module in model.named_modules() if isinstance(module, lora.LoraLinear)]
     if masked and masks.keys() != set(names):
-        detach(adapters, model)
+        lora.detach(adapters, model)
         raise UsageError(f"the masks in {folder} are not of the layers that its adapters go to; tune again.")
     return Tuned(model, adapters, names, masked)
 
@@ -107,9 +105,9 @@ def load_lora(model: nn.Module, folder: str | Path) -> Tuned:
 def adapter_folder(folder: str | Path) -> Path:
     """The folder, if adapters lie there; UsageError otherwise."""
     folder = Path(folder)
-    if not (folder / ADAPTER_FILE).is_file() or not (folder / CONFIG_FILE).is_file():
-        raise UsageError(f"folder {folder} holds no {ADAPTER_FILE} with its {CONFIG_FILE}; give one that was "
-                         "saved by `save` or by peft (pickled adapters are never loaded).")
+    if not (folder / lora.ADAPTER_FILE).is_file() or not (folder / lora.CONFIG_FILE).is_file():
+        raise UsageError(f"folder {folder} holds no {lora.ADAPTER_FILE} with its {lora.CONFIG_FILE}; give "
+                         "one that was saved by `save` or by peft (pickled adapters are never loaded).")
     return folder
 
 
@@ -117,9 +115,9 @@ def adapter_folder(folder: str | Path) -> Path:
 class Tuned:
     """A model with trained adapters inside. `model` is the model itself, and computes with them.
 
-    records: the learning curve: step, tokens, seconds, loss or eval_loss (nats per token), learning_rate. costs:
-    steps, tokens, seconds, tokens_per_second, memory_mb (peak; `memory` says of what), trainable (parameters).
-    zeros: after `merge`, one row per target layer.
+    records: the learning curve: step, tokens, seconds, loss or eval_loss (nats per token), learning_rate.
+    costs: steps, tokens, seconds, tokens_per_second, memory_mb (peak; `memory` says of what), trainable
+    (parameters). zeros: after `merge`, one row per target layer.
     """
 
     model: nn.Module
@@ -134,7 +132,7 @@ class Tuned:
     @contextmanager
     def unmasked(self) -> Iterator[nn.Module]:
         """Inside, the model computes W x + B A x · alpha / r: what peft alone makes of the saved adapters."""
-        modules = [module for module in self._open().modules() if isinstance(module, MaskedLinear)]
+        modules = [module for module in self._open().modules() if isinstance(module, lora.MaskedLinear)]
         try:
             for module in modules:
                 module.masked = False
@@ -144,28 +142,28 @@ class Tuned:
                 module.masked = True
 
     def merge(self, masked: bool | None = None) -> nn.Module:
-        """Add the adapters to the weights, take them out, and return the model; `zeros` then says what became of those.
+        """Add the adapters to the weights, take them out, and return the model; `zeros` then tells.
 
-        The model then computes what it did with them, to rounding. Raises UsageError if a sum overflows.
-
-        masked: None: as trained. True: masked also when training was not. False: the plain merge, which fills zeros in.
+        The model then computes what it did with them, to rounding. masked: None: as trained. True: also when
+        training was not. False: the plain merge, which fills zeros in. Raises UsageError if a sum overflows.
         """
         adapters, masked = self._open(), self.masked if masked is None else masked
         with torch.no_grad(), nullcontext() if masked else self.unmasked():
-            self.zeros = [{"layer": name, **merge_layer(self.model.get_submodule(name), masked)} for name in self.layers]
-        detach(adapters, self.model)
+            self.zeros = [{"layer": name, **lora.merge_layer(self.model.get_submodule(name), masked)}
+                          for name in self.layers]
+        lora.detach(adapters, self.model)
         self.adapters = None
         for name in self.layers:
             if not self.model.get_submodule(name).weight.isfinite().all():
                 raise UsageError(f"layer {name} is no longer finite with its adapter merged; load the model "
                                  "anew, in float32 if this is float16.")
-        broken = [row["layer"] for row in self.zeros if masked and (row["lost"] or row["pattern"] != row["pattern_before"])]
-        if broken:
-            raise RuntimeError(f"the masked merge of layer {broken[0]} filled zeros in")  # cannot be, so it is checked
+        for row in self.zeros:
+            if masked and (row["lost"] or row["pattern"] != row["pattern_before"]):  # cannot be: a check
+                raise RuntimeError(f"the masked merge of layer {row['layer']} filled zeros in")
         return self.model
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per merged layer: weights, zeros before and after, how many were lost, and the N:M pattern that holds."""
+        """One row per merged layer: weights, zeros before and after, those that were lost, the patterns."""
         import pandas as pd
 
         return pd.DataFrame(self.zeros)
@@ -181,13 +179,13 @@ class Tuned:
         with tempfile.TemporaryDirectory(prefix=".", dir=folder) as aside:
             if self.masked:
                 keep = {name: self.model.get_submodule(name).kept for name in self.layers}
-                save_keep(keep, Path(aside, KEEP_FILE))
+                lora.save_keep(keep, Path(aside, KEEP_FILE))
             record = {"job": self.job, "costs": self.costs, "records": self.records}
             Path(aside, "prunekit.json").write_text(json.dumps(record, indent=1))
             adapters.save_pretrained(aside, save_embedding_layers=False)  # they are not trained
-            for old in (CONFIG_FILE, KEEP_FILE):
+            for old in (lora.CONFIG_FILE, KEEP_FILE):
                 (folder / old).unlink(missing_ok=True)
-            for file in sorted(Path(aside).iterdir(), key=lambda file: file.name == CONFIG_FILE):
+            for file in sorted(Path(aside).iterdir(), key=lambda file: file.name == lora.CONFIG_FILE):
                 os.replace(file, folder / file.name)
         return folder
 
@@ -198,43 +196,30 @@ class Tuned:
 
 
 def recovered(dense: Perplexity, pruned: Perplexity, tuned: Perplexity) -> tuple[float, float, float]:
-    """The share of the perplexity gap that fine-tuning closes, (pruned - tuned) / (pruned - dense), and its 95 % interval.
+    """The closed share of the perplexity gap, (pruned - tuned) / (pruned - dense), with its 95 % interval.
 
     All three on the same windows; the interval is that of the windows' first-order parts in the share (delta
     method). Raises UsageError if they are not.
     """
-    if len({len(found.nll) for found in (dense, pruned, tuned)}) > 1:
+    if len({len(measured.nll) for measured in (dense, pruned, tuned)}) > 1:
         raise UsageError("the three perplexities are not over the same windows; evaluate all on the same.")
     gap = pruned.value - dense.value
     share = (pruned.value - tuned.value) / gap
     # What each window adds to a perplexity, to first order.
-    d, p, t = (found.value * (found.nll - found.nll.mean()) for found in (dense, pruned, tuned))
+    d, p, t = (measured.value * (measured.nll - measured.nll.mean()) for measured in (dense, pruned, tuned))
     low, high = mean_of(share + (p - t - share * (p - d)) / gap, running=True).interval()
     return share, low, high
 
 
 def mask_weights(model: nn.Module, keep: Mapping[str, Tensor]) -> None:
-    """Set what is not kept to zero again, in place: keep as of `kept_weights`, layer name -> bool (out, in)."""
+    """Set what is not kept to zero again, in place. keep: layer -> bool (out, in), as of `kept_weights`."""
     for block in prunable_layers(model):
         for layer in block:
             if layer.name in keep:
                 layer.weight.masked_fill_(~keep[layer.name].to(layer.weight.device), 0)
 
 
-# --- inside ---------------------------------------------------------------------------------------------------------------
-
-
-def _config(layers: list[Layer], options: LoraOptions) -> LoraConfig:
-    return LoraConfig(r=options.rank, lora_alpha=options.alpha, lora_dropout=options.dropout, task_type="CAUSAL_LM",
-                      target_modules=[layer.name for layer in layers], fan_in_fan_out=layers[0].transposed)
-
-
-def _held_out(windows: Tensor, options: LoraOptions) -> int:
-    """How many of the windows are for validation. Raises UsageError if none would be left to train on."""
-    held = round(options.validation * len(windows)) if options.eval_samples else 0
-    if held >= len(windows):
-        raise UsageError(f"{len(windows)} windows leave none to train on; give more.")
-    return held
+# --- inside ----------------------------------------------------------------------------------------
 
 
 def _digest(tensors: Any) -> str:

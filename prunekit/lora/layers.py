@@ -1,4 +1,4 @@
-"""LoRA layers with a mask: which layers they go to, the product they compute, how they merge, their masks on disk."""
+"""LoRA layers with a mask: the product they compute, their masks on disk, how they go in, and merge."""
 from __future__ import annotations
 
 import json
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
-from peft.tuners import lora
+from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
@@ -25,14 +25,15 @@ from prunekit.errors import UsageError, did_you_mean
 from prunekit.models import Layer, prunable_layers
 
 CONFIG_FILE, ADAPTER_FILE = "adapter_config.json", "adapter_model.safetensors"
-_QUERY_VALUE = (("q_proj", "v_proj"), ("qkv_proj",), ("query_key_value",), ("c_attn",))  # apart, or fused as the family does
+# Apart, or fused as the family does.
+_QUERY_VALUE = (("q_proj", "v_proj"), ("qkv_proj",), ("query_key_value",), ("c_attn",))
 
 
-# --- the masked product --------------------------------------------------------------------------------------------------
+# --- the masked product ----------------------------------------------------------------------------
 
 
 def masked_delta(W: Tensor, A: Tensor, B: Tensor, scale: float, transposed: bool = False) -> Tensor:
-    """keep ∘ (B A) · scale, in W's orientation and at least float32. A: (r, in), B: (out, r), W: (out, in)."""
+    """keep ∘ (B A) · scale, laid out as W, at least float32. A: (r, in), B: (out, r), W: (out, in)."""
     wide = torch.promote_types(A.dtype, torch.float32)
     delta = (B.to(wide) @ A.to(wide)) * scale
     return _masked(delta.T if transposed else delta, W)
@@ -43,14 +44,15 @@ def _masked(matrix: Tensor, W: Tensor) -> Tensor:
 
 
 class _MaskedProduct(torch.autograd.Function):
-    """x (…, in) -> x (W + keep ∘ (B A) s)^T + bias, or without `whole` x (keep ∘ (B A) s)^T; backward makes the matrix anew.
+    """x (…, in) -> x (W + keep ∘ (B A) s)^T + bias, or without `whole` x (keep ∘ (B A) s)^T.
 
-    So memory holds no second copy of the weights between the passes. W + … is rounded to W's dtype as by a merge.
+    Backward makes the matrix anew, so that memory holds no second copy of the weights between the passes.
+    W + … is rounded to W's dtype as by a merge.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, A: Tensor, B: Tensor, W: Tensor, bias: Tensor | None, scale: float, transposed: bool,
-                whole: bool) -> Tensor:
+    def forward(ctx: Any, x: Tensor, A: Tensor, B: Tensor, W: Tensor, bias: Tensor | None, scale: float,
+                transposed: bool, whole: bool) -> Tensor:
         ctx.save_for_backward(x, A, B, W)
         ctx.how = (scale, transposed, whole)
         with torch.autocast(x.device.type, enabled=False):
@@ -68,14 +70,15 @@ class _MaskedProduct(torch.autograd.Function):
             return dx, (dA * scale).to(A.dtype), (dB * scale).to(B.dtype), *[None] * 5
 
 
-def _matrix(x: Tensor, A: Tensor, B: Tensor, W: Tensor, scale: float, transposed: bool, whole: bool) -> Tensor:
+def _matrix(x: Tensor, A: Tensor, B: Tensor, W: Tensor, scale: float, transposed: bool,
+            whole: bool) -> Tensor:
     delta = masked_delta(W, A, B, scale, transposed)
     made = ((W + delta).to(W.dtype) if whole else delta).to(x.dtype)
     return made.T if transposed else made
 
 
-class MaskedLinear(lora.Linear):
-    """peft's LoRA layer with the low-rank product multiplied by the kept mask of the weight it is added to."""
+class MaskedLinear(LoraLinear):
+    """peft's LoRA layer with the low-rank product multiplied by the kept mask of its weight."""
 
     masked = True
 
@@ -91,8 +94,8 @@ class MaskedLinear(lora.Linear):
     def get_delta_weight(self, adapter: str) -> Tensor:
         if not self.masked:
             return super().get_delta_weight(adapter)
-        return masked_delta(self.get_base_layer().weight, self.lora_A[adapter].weight, self.lora_B[adapter].weight,
-                            self.scaling[adapter], self.fan_in_fan_out)
+        A, B = self.lora_A[adapter].weight, self.lora_B[adapter].weight
+        return masked_delta(self.get_base_layer().weight, A, B, self.scaling[adapter], self.fan_in_fan_out)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if not self.masked or self.disable_adapters or self.merged:
@@ -102,17 +105,18 @@ class MaskedLinear(lora.Linear):
         kind = x.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else base.weight.dtype
         bias = None if dropping else getattr(base, "bias", None)
-        product = _MaskedProduct.apply((self.lora_dropout[name](x) if dropping else x).to(dtype), self.lora_A[name].weight,
-                                       self.lora_B[name].weight, base.weight, bias, self.scaling[name], self.fan_in_fan_out,
+        read = (self.lora_dropout[name](x) if dropping else x).to(dtype)
+        A, B = self.lora_A[name].weight, self.lora_B[name].weight
+        product = _MaskedProduct.apply(read, A, B, base.weight, bias, self.scaling[name], self.fan_in_fan_out,
                                        not dropping)
         return product + base(x).to(dtype) if dropping else product
 
 
-# --- masks on disk --------------------------------------------------------------------------------------------------------
+# --- masks on disk ---------------------------------------------------------------------------------
 
 
 def save_keep(keep: dict[str, Tensor], file: Path) -> None:
-    """Write kept masks, bool (out, in), as packed bits: uint8 (out, ceil(in / 8)), highest bit first; widths as metadata."""
+    """Write kept masks, bool (out, in), as bits: uint8 (out, ceil(in / 8)), highest first; widths beside."""
     packed = {name: torch.from_numpy(np.packbits(mask.cpu().contiguous().numpy(), axis=1))
               for name, mask in keep.items()}
     save_file(packed, file, metadata={name: str(mask.shape[1]) for name, mask in keep.items()})
@@ -129,13 +133,13 @@ def load_keep(file: str | Path) -> dict[str, Tensor]:
         raise UsageError(f"{file} holds no masks, or broken ones; fine-tune again.") from error
 
 
-# --- adapters in and out of a model --------------------------------------------------------------------------------------
+# --- adapters in and out of a model ----------------------------------------------------------------
 
 
 def target_layers(model: nn.Module, target_modules: tuple[str, ...]) -> list[Layer]:
-    """The linear layers that adapters go to, by name (`q_proj`, or `self_attn.q_proj`) or by the words of LoraOptions.
+    """The linear layers that adapters go to: by name (`q_proj`, `self_attn.q_proj`) or LoraOptions' words.
 
-    Experts stored as one three-dimensional parameter take no adapters. Raises UsageError naming what is not there.
+    Experts stored as one three-dimensional parameter take none. Raises UsageError naming what is not there.
     """
     layers = [layer for block in prunable_layers(model) for layer in block if layer.expert is None]
     names = {name for layer in layers for name in (layer.kind, layer.kind.rpartition(".")[2])}
@@ -144,8 +148,8 @@ def target_layers(model: nn.Module, target_modules: tuple[str, ...]) -> list[Lay
         if target == "query-value":
             found = next((group for group in _QUERY_VALUE if names.issuperset(group)), None)
             if found is None:
-                raise UsageError(f"{type(model).__name__} has no query and value projections under a known name; give target_modules "
-                                 f"by name, from {', '.join(sorted(names))}.")
+                raise UsageError(f"{type(model).__name__} has no query and value projections under a known "
+                                 f"name; give target_modules by name, from {', '.join(sorted(names))}.")
             wanted.update(found)
         elif target != "all-linear" and target not in names:
             raise UsageError(f"target '{target}' is no linear layer of {type(model).__name__}"
@@ -222,7 +226,7 @@ def _fill(adapters: PeftModel, state: dict[str, Tensor], folder: Path) -> None:
         raise UsageError(f"the adapters in {folder} {what.format(key.removeprefix('base_model.model.'))}.")
 
     for name, module in adapters.named_modules():
-        if isinstance(module, BaseTunerLayer) and not isinstance(module, lora.Linear):
+        if isinstance(module, BaseTunerLayer) and not isinstance(module, LoraLinear):
             refuse("go to {}, which is no linear layer: merge with peft, or train without it", name)
     needed, own = (get_peft_model_state_dict(adapters, save_embedding_layers=more) for more in (False, True))
     for key in sorted(needed.keys() - state.keys()):
@@ -251,7 +255,7 @@ def detach(adapters: PeftModel, model: nn.Module) -> None:
     model.requires_grad_(True).eval()
 
 
-def merge_layer(module: lora.Linear, masked: bool) -> dict[str, Any]:
+def merge_layer(module: LoraLinear, masked: bool) -> dict[str, Any]:
     """Merge one layer as peft does, but if masked leave each bit of its zeros: what became of these."""
     before, pattern = module.get_base_layer().weight.detach().clone(), _pattern(module)
     module.merge()
@@ -262,7 +266,7 @@ def merge_layer(module: lora.Linear, masked: bool) -> dict[str, Any]:
             "lost": int((zero & (weight != 0)).sum()), "pattern_before": pattern, "pattern": _pattern(module)}
 
 
-def _pattern(module: lora.Linear) -> str:
+def _pattern(module: LoraLinear) -> str:
     """The N:M pattern that the weight has: 2:4, else 4:8, else none ("")."""
     weight = module.get_base_layer().weight
     zero = (weight.T if module.fan_in_fan_out else weight) == 0

@@ -1,13 +1,13 @@
-"""The training loop behind `finetune_lora`: transformers' Trainer, and checkpoints that a killed run goes on from."""
+"""The training loop behind `finetune_lora`: transformers' Trainer, and checkpoints to go on from."""
 from __future__ import annotations
 
-import hashlib
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from transformers.utils import logging
 
 from prunekit.errors import UsageError
+from prunekit.files import file_hash, write_atomic
 
 if TYPE_CHECKING:
     from prunekit.lora.options import LoraOptions
@@ -27,48 +28,57 @@ _MARK = "prunekit.json"  # written into a checkpoint last: no mark, no checkpoin
 _LOGGED, _VALIDATED = 40, 8  # points of the learning curve
 
 
-def train(model: nn.Module, training: Tensor, validation: Tensor, options: LoraOptions, job: dict[str, Any], folder: Path,
-          keep: bool, progress: bool) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def train(model: nn.Module, training: Tensor, validation: Tensor, options: LoraOptions, job: dict[str, Any],
+          folder: Path, keep: bool, progress: bool) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Train what requires a gradient on windows (n, seqlen): the learning curve's records, and what it cost.
 
-    With `keep`, checkpoints go to the folder, and a run with the same `job` goes on from the last whole one. Raises
-    UsageError if the checkpoints there are another job's.
+    With `keep`, checkpoints go to the folder, and a run with the same `job` goes on from the last whole one.
+    Raises UsageError if the checkpoints there are another job's.
     """
     last = resumable(folder, job) if keep else None
-    arguments = _arguments(model, options, folder, len(training), keep, bool(len(validation)), fresh=last is None)
+    validate = bool(len(validation))
+    arguments = _arguments(model, options, folder, len(training), keep, validate, fresh=last is None)
     watch = Watch(job, progress)
-    rows = [[{"input_ids": window, "labels": window} for window in windows] for windows in (training, validation)]
-    trainer = Trainer(model, arguments, train_dataset=rows[0], eval_dataset=rows[1] or None, callbacks=[watch])
+    read, held = ([{"input_ids": window, "labels": window} for window in part]
+                  for part in (training, validation))
+    trainer = Trainer(model, arguments, train_dataset=read, eval_dataset=held or None, callbacks=[watch])
     trainer.remove_callback(PrinterCallback)
     memory = Memory(arguments.device)
     with torch.random.fork_rng(), _quiet():
         trainer.train(resume_from_checkpoint=str(last) if last else None)
     model.eval()
     tokens = training.shape[1] * options.batch * max(1, arguments.world_size)
-    records = [_record(entry, tokens) for entry in trainer.state.log_history if {"loss", "eval_loss"} & entry.keys()]
+    kept = ("loss", "eval_loss", "learning_rate", "seconds")
+    records = [{"step": entry["step"], "tokens": entry["step"] * tokens,
+                **{key: entry[key] for key in kept if key in entry}}
+               for entry in trainer.state.log_history if {"loss", "eval_loss"} & entry.keys()]
     steps, seconds = trainer.state.global_step, watch.seconds
     seen = min(steps * tokens, round(options.epochs * training.numel()))
-    return records, {"steps": steps, "tokens": seen, "seconds": round(seconds, 2), "tokens_per_second": round(seen / max(seconds, 1e-9), 1),
-                     **memory.peak(), "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad)}
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return records, {"steps": steps, "tokens": seen, "seconds": round(seconds, 2),
+                     "tokens_per_second": round(seen / max(seconds, 1e-9), 1), **memory.peak(),
+                     "trainable": trainable}
 
 
-def _arguments(model: nn.Module, options: LoraOptions, folder: Path, windows: int, keep: bool, validate: bool, fresh: bool
-               ) -> TrainingArguments:
+def _arguments(model: nn.Module, options: LoraOptions, folder: Path, windows: int, keep: bool, validate: bool,
+               fresh: bool) -> TrainingArguments:
     parameter = next(model.parameters())
     on_cpu = parameter.device.type == "cpu"
     steps = windows / options.batch / int(os.environ.get("WORLD_SIZE", "1")) * options.epochs
     logged = max(1, round(steps / _LOGGED))
     return TrainingArguments(
-        output_dir=str(folder), per_device_train_batch_size=options.batch, per_device_eval_batch_size=options.eval_batch,
+        output_dir=str(folder),
+        per_device_train_batch_size=options.batch, per_device_eval_batch_size=options.eval_batch,
         learning_rate=options.learning_rate, num_train_epochs=options.epochs, lr_scheduler_type="linear",
         seed=options.seed, data_seed=options.seed, use_cpu=on_cpu, dataloader_pin_memory=not on_cpu,
-        bf16=options.bf16 or parameter.dtype == torch.bfloat16, fp16=parameter.dtype == torch.float16 and not on_cpu,
+        bf16=options.bf16 or parameter.dtype == torch.bfloat16,
+        fp16=parameter.dtype == torch.float16 and not on_cpu,
         **_checkpointing(options.gradient_checkpointing),
-        eval_strategy="steps" if validate else "no", eval_on_start=validate and fresh, prediction_loss_only=True,
-        save_strategy="steps" if keep else "no", save_total_limit=2,
-        logging_steps=logged, eval_steps=max(1, round(steps / _VALIDATED)),
-        save_steps=-(-options.save_every // logged) * logged,  # between logs, the loss since the last one would be lost
-        disable_tqdm=True, report_to="none", remove_unused_columns=False,
+        eval_strategy="steps" if validate else "no", eval_on_start=validate and fresh,
+        eval_steps=max(1, round(steps / _VALIDATED)), prediction_loss_only=True, logging_steps=logged,
+        # Between logs, the loss since the last one would be lost.
+        save_strategy="steps" if keep else "no", save_steps=-(-options.save_every // logged) * logged,
+        save_total_limit=2, disable_tqdm=True, report_to="none", remove_unused_columns=False,
         ddp_find_unused_parameters=False)
 
 
@@ -89,36 +99,31 @@ def _checkpointing(wanted: bool) -> dict[str, Any]:
     return {name: True, f"{name}_kwargs": {"use_reentrant": False}} if wanted else {}
 
 
-def _record(entry: dict[str, Any], tokens: int) -> dict[str, Any]:
-    known = ("loss", "eval_loss", "learning_rate", "seconds")
-    return {"step": entry["step"], "tokens": entry["step"] * tokens, **{key: entry[key] for key in known if key in entry}}
-
-
 def resumable(folder: Path, job: dict[str, Any]) -> Path | None:
     """The last whole checkpoint of this job; None if there is none. Unmarked and damaged ones are never read.
 
-    (A run that goes on from an earlier checkpoint ends at the same adapter.) The Trainer reads optimizer and generator
-    states as tensors and numbers only (`weights_only`), so that no file can run code.
+    (A run that goes on from an earlier checkpoint ends at the same adapter.) The Trainer reads optimizer and
+    generator states as tensors and numbers only (`weights_only`), so that no file can run code.
     """
-    marked = sorted(folder.glob(f"checkpoint-*/{_MARK}"), key=lambda file: file.stat().st_mtime_ns, reverse=True)
-    for file in marked:
+    marks = folder.glob(f"checkpoint-*/{_MARK}")
+    for file in sorted(marks, key=lambda file: file.stat().st_mtime_ns, reverse=True):
         mark = json.loads(file.read_text(encoding="utf-8"))
         if mark["job"] != job:
-            other = [key for key in job if mark["job"].get(key) != job[key]]
-            raise UsageError(f"the checkpoints in {folder} are of another fine-tuning (other {', '.join(other)}); give another "
-                             "folder, or remove them.")
+            other = ", ".join(key for key in job if mark["job"].get(key) != job[key])
+            raise UsageError(f"the checkpoints in {folder} are of another fine-tuning (other {other}); give "
+                             "another folder, or remove them.")
         if mark["files"] == _hashes(file.parent):
             return file.parent
     return None
 
 
 def _hashes(checkpoint: Path) -> dict[str, str]:
-    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(checkpoint.iterdir())
-            if file.is_file() and not file.name.endswith(_MARK)}
+    return {file.name: file_hash(file) for file in sorted(checkpoint.iterdir())
+            if file.is_file() and file.name != _MARK}
 
 
 class Watch(TrainerCallback):
-    """Progress, the time at each point of the curve (earlier sittings included), and the mark in each whole checkpoint."""
+    """Progress, the time at each point of the curve (earlier sittings too), the mark in a checkpoint."""
 
     def __init__(self, job: dict[str, Any], progress: bool):
         self.job, self.progress, self.before, self.started = job, progress, 0.0, time.perf_counter()
@@ -130,7 +135,8 @@ class Watch(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         self.before = max((entry.get("seconds", 0.0) for entry in state.log_history), default=0.0)
         self.started = time.perf_counter()
-        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="fine-tuning", disable=not self.progress, leave=False)
+        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="fine-tuning",
+                        disable=not self.progress, leave=False)
 
     def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         self.bar.update(state.global_step - self.bar.n)
@@ -143,9 +149,7 @@ class Watch(TrainerCallback):
             torch.distributed.barrier()  # every process has written its generators' state
         if state.is_world_process_zero:
             checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            temporary = checkpoint / f".{_MARK}"
-            temporary.write_text(json.dumps({"job": self.job, "files": _hashes(checkpoint)}), encoding="utf-8")
-            os.replace(temporary, checkpoint / _MARK)
+            write_atomic(checkpoint / _MARK, json.dumps({"job": self.job, "files": _hashes(checkpoint)}))
 
     def on_train_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         self.bar.close()
@@ -159,14 +163,14 @@ class Memory:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         elif sys.platform == "linux":
-            try:
+            with suppress(OSError):
                 Path("/proc/self/clear_refs").write_text("5")  # the kernel's own counter, back to now
-            except OSError:
-                pass
 
     def peak(self) -> dict[str, Any]:
         if self.device.type == "cuda":
-            return {"memory_mb": round(torch.cuda.max_memory_allocated(self.device) / 1e6, 1), "memory": "allocated on the GPU"}
+            peak = torch.cuda.max_memory_allocated(self.device) / 1e6
+            return {"memory_mb": round(peak, 1), "memory": "allocated on the GPU"}
         status = Path("/proc/self/status")
-        found = [line for line in status.read_text().splitlines() if line.startswith("VmHWM")] if status.exists() else []
-        return {"memory_mb": int(found[0].split()[1]) * 1024 / 1e6 if found else None, "memory": "resident in the process"}
+        kilobytes = re.search(r"VmHWM:\s+(\d+)", status.read_text()) if status.exists() else None
+        peak = int(kilobytes[1]) * 1024 / 1e6 if kilobytes else None
+        return {"memory_mb": peak, "memory": "resident in the process"}

@@ -1,4 +1,4 @@
-"""LoRA that keeps the zeros: what is trained is what is merged, and a killed run ends where an unkilled one does."""
+"""LoRA that keeps the zeros: what is trained is what is merged, killed or not."""
 from __future__ import annotations
 
 import json
@@ -29,7 +29,8 @@ from prunekit.lora.options import LoraOptions
 from prunekit.models import prunable_layers
 from tests.pruning.families import FAMILIES, windows
 
-FAST = LoraOptions(rank=4, dropout=0.0, target_modules=("all-linear",), learning_rate=0.02, batch=2, validation=0.0)
+FAST = LoraOptions(rank=4, dropout=0.0, target_modules=("all-linear",), learning_rate=0.02, batch=2,
+                   validation=0.0)
 
 
 def pruned(family="LLaMA", pattern="2:4", dtype=torch.float32):
@@ -54,7 +55,7 @@ def logits(model, ids):
 def test_the_product_and_its_gradients_are_those_of_the_plain_formula(whole, transposed):
     torch.manual_seed(0)
     W = torch.randn(5, 6, dtype=torch.double) * (torch.rand(5, 6) > 0.5)
-    A, B = torch.randn(3, 6, dtype=torch.double, requires_grad=True), torch.randn(5, 3, dtype=torch.double, requires_grad=True)
+    A, B = (torch.randn(*shape, dtype=torch.double, requires_grad=True) for shape in ((3, 6), (5, 3)))
     x = torch.randn(2, 4, 6, dtype=torch.double, requires_grad=True)
     stored = W.T.contiguous() if transposed else W
 
@@ -64,8 +65,8 @@ def test_the_product_and_its_gradients_are_those_of_the_plain_formula(whole, tra
     plain = F.linear(x, (W if whole else 0) + (W != 0) * (B @ A) * 1.7)
     torch.testing.assert_close(mine(x, A, B), plain, rtol=1e-12, atol=1e-12)
     upstream = torch.randn_like(plain)
-    for a, b in zip(torch.autograd.grad(mine(x, A, B), (x, A, B), upstream), torch.autograd.grad(plain, (x, A, B), upstream),
-                    strict=True):
+    for a, b in zip(torch.autograd.grad(mine(x, A, B), (x, A, B), upstream),
+                    torch.autograd.grad(plain, (x, A, B), upstream), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
     assert torch.autograd.gradcheck(mine, (x, A, B))
 
@@ -73,7 +74,8 @@ def test_the_product_and_its_gradients_are_those_of_the_plain_formula(whole, tra
 def test_masked_places_change_no_bit_not_even_the_sign_of_zero():
     model = nn.Sequential(nn.Linear(4, 1, bias=False)).to(torch.bfloat16)
     model[0].weight.data = torch.tensor([[0.0, -0.0, 1.0, -2.0]], dtype=torch.bfloat16)
-    config = lora_layers.with_masks(LoraConfig(r=1, lora_alpha=0.5, target_modules=["0"], init_lora_weights=False), True)
+    plain = LoraConfig(r=1, lora_alpha=0.5, target_modules=["0"], init_lora_weights=False)
+    config = lora_layers.with_masks(plain, True)
     layer = get_peft_model(model, config).base_model.model[0]
     for part in (layer.lora_A, layer.lora_B):
         nn.init.ones_(part["default"].weight)
@@ -87,7 +89,8 @@ def test_dropout_acts_on_the_input_of_the_low_rank_path_only():
     model = nn.Sequential(nn.Linear(6, 5))
     with torch.no_grad():
         model[0].weight[:, ::2] = 0
-    config = lora_layers.with_masks(LoraConfig(r=2, lora_alpha=4, lora_dropout=0.5, target_modules=["0"]), True)
+    plain = LoraConfig(r=2, lora_alpha=4, lora_dropout=0.5, target_modules=["0"])
+    config = lora_layers.with_masks(plain, True)
     layer = get_peft_model(model, config).train().base_model.model[0]
     nn.init.normal_(layer.lora_B["default"].weight)
     x, W, bias = torch.randn(7, 6), layer.base_layer.weight, layer.base_layer.bias
@@ -141,9 +144,11 @@ def test_the_plain_merge_fills_the_zeros_in_and_says_so():
     frame = tuned.to_frame().set_index("layer")
     after = weights(model)
     pk.mask_weights(model, {name: weight != 0 for name, weight in before.items()})
-    assert all(torch.equal(weight, after[name] * (before[name] != 0)) for name, weight in weights(model).items())
+    assert all(torch.equal(weight, after[name] * (before[name] != 0))
+               for name, weight in weights(model).items())
     for name, zeros in before.items():
-        assert frame.loc[name, "lost"] == int(((zeros == 0) & (after[name] != 0)).sum()) > 0.9 * frame.loc[name, "zeros_before"]
+        row, lost = frame.loc[name], int(((zeros == 0) & (after[name] != 0)).sum())
+        assert row["lost"] == lost > 0.9 * row["zeros_before"]
     assert set(frame["pattern_before"]) == {"2:4"} and set(frame["pattern"]) == {""}
 
 
@@ -194,10 +199,12 @@ def test_it_learns_and_records_how():
     tuned = pk.finetune_lora(pruned(), ids, replace(FAST, validation=0.1, eval_samples=5), progress=False)
     start, *_, end = [record["eval_loss"] for record in tuned.records if "eval_loss" in record]
     assert end < start / 2
-    assert tuned.costs["steps"] == 90 and tuned.costs["tokens"] == 180 * 12 and tuned.costs["trainable"] == 3 * 4 * (
-        sum(sum(layer.weight.shape) for layer in prunable_layers(FAMILIES["LLaMA"].model())[0]))
+    widths = sum(sum(layer.weight.shape) for layer in prunable_layers(FAMILIES["LLaMA"].model())[0])
+    assert tuned.costs["steps"] == 90 and tuned.costs["tokens"] == 180 * 12
+    assert tuned.costs["trainable"] == 3 * 4 * widths
     assert tuned.costs["memory_mb"] > 50 and tuned.records[-1]["tokens"] == 2160
-    assert [record["seconds"] for record in tuned.records] == sorted(record["seconds"] for record in tuned.records)
+    seconds = [record["seconds"] for record in tuned.records]
+    assert seconds == sorted(seconds)
 
 
 # ---------------------------------------------------------------- on disk
@@ -213,7 +220,8 @@ def test_peft_alone_loads_the_file_and_computes_the_unmasked_product(tmp_path):
     alone = PeftModel.from_pretrained(pruned(), str(tmp_path))
     assert torch.equal(logits(alone, ids), unmasked)
     again = pk.load_lora(pruned(), tmp_path)
-    assert again.masked and sorted(again.layers) == sorted(tuned.layers) and torch.equal(logits(again.model, ids), masked)
+    assert again.masked and sorted(again.layers) == sorted(tuned.layers)
+    assert torch.equal(logits(again.model, ids), masked)
     assert torch.equal(logits(again.merge(), ids), masked)
     for name, keep in lora_layers.load_keep(tmp_path / "keep.safetensors").items():
         assert torch.equal(keep, weights(pruned())[name] != 0)
@@ -233,7 +241,8 @@ def test_masks_of_any_width_survive_packing(tmp_path):
     keep = {"a": torch.rand(5, 13) > 0.5, "b": torch.rand(3, 16) > 0.5}
     lora_layers.save_keep(keep, tmp_path / "keep.safetensors")
     assert load_file(tmp_path / "keep.safetensors")["a"].shape == (5, 2)
-    assert all(torch.equal(mask, keep[name]) for name, mask in lora_layers.load_keep(tmp_path / "keep.safetensors").items())
+    assert all(torch.equal(mask, keep[name])
+               for name, mask in lora_layers.load_keep(tmp_path / "keep.safetensors").items())
 
 
 # ---------------------------------------------------------------- adapters of others
@@ -385,13 +394,15 @@ def deadly(self, args, state, control, **more):
 setattr(training.Watch, place, deadly)
 finetune.finetune_lora(pruned(), windows(60, 8), KILLED, checkpoints=folder, progress=False)
 """
-KILLED = replace(FAST, dropout=0.3, epochs=4.0, save_every=7, validation=0.1)  # logged every 3 steps, so saved every 9
+# Logged every 3 steps, so saved every 9.
+KILLED = replace(FAST, dropout=0.3, epochs=4.0, save_every=7, validation=0.1)
 
 
 def test_a_killed_run_goes_on_to_the_same_adapter_bit_for_bit(tmp_path):
     for step, place, left in ((20, "on_step_end", {"checkpoint-9", "checkpoint-18"}),
                               (36, "on_save", {"checkpoint-27", "checkpoint-36"})):
-        killed = subprocess.run([sys.executable, "-c", CHILD, str(step), place, tmp_path / "a"], capture_output=True, check=False)
+        killed = subprocess.run([sys.executable, "-c", CHILD, str(step), place, tmp_path / "a"],
+                                capture_output=True, check=False)
         assert killed.returncode == -9, killed.stderr.decode()
         assert {folder.name for folder in (tmp_path / "a").iterdir()} == left
     again = pk.finetune_lora(pruned(), windows(60, 8), KILLED, checkpoints=tmp_path / "a", progress=False)
@@ -455,7 +466,8 @@ def test_the_recovered_share_by_hand():
     of = lambda shift: Perplexity(dense + shift)
     value, low, high = pk.recovered(of(0), of(0.3), of(0.1))
     assert value == pytest.approx((math.exp(0.3) - math.exp(0.1)) / (math.exp(0.3) - 1))
-    assert low == pytest.approx(value) and high == pytest.approx(value)  # shifts alike in every window: no spread, being paired
+    # Shifts alike in every window: no spread, being paired.
+    assert low == pytest.approx(value) and high == pytest.approx(value)
     noisy = Perplexity(dense + 0.1 + generator.normal(0, 0.05, 50))
     value, low, high = pk.recovered(of(0), of(0.3), noisy)
     assert low < value < high and high - low < 0.3
@@ -488,16 +500,21 @@ def test_the_recovered_shares_interval_is_scipys_bootstraps():
     (lambda: LoraOptions(learning_rate=0), "learning_rate = 0 must be finite and greater than 0."),
     (lambda: LoraOptions(learning_rate=math.inf), "learning_rate = inf must be finite and greater"),
     (lambda: LoraOptions(epochs=None), "epochs = None must be finite and greater than 0."),
-    (lambda: LoraOptions(target_modules=()), "target_modules = () must be a list of names of layers, as ['q_proj']."),
-    (lambda: LoraOptions(target_modules="q_proj"), "target_modules = 'q_proj' must be a list of names of layers, as"),
+    (lambda: LoraOptions(target_modules=()),
+     "target_modules = () must be a list of names of layers, as ['q_proj']."),
+    (lambda: LoraOptions(target_modules="q_proj"),
+     "target_modules = 'q_proj' must be a list of names of layers, as"),
     (lambda: pk.finetune_lora(pruned(), windows(4, 8), replace(FAST, rank=10**6)),
      "rank = 1000000 is more than that of the layers, at most 32; give less."),
     (lambda: pk.finetune_lora(pruned(), windows(4, 8), replace(FAST, learning_rate=1e38), progress=False),
      "the training diverged, and model.layers.0.self_attn.q_proj.lora_A.default.weight is no longer finite"),
-    (lambda: finetune.target_layers(pruned(), ("q_prj",)), "target 'q_prj' is no linear layer of LlamaForCausalLM (did you mean 'q_proj'?)."),
-    (lambda: finetune.target_layers(pruned("GPT-NeoX"), ("q_proj",)), "target 'q_proj' is no linear layer of GPTNeoXForCausalLM (known: "),
+    (lambda: lora_layers.target_layers(pruned(), ("q_prj",)),
+     "target 'q_prj' is no linear layer of LlamaForCausalLM (did you mean 'q_proj'?)."),
+    (lambda: lora_layers.target_layers(pruned("GPT-NeoX"), ("q_proj",)),
+     "target 'q_proj' is no linear layer of GPTNeoXForCausalLM (known: "),
     (lambda: pk.finetune_lora(pruned(), torch.arange(9), FAST), "windows have shape (9,) and dtype"),
-    (lambda: pk.load_lora(pruned(), "nowhere"), "folder nowhere holds no adapter_model.safetensors with its adapter_config.json;"),
+    (lambda: pk.load_lora(pruned(), "nowhere"),
+     "folder nowhere holds no adapter_model.safetensors with its adapter_config.json;"),
 ])
 def test_what_cannot_be_is_said_in_one_sentence(make, sentence):
     with pytest.raises(pk.UsageError) as refused:
@@ -549,13 +566,17 @@ def test_the_command_before_after_and_merged(plain, tmp_path, capsys):
     pruned().save_pretrained(tmp_path / "model")
     save_file({"train": windows(40, 12), "test": windows(6, 12, seed=1)}, tmp_path / "w.safetensors")
     given = [f"--windows={tmp_path}/w.safetensors", "--corpus=wikitext2", "--seqlen=12"]
-    tuning = ["finetune", f"--model={tmp_path}/model", *given, "--block=12", "--nsamples=40", "--learning-rate=0.01",
-              f"--output={tmp_path}/adapter", f"--save-model={tmp_path}/merged", f"--results={tmp_path}", "--target-modules", "q_proj",
-              "up_proj", *["--plain"] * plain]
+    tuning = ["finetune", f"--model={tmp_path}/model", *given, "--block=12", "--nsamples=40",
+              "--learning-rate=0.01", f"--output={tmp_path}/adapter", f"--save-model={tmp_path}/merged",
+              f"--results={tmp_path}", "--target-modules", "q_proj", "up_proj", *["--plain"] * plain]
     assert main(tuning) == 0
     row = pd.read_csv(tmp_path / "results.csv").iloc[0]
-    assert row.target_modules == "q_proj up_proj" and row.steps == 38 and (row.zeros == row.zeros_before) == (not plain)
-    assert row.ppl_before != row.ppl_merged and abs(row.ppl_merged / row.ppl_unmasked - 1) < 1e-5 if plain else row.ppl_merged != row.ppl_unmasked
+    assert row.target_modules == "q_proj up_proj" and row.steps == 38
+    assert (row.zeros == row.zeros_before) == (not plain)
+    if plain:
+        assert row.ppl_before != row.ppl_merged and abs(row.ppl_merged / row.ppl_unmasked - 1) < 1e-5
+    else:
+        assert row.ppl_merged != row.ppl_unmasked
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     after = {name: int((weight == 0).sum()) for name, weight in weights(model).items()}
     before = {name: int((weight == 0).sum()) for name, weight in weights(pruned()).items()}
@@ -576,7 +597,8 @@ def test_the_command_refuses_before_it_loads(capsys):
                            (["--output", str(EMBEDDED["embedded/llama"])], "is the directory of a model"),
                            (["--learning-rate", "inf"], "learning_rate = inf must be finite and greater"),
                            (["--rank", "0"], "--rank 0 must be at least 1 (columns of A and B)."),
-                           (["--target-modules", "q proj"], "--target-modules q proj must be the name of a linear layer as q_proj, or")):
+                           (["--target-modules", "q proj"],
+                            "--target-modules q proj must be the name of a linear layer as q_proj, or")):
         assert main(["finetune", "--model", "embedded/llama", "--output", "nowhere", *more]) == 2
         assert sentence in capsys.readouterr().err
     assert main(["evaluate", "--model", "embedded/llama", "--lora-weights", "nowhere"]) == 2

@@ -1,0 +1,108 @@
+"""Points with intervals."""
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from prunekit.figures import style
+
+
+@style.figure
+def intervals(frame: pd.DataFrame, label: str, unit: str, reference: float | None = None) -> Figure:
+    """Points with intervals, one row per line of the frame: columns `label`, value, low, high."""
+    made, ((ax,),) = style.new(width=style.WIDE, height=0.6 + 0.24 * len(frame))
+    places = style.rows_of(ax, frame[label], len(frame), 0.6, 0.6)
+    error = np.abs(frame[["low", "high"]].to_numpy().T - frame["value"].to_numpy())
+    ax.errorbar(frame["value"], places, xerr=error, fmt="o", color=style.COLOURS[0], ecolor="#666666",
+                capsize=2)
+    if reference is not None:
+        ax.axvline(reference, linestyle="--", **style.RULE)
+    ax.set_xlabel(unit)
+    return made
+
+
+@style.figure
+def findings(frame: pd.DataFrame, most: int = 10) -> Figure:
+    """Traits with their effect and interval, one panel per kind, the most certain on top; filled: a signal.
+
+    Columns as from `prunekit.findings`: kind ("correlation", "best tenth"; others have figures of their own),
+    name, effect, low, high, verdict.
+    """
+    units = {"correlation": "rank correlation with loss\n← lower     higher →",
+             "best tenth": "log odds in the best tenth\n← rarer     more frequent →"}
+    parts = {kind: frame[frame["kind"] == kind].head(most) for kind in units if (frame["kind"] == kind).any()}
+    if not parts:
+        return style.nothing()
+    longest = max(map(len, parts.values()))
+    made, axes = style.new(len(parts), width=style.WIDE, height=1.2 + 0.19 * longest)
+    shown = {}
+    for ax, (kind, rows) in zip(axes[0], parts.items(), strict=True):
+        places = style.rows_of(ax, rows["name"], longest, 0.7, 0.7)
+        signal = (rows["verdict"] != "no signal").to_numpy()
+        ax.axvline(0, linestyle="--", **style.RULE)
+        ax.hlines(places, rows["low"], rows["high"], color="#666666", linewidth=1)
+        for chosen, face, label in ((signal, style.COLOURS[1], "signal"), (~signal, "white", "no signal")):
+            if chosen.any():
+                shown[label] = ax.scatter(rows["effect"][chosen], places[chosen], s=22, facecolor=face,
+                                          edgecolor=style.COLOURS[1], zorder=3)
+        ax.locator_params(axis="x", nbins=4)
+        ax.set(xlabel=units[kind], title=kind)
+    made.legend(shown.values(), shown, loc="outside upper center", ncols=2)
+    return made
+
+
+@style.figure
+def seen_and_unseen(frame: pd.DataFrame) -> Figure:
+    """The loss that chose a metric against its loss on other windows.
+
+    The dashed line is where other windows are as hard; the dotted one, how hard they are for metrics that
+    nobody chose (a proportion, where all losses are positive). What the chosen ones lie above it, was luck.
+    Columns metric, search, other, low, high, chosen (bool).
+    """
+    made, ((ax,),) = style.new(height=3.4)
+    ends = np.array([frame["search"].min(), frame["search"].max()])
+    ax.plot(ends, ends, linestyle="--", label="as hard", **style.RULE)
+    unchosen, positive = frame[~frame["chosen"]], (frame[["search", "other"]] > 0).all(axis=None)
+    if len(unchosen) and positive:
+        growth = np.exp(np.log(unchosen["other"] / unchosen["search"]).mean())
+        ax.plot(ends, growth * ends, ":", color=style.COLOURS[0], lw=1, label="as for those fixed before")
+    for place, label in enumerate(("fixed before the search", "chosen by the search")):
+        rows = frame[frame["chosen"] == bool(place)]
+        if len(rows):
+            error = [rows["other"] - rows["low"], rows["high"] - rows["other"]]
+            ax.errorbar(rows["search"], rows["other"], yerr=error, fmt=style.MARKERS[place], label=label,
+                        color=style.COLOURS[place], ecolor="#999999", zorder=3, capsize=2)
+    ax.set(xlabel="loss on the search windows", ylabel="loss on windows that no search saw")
+    if positive and frame["low"].min() > 0:  # proportions count, and they are distances on logarithmic axes
+        style.log_scale(ax.xaxis, ends)
+        style.log_scale(ax.yaxis, [*ends, *frame["other"]])
+    style.legend(ax)
+    return made
+
+
+@style.figure
+def recovery(frame: pd.DataFrame, dense: float) -> Figure:
+    """Perplexity before (hollow) and after fine-tuning (filled), a panel per `setting`, one row per method.
+
+    Above each row the recovered share with its interval; the dashed line is the dense model. (Perplexities
+    have no intervals here: windows differ far more from each other than models do on the same windows.)
+    Columns setting, method, ppl (pruned), tuned, recovered, recovered_low, recovered_high.
+    """
+    settings, methods = frame["setting"].unique(), frame["method"].unique()
+    made, axes = style.new(len(settings), width=style.PAGE, height=1.1 + 0.38 * len(methods), sharey=True)
+    for ax, setting in zip(axes[0], settings, strict=True):
+        rows = frame[frame["setting"] == setting].set_index("method").reindex(methods)
+        places = style.rows_of(ax, methods, len(methods), 0.6, 0.7)
+        ax.hlines(places, rows["tuned"], rows["ppl"], color="#AAAAAA", linewidth=1.5)
+        ax.plot(rows["ppl"], places, "o", color=style.COLOURS[1], markerfacecolor="white", label="pruned")
+        ax.plot(rows["tuned"], places, "s", color=style.COLOURS[0], label="fine-tuned")
+        for place, row in zip(places, rows.itertuples(), strict=True):
+            share = f"{row.recovered:.0%} ({row.recovered_low:.0%} to {row.recovered_high:.0%})"
+            ax.annotate(share, ((row.tuned + row.ppl) / 2, place), (0, 5), textcoords="offset points",
+                        ha="center", fontsize=7)
+        ax.axvline(dense, linestyle="--", label="dense", **style.RULE)
+        ax.set(title=setting, xlabel="perplexity")
+        ax.margins(x=0.12)
+    made.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper right", ncols=3)
+    return made

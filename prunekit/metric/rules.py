@@ -1,4 +1,5 @@
-"""What a parent can see of a value (its `Context`), and the table of rewriting rules with guards and proofs."""
+"""What a parent can see of a value (its `Context`), and the table of rewriting rules with guards and
+proofs."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator

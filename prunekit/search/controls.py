@@ -1,4 +1,5 @@
-"""What a search must be held against: the grid of monomials, a hidden target, and fitness that means nothing."""
+"""What a search must be held against: the grid of monomials, a hidden target, and fitness that means
+nothing."""
 from __future__ import annotations
 
 import random
@@ -26,8 +27,8 @@ def monomial(exponents: Mapping[str, int]) -> Tree:
 def grid(steps: int = GRID_STEPS) -> dict[tuple[int, int, int], Tree]:
     """Every W^a G^b X^c with a + b + c = `steps` (at most 15), by (a, b, c): 91 of them for 12 steps.
 
-    Only ratios of exponents matter to a mask, so this holds magnitude (12, 0, 0), Wanda (8, 0, 4), W·G (6, 6, 0) and
-    W²·G (8, 4, 0). As trees the exponents are quarters, which keeps the products inside float32.
+    Only ratios of exponents matter to a mask, so this holds magnitude (12, 0, 0), Wanda (8, 0, 4), W·G (6, 6,
+    0) and W²·G (8, 4, 0). As trees the exponents are quarters, which keeps the products inside float32.
     """
     found = {}
     for a in range(steps + 1):
@@ -41,8 +42,8 @@ def grid(steps: int = GRID_STEPS) -> dict[tuple[int, int, int], Tree]:
 class Planted:
     """Loss of a tree: the share of weights on which its mask differs from a hidden tree's, on random layers.
 
-    W normal, G log-normal and X chi-squared with spread columns, from `seed`; half of every row goes. Not finite for a
-    tree that is no metric there. So a search can be tested on a target that is known.
+    W normal, G log-normal and X chi-squared with spread columns, from `seed`; half of every row goes. Not
+    finite for a tree that is no metric there. So a search can be tested on a target that is known.
     """
 
     target: Tree

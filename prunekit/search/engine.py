@@ -1,7 +1,7 @@
 """Evolution as a fold over a journal: propose, evaluate, insert. Nothing here knows what an evaluation is.
 
-Candidate i draws from its own generator, seeded by (seed, i), and sees the results of candidates up to i - lag only, so
-the journal does not depend on how many evaluations run at once. An evaluator is any callable
+Candidate i draws from its own generator, seeded by (seed, i), and sees the results of candidates up to i -
+lag only, so the journal does not depend on how many evaluations run at once. An evaluator is any callable
 `evaluator(tree, race, seen, raw)` that returns an `Outcome`, or simply `evaluator(tree)` that returns a loss.
 """
 from __future__ import annotations
@@ -34,12 +34,13 @@ def evolve(evaluator: Callable[..., Any], preset: str | Preset = "modern", budge
            progress: bool = True, **changes: Any) -> Iterator[Generation]:
     """Search for metrics; yields a `Generation` after the first population and after every few candidates.
 
-    evaluator: `Evaluator`, or a function from a tree to a loss (lower is better; not finite: no metric). budget:
-    distinct evaluations (default: the preset's). journal: a file that the search is written to and resumed from.
-    executor: None (here, one after the other), any concurrent.futures.Executor, or `open_executor(...)`. seeds: trees
-    to try first. restart: put a journal of another search aside (as …~) and begin anew instead of refusing. changes:
-    fields of the preset. Same arguments, same generations, however many workers there are.
-    Source: Algorithm 1 of arXiv 2406.02924, whose code was not published; see `presets.py` for what is assumed.
+    evaluator: `Evaluator`, or a function from a tree to a loss (lower is better; not finite: no metric).
+    budget: distinct evaluations (default: the preset's). journal: a file that the search is written to and
+    resumed from. executor: None (here, one after the other), any concurrent.futures.Executor, or
+    `open_executor(...)`. seeds: trees to try first. restart: put a journal of another search aside (as …~)
+    and begin anew instead of refusing. changes: fields of the preset. Same arguments, same generations,
+    however many workers there are. Source: Algorithm 1 of arXiv 2406.02924, whose code was not published; see
+    `presets.py` for what is assumed.
 
     Raises UsageError for an unknown preset or field, values that cannot be, a loss that is no number, a
     journal of another search, in use, or damaged, and a disk that is full.

@@ -1,8 +1,10 @@
-"""The search's only memory: an append-only JSONL file, one durable line per event, from which everything is rebuilt.
+"""The search's only memory: an append-only JSONL file, one durable line per event, from which everything is
+rebuilt.
 
-Line 1 is the header; then, per candidate, `propose` and either `evaluate` or `reject`, in an order that does not depend
-on how many workers there are. Each line carries the CRC-32 of itself and all lines before it, so a changed byte is
-found wherever it is. A line that a crash left unfinished at the end is dropped. Losses are float32, base64.
+Line 1 is the header; then, per candidate, `propose` and either `evaluate` or `reject`, in an order that does
+not depend on how many workers there are. Each line carries the CRC-32 of itself and all lines before it, so a
+changed byte is found wherever it is. A line that a crash left unfinished at the end is dropped. Losses are
+float32, base64.
 """
 from __future__ import annotations
 
@@ -34,10 +36,12 @@ def unpack(text: str) -> array:
 
 
 class Journal:
-    """An open journal that nobody else can write. Use as a context manager; `events`: what it held when opened.
+    """An open journal that nobody else can write. Use as a context manager; `events`: what it held when
+    opened.
 
-    Raises UsageError if another process has it open, if a line other than the last is damaged, or if its header is of
-    another search than `header` (naming what differs; with `restart` that journal is renamed to …~ instead).
+    Raises UsageError if another process has it open, if a line other than the last is damaged, or if its
+    header is of another search than `header` (naming what differs; with `restart` that journal is renamed to
+    …~ instead).
     """
 
     def __init__(self, path: str | Path, header: Mapping[str, Any], *, restart: bool = False):
@@ -82,7 +86,8 @@ class Journal:
     def append(self, event: Mapping[str, Any]) -> dict[str, Any]:
         """Write one event and wait until it is on the disk; returns it as it will be read back.
 
-        Raises UsageError if it cannot be written (a full disk, say); the file then ends with the event before.
+        Raises UsageError if it cannot be written (a full disk, say); the file then ends with the event
+        before.
         """
         line, crc = _line(event, self._crc)
         try:
@@ -105,7 +110,8 @@ class Journal:
 
 
 def read(path: str | Path) -> list[dict[str, Any]]:
-    """All whole events of a journal, also while it is being written. Raises UsageError if there is none or it is damaged."""
+    """All whole events of a journal, also while it is being written. Raises UsageError if there is none or it
+    is damaged."""
     if not Path(path).is_file():
         raise UsageError(f"there is no journal {path}: give the path of a journal.jsonl.")
     events = _scan(Path(path))[0]

@@ -55,7 +55,8 @@ def swap(rng: random.Random, alphabet: Alphabet, a: Tree) -> Tree:
 
 
 def power(rng: random.Random, alphabet: Alphabet, a: Tree) -> Tree:
-    """A random subtree squared or under a root; one that is squared or under a root already loses that as often."""
+    """A random subtree squared or under a root; one that is squared or under a root already loses that as
+    often."""
     at = rng.randrange(len(a))
     if a[at] in _POWERS and rng.random() < 0.5:
         return a.replace(at, a[a.span(at)][1:])
@@ -63,7 +64,8 @@ def power(rng: random.Random, alphabet: Alphabet, a: Tree) -> Tree:
 
 
 def factor(rng: random.Random, alphabet: Alphabet, a: Tree) -> Tree:
-    """The whole tree or, as often, a random subtree times a terminal under 0 to 2 roots: a small step of an exponent."""
+    """The whole tree or, as often, a random subtree times a terminal under 0 to 2 roots: a small step of an
+    exponent."""
     at = rng.choice((0, rng.randrange(len(a))))
     return a.replace(at, ("mul", *("sqrt",) * rng.randrange(3), alphabet.leaf(rng), *a[a.span(at)]))
 
@@ -73,7 +75,8 @@ OPERATORS = ("crossover", *MUTATIONS)
 
 
 def breed(rng: random.Random, alphabet: Alphabet, parents: tuple[Tree, Tree], weights: Mapping[str, float]) -> tuple[Tree, str]:
-    """One operator, drawn by weight, applied to the first parent (crossover: to both); the child and the operator."""
+    """One operator, drawn by weight, applied to the first parent (crossover: to both); the child and the
+    operator."""
     name = rng.choices(list(weights), list(weights.values()))[0]
     if name == "crossover":
         return crossover(rng, alphabet, *parents), name

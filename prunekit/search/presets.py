@@ -80,7 +80,8 @@ class Preset:
         return self
 
     def as_dict(self) -> dict[str, Any]:
-        """For the journal's header, as JSON gives it back; the budget is no part of it, so that it may grow."""
+        """For the journal's header, as JSON gives it back; the budget is no part of it, so that it may
+        grow."""
         alphabet = {"grammar": self.alphabet.grammar, "without": list(self.alphabet.without),
                     "binary": self.alphabet.binary}
         return {one.name: getattr(self, one.name) for one in fields(self) if one.name != "budget"} | {
@@ -93,13 +94,14 @@ class Preset:
         return preset("paper", **{**plain, "alphabet": Alphabet(**alphabet)})
 
 
-# Ours. A search of a few hundred evaluations has no time to find out again what a coarse grid knows, nor can subtree
-# operators take a small step from W²·G to W²·sqrt(G): a change of one symbol changes most of the mask. Hence the six
-# monomials W^a G^b X^c of degree three that read W (magnitude, Wanda's and W²·G among them, but not the published line,
-# which would hand in the answer), the operators `power` and `factor` (one exponent, one step), every third candidate
-# bred from one of the best five, and a population that is small enough to be bred from early. Where thousands are
-# evaluated, breeding converges, often on a long approximation of a short metric; since about 2,200 metrics have five
-# symbols or fewer, half of the effort then goes to these, in order.
+# Ours. A search of a few hundred evaluations has no time to find out again what a coarse grid knows, nor can
+# subtree operators take a small step from W²·G to W²·sqrt(G): a change of one symbol changes most of the
+# mask. Hence the six monomials W^a G^b X^c of degree three that read W (magnitude, Wanda's and W²·G among
+# them, but not the published line, which would hand in the answer), the operators `power` and `factor` (one
+# exponent, one step), every third candidate bred from one of the best five, and a population that is small
+# enough to be bred from early. Where thousands are evaluated, breeding converges, often on a long
+# approximation of a short metric; since about 2,200 metrics have five symbols or fewer, half of the effort
+# then goes to these, in order.
 _MODERN = Preset(
     "modern", population=30, depths=(1, 2, 3, 4), sample=0.2, top=1, form="rank", unique=True, replace="oldest",
     start=3, local=0.3,
@@ -109,9 +111,10 @@ _MODERN = Preset(
     alphabet=Alphabet(without=_EXACT_COPIES, binary=0.5))
 
 PRESETS: dict[str, Preset] = {preset.name: preset for preset in (
-    # Algorithm 1 of the paper, reconstructed. Stated in secondary sources: population, iterations, top, mutation, OOS
-    # on every offspring, redraw of offspring equal to a parent, deletion of the worst. Assumed: sample 0.4, crossover
-    # 0.5, depths. No limit of size is stated; this one only keeps trees readable by every tool.
+    # Algorithm 1 of the paper, reconstructed. Stated in secondary sources: population, iterations, top,
+    # mutation, OOS on every offspring, redraw of offspring equal to a parent, deletion of the worst. Assumed:
+    # sample 0.4, crossover 0.5, depths. No limit of size is stated; this one only keeps trees readable by
+    # every tool.
     Preset("paper", population=50, depths=(3, 4), sample=0.4, top=10),
     # The published loop of LPZero, by the same authors: parents from the better half.
     Preset("lpzero", population=80, depths=(3, 4), sample=1.0, top=40, budget=1080),

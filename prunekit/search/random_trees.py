@@ -13,8 +13,8 @@ from prunekit.metric.tree import Tree
 
 @dataclass(frozen=True)
 class Alphabet:
-    """What trees are made of. `without`: symbols left out (as exact duplicates of others). `binary`: how often an inner
-    node is binary; None draws every operation alike."""
+    """What trees are made of. `without`: symbols left out (as exact duplicates of others). `binary`: how
+    often an inner node is binary; None draws every operation alike."""
 
     grammar: str = "reference"
     without: tuple[str, ...] = ()
@@ -60,7 +60,8 @@ def _by_arity(grammar: str, without: tuple[str, ...]) -> tuple[tuple[str, ...], 
 def random_tree(rng: random.Random, depth: int, alphabet: Alphabet = Alphabet(), full: bool = False) -> Tree:
     """A tree of at most (with `full`: in every branch exactly) `depth` edges from the root to a leaf.
 
-    "grow" draws a leaf with the share that leaves have among all symbols, but never at the root (Koza 1992, 6.2).
+    "grow" draws a leaf with the share that leaves have among all symbols, but never at the root (Koza 1992,
+    6.2).
     """
     leaves, operations = len(alphabet.by_arity[0]), sum(map(len, alphabet.by_arity[1:]))
     share = leaves / (leaves + operations)

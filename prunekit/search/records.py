@@ -13,7 +13,8 @@ RACE_BOUND = 3.0  # standard errors
 
 
 class Race(NamedTuple):
-    """When to stop: a mean paired difference to `reference` (losses per window) of more than `bound` standard errors."""
+    """When to stop: a mean paired difference to `reference` (losses per window) of more than `bound` standard
+    errors."""
 
     reference: tuple[float, ...]
     bound: float = RACE_BOUND
@@ -21,10 +22,10 @@ class Race(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """losses: mean over targets of nll(pruned) - nll(dense), per window, as far as measured. complete: to the last window.
-    stopped: windows after which the race stopped it, or, of an audited one, would have. masks: hash of its masks.
-    same: the earlier candidate with these masks, whose losses hold. defect: why it is no metric here. by_task: mean loss
-    over those windows of each target (and model), by name."""
+    """losses: mean over targets of nll(pruned) - nll(dense), per window, as far as measured. complete: to the
+    last window. stopped: windows after which the race stopped it, or, of an audited one, would have. masks:
+    hash of its masks. same: the earlier candidate with these masks, whose losses hold. defect: why it is no
+    metric here. by_task: mean loss over those windows of each target (and model), by name."""
 
     losses: Sequence[float] = ()
     complete: bool = True
@@ -37,8 +38,9 @@ class Outcome(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """One evaluated tree. fitness: mean loss (of an incomplete one, estimated from the windows it has). by_task: mean loss
-    of each target on the windows that were measured; empty where nothing told targets apart."""
+    """One evaluated tree. fitness: mean loss (of an incomplete one, estimated from the windows it has).
+    by_task: mean loss of each target on the windows that were measured; empty where nothing told targets
+    apart."""
 
     index: int
     tree: Tree
@@ -63,8 +65,8 @@ class Candidate:
 class Generation:
     """What the search yields: after the first population, and then after every `lag` candidates.
 
-    evaluated: distinct evaluations so far; saved: how often what spared one (or a part of one); best: lowest loss among
-    the completely measured; front: those on the Pareto front of size against loss.
+    evaluated: distinct evaluations so far; saved: how often what spared one (or a part of one); best: lowest
+    loss among the completely measured; front: those on the Pareto front of size against loss.
     """
 
     number: int
@@ -97,8 +99,9 @@ def pareto(candidates: Iterable[Candidate]) -> list[Candidate]:
 def behind(losses: Sequence[float], race: Race) -> bool:
     """Is the mean paired difference to the reference more than `bound` standard errors above 0?
 
-    With few windows the standard error is itself uncertain, so the bound is Student's quantile instead of the normal one
-    (expanded in 1/(n - 1)): of 3 standard errors, 3.6 for 16 windows. A plain 3 stopped leaders too often.
+    With few windows the standard error is itself uncertain, so the bound is Student's quantile instead of the
+    normal one (expanded in 1/(n - 1)): of 3 standard errors, 3.6 for 16 windows. A plain 3 stopped leaders
+    too often.
     """
     differences = [a - b for a, b in zip(losses, race.reference, strict=False)]
     n = len(differences)

@@ -51,7 +51,7 @@ class Search:
         self._measured: dict[Tree, int] = {}
         self._smaller = smallest_first(preset.alphabet, preset.max_size)  # those that it has passed were tried, or are refused
 
-    # What happened --------------------------------------------------------------------------------------------------
+    # What happened ------------------------------------------------------------------------------------------
 
     def apply(self, event: Mapping[str, Any]) -> None:
         kind = event["event"]
@@ -100,7 +100,7 @@ class Search:
                 leaver = next((one for one in self.population if one not in self._front), self.population[0])
             self.population.remove(leaver)
 
-    # What follows from it -------------------------------------------------------------------------------------------
+    # What follows from it -----------------------------------------------------------------------------------
 
     @property
     def best(self) -> Candidate | None:

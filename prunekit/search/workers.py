@@ -22,7 +22,8 @@ class Task:
 
 
 class Workers:
-    """An executor, and what to do when its workers die. A context manager; closes only what it opened itself."""
+    """An executor, and what to do when its workers die. A context manager; closes only what it opened
+    itself."""
 
     def __init__(self, executor: Executor | Mapping[str, Any]):
         self._own = isinstance(executor, Mapping)
@@ -47,7 +48,8 @@ class Workers:
         return task
 
     def result(self, task: Task) -> Any:
-        """The outcome. A worker's death costs nothing; a tree that kills two workers by itself has that as its defect."""
+        """The outcome. A worker's death costs nothing; a tree that kills two workers by itself has that as
+        its defect."""
         self._open.remove(task)
         try:
             return task.future.result()
@@ -74,7 +76,8 @@ class Workers:
             return future
 
     def _alone(self, task: Task) -> Any:
-        """After a death among several: this one by itself, so that it is known whose fault it was; then the others."""
+        """After a death among several: this one by itself, so that it is known whose fault it was; then the
+        others."""
         if not hasattr(self._executor, "renew"):
             raise UsageError("a worker died and this executor cannot replace it: give {'kind': 'processes'}, and start the "
                              "search again, it goes on from its last event.")

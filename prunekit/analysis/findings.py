@@ -150,7 +150,8 @@ def _siblings(has: pd.Series, hit: pd.Series, parent: pd.Series | list[pd.Series
 
 def _answer(mean: Mean, n: int, has: int, families: int) -> dict[str, Any]:
     low, high = mean.interval()
-    return {"effect": mean.value, "low": low, "high": high, "n": n, "with": has, "families": families, "p": mean.p}
+    return {"effect": mean.value, "low": low, "high": high, "n": n, "with": has, "families": families,
+            "p": mean.p}
 
 
 def improvements(frame: pd.DataFrame) -> pd.DataFrame:
@@ -212,16 +213,17 @@ def skill(frame: pd.DataFrame, folds: int = 5) -> tuple[dict[str, Any], str]:
         from sklearn.model_selection import GroupKFold, cross_val_predict
         from sklearn.tree import DecisionTreeRegressor, export_text
     except ImportError as error:
-        raise UsageError("the model of loss from traits needs scikit-learn: pip install 'prunekit[analysis]', "
-                         "or ask for findings(frame, model=False).") from error
+        raise UsageError("the model of loss from traits needs scikit-learn: pip install "
+                         "'prunekit[analysis]', or ask for findings(frame, model=False).") from error
     if (families := frame["family"].nunique()) < folds:
-        raise UsageError(f"{families} families do not make {folds} folds: give a longer journal, or fewer folds.")
+        raise UsageError(f"{families} families do not make {folds} folds: give a longer journal.")
     X, y = _numbers(frame).fillna(-1.0), _centred_ranks(frame["fitness"], frame["journal"])
     tree = DecisionTreeRegressor(max_depth=3, min_samples_leaf=max(5, len(frame) // 50), random_state=0)
     split = list(GroupKFold(folds).split(X, y, frame["family"]))
-    errors = [(y - cross_val_predict(model, X.to_numpy(), y, cv=split)) ** 2 for model in (tree, DummyRegressor())]
-    answer = _tested(np.stack(errors), frame["family"],
-                     lambda sums: 1 - sums[..., 0] / np.maximum(sums[..., 1], 1e-300), 1e-9, np.ones(len(y), bool))
+    errors = np.stack([(y - cross_val_predict(model, X.to_numpy(), y, cv=split)) ** 2
+                       for model in (tree, DummyRegressor())])
+    explained = lambda sums: 1 - sums[..., 0] / np.maximum(sums[..., 1], 1e-300)
+    answer = _tested(errors, frame["family"], explained, 1e-9, np.ones(len(y), bool))
     answer["p"] = answer["p"] / 2 if answer["effect"] > 0 else 1.0
     rules = export_text(tree.fit(X.to_numpy(), y), feature_names=list(X), decimals=2)
     return {"kind": "model", "name": "decision tree", **answer}, rules

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
     from prunekit.search.evaluator import Evaluator
 
-_COLUMNS = ["journal", "preset", "seed", "i", "tree", "raw", "operator", "parents", "size", "depth", "terminals",
-            "fitness", "complete", "stopped", "audited", "same", "evaluated", "best", "seconds", "windows",
-            "rung", "group", "grammar", "measured"]
+_COLUMNS = ["journal", "preset", "seed", "i", "tree", "raw", "operator", "parents", "size", "depth",
+            "terminals", "fitness", "complete", "stopped", "audited", "same", "evaluated", "best", "seconds",
+            "windows", "rung", "group", "grammar", "measured"]
 _AS_THEY_ARE = ("operator", "fitness", "complete", "stopped", "audited", "same")  # of a candidate
 _NOT_MEASURED = ("file", "rungs", "threads", "torch")  # of an evaluator's identity: how, not what
 

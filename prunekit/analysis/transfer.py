@@ -66,7 +66,8 @@ def disputed_weights(bench: Bench, first: Tree, second: Tree, target: float | st
         for name, only in (("first", a & ~b), ("second", b & ~a)):
             mean = [float(place[only].mean()) if only.any() else np.nan for place in places]
             means[layer.kind, name].append([float(only.float().mean()), *mean])
-    rows = [(*place, *np.nanmean(values, axis=0)) for place, values in means.items() if np.sum(values, axis=0)[0]]
+    rows = [(*place, *np.nanmean(values, axis=0)) for place, values in means.items()
+            if any(share for share, *_ in values)]
     return pd.DataFrame(rows, columns=["kind", "kept", "share", "W", "G", "X"])
 
 
@@ -85,19 +86,20 @@ def flip_disputed(bench: Bench, first: Tree, second: Tree, target: float | str =
     is dense again afterwards.
     """
     windows = bench.search if windows is None else windows
-    parts = [("all", "all layers"), *((by, part) for by in ("kind", "block")
-                                      for part in dict.fromkeys(getattr(layer, by) for layer in bench.layers))]
-    masks = [[_keep(bench, tree, index, target) for tree in (first, second)] for index in range(len(bench.layers))]
+    places = dict.fromkeys((by, getattr(layer, by)) for by in ("kind", "block") for layer in bench.layers)
+    masks = [[_keep(bench, tree, index, target) for tree in (first, second)]
+             for index in range(len(bench.layers))]
     rows = []
     try:
         base = _measured(bench, [ours for ours, _ in masks], windows)
-        for by, part in tqdm(parts, desc="flips", disable=not progress):
+        for by, part in tqdm([("all", "all layers"), *places], desc="flips", disable=not progress):
             turned = [by == "all" or getattr(layer, by) == part for layer in bench.layers]
             mixed = [pair[turn] for pair, turn in zip(masks, turned, strict=True)]
             flipped = [(a != b).flatten() for (a, b), turn in zip(masks, turned, strict=True) if turn]
-            change = _measured(bench, mixed, windows) - base
-            rows.append((by, f"block {part}" if by == "block" else part, float(torch.cat(flipped).double().mean()),
-                         change.mean(), *mean_of(change, running=True).interval(), len(change)))
+            disputed = float(torch.cat(flipped).double().mean())
+            change = mean_of(_measured(bench, mixed, windows) - base, running=True)
+            rows.append((by, f"block {part}" if by == "block" else part, disputed, change.value,
+                         *change.interval(), len(windows)))
     finally:
         bench.restore()
     return pd.DataFrame(rows, columns=["by", "part", "disputed", "change", "low", "high", "n"])
@@ -123,10 +125,10 @@ def distances(frame: pd.DataFrame, bench: Bench, targets: Trees, target: float |
     rows = []
     for row in frame.itertuples():
         S = bench.scores(Tree.parse(row.key), index)
-        if not defect(S):
-            keep = keep_mask(S, *Target.parse(target))
-            rows += [(row.journal, row.i, row.evaluated, row.fitness, name, float((keep != other).float().mean()))
-                     for name, other in wanted.items()]
+        if defect(S):
+            continue
+        keep, of = keep_mask(S, *Target.parse(target)), (row.journal, row.i, row.evaluated, row.fitness)
+        rows += [(*of, name, float((keep != other).float().mean())) for name, other in wanted.items()]
     return pd.DataFrame(rows, columns=["journal", "i", "evaluated", "fitness", "target", "distance"])
 
 
@@ -190,9 +192,8 @@ def rank_agreement(frame: pd.DataFrame, home: str) -> pd.DataFrame:
 
 def _resampled(ours: np.ndarray, theirs: np.ndarray, statistic: Callable[[np.ndarray, np.ndarray], float]
                ) -> tuple[float, tuple[float, float]]:
-    """A statistic of two settings' mean losses (metrics,), and its interval over windows of (metrics, windows).
-
-    Of each setting the same windows are drawn for all metrics."""
+    """A statistic of two settings' mean losses (metrics,), and its interval over windows (metrics, windows):
+    of each setting the same are drawn for all metrics."""
     draws = (resampled(losses.shape[1], seed) @ losses.T for seed, losses in enumerate((ours, theirs)))
     interval = percentiles(statistic(*means) for means in zip(*draws, strict=True))
     return statistic(ours.mean(1), theirs.mean(1)), interval

@@ -34,7 +34,7 @@ def layout(tree: tuple[str, ...]) -> list[tuple[str, float, int, int | None]]:
         while open_ and open_[-1][1] == 0:
             open_.pop()
     leaves = 0
-    for index, node in enumerate(nodes):
+    for node in nodes:
         if not arity(node[0]):
             node[1], leaves = float(leaves), leaves + 1
     for index in reversed(range(len(nodes))):

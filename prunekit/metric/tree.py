@@ -55,7 +55,7 @@ class Tree(tuple):
 
     @classmethod
     def from_json(cls, source: Any) -> Tree:
-        """From a path or a dict in the reference's schema {"data", "left", "right"}; see `syntax.from_json`."""
+        """From a path or a dict in the reference's schema {"data", "left", "right"}: `syntax.from_json`."""
         return cls(syntax.from_json(source))
 
     def to_json(self, path: Any = None, meta: Mapping[str, Any] | None = None) -> dict[str, Any]:

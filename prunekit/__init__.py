@@ -53,7 +53,7 @@ _PUBLIC = {
     "traits": "analysis.traits",
     "findings": "analysis.findings",
     "lineage": "analysis.traits",
-    "grid": "search.controls",
+    "grid": "search.random_trees",
     "Planted": "search.controls",
     "Shuffled": "search.controls",
     "finetune_lora": "lora.finetune",

@@ -3,8 +3,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,14 +22,22 @@ if TYPE_CHECKING:
 
     from prunekit.search.evaluator import Evaluator
 
+_COLUMNS = ["journal", "preset", "seed", "i", "tree", "raw", "operator", "parents", "size", "depth",
+            "terminals", "fitness", "complete", "stopped", "audited", "same", "evaluated", "best", "seconds",
+            "windows", "rung", "group", "grammar", "measured"]
+_AS_THEY_ARE = ("operator", "fitness", "complete", "stopped", "audited", "same")  # of a candidate
+_NOT_MEASURED = ("file", "rungs", "threads", "torch")  # of an evaluator's identity: how, not what
+
 
 def replay(path: str | Path) -> Search:
-    """The state of a search, from its journal alone (also while it runs). Raises UsageError as `journal.read`."""
+    """The state of a search, from its journal alone (also while it runs). Raises UsageError as
+    `journal.read`."""
     return _replayed(*journals.read(path))
 
 
-def _replayed(header: dict[str, Any], *events: dict[str, Any]) -> Search:
-    search = Search(Preset.from_dict(header["preset"]), header["seed"], header["group"], [Tree.parse(t) for t in header["seeds"]])
+def _replayed(header: Mapping[str, Any], *events: Mapping[str, Any]) -> Search:
+    seeds = [Tree.parse(text) for text in header["seeds"]]
+    search = Search(Preset.from_dict(header["preset"]), header["seed"], header["group"], seeds)
     for event in events:
         search.apply(event)
     return search
@@ -37,15 +46,16 @@ def _replayed(header: dict[str, Any], *events: dict[str, Any]) -> Search:
 def history(paths: str | Path | Iterable[str | Path]) -> pd.DataFrame:
     """One row per evaluated candidate of one or several journals, in the order of evaluation.
 
-    Columns: journal (the file's name; where several share it, with as much of the folder as tells them apart), preset,
-    seed, i, tree, raw, operator, parents, size, depth, terminals, fitness, complete, stopped, audited, same (the earlier
-    candidate with these masks), evaluated (distinct evaluations so far), best (lowest loss of a completely measured one
-    so far), seconds, windows (that its loss was measured on), rung (1: stopped after the first), group, grammar, measured
-    (hash of what was measured: models, targets, update, windows; losses compare where it is equal); and, where the journal
-    tells targets apart, `loss[0.7]`, `loss[embedded/opt 2:4]`, …: mean loss of each on those windows, whose mean is fitness
-    where `complete`. A journal without candidates gives no rows.
+    Columns: journal (the file's name; where several share it, with as much of the folder as tells them
+    apart), preset, seed, i, tree, raw, operator, parents, size, depth, terminals, fitness, complete, stopped,
+    audited, same (the earlier candidate with these masks), evaluated (distinct evaluations so far), best
+    (lowest loss of a completely measured one so far), seconds, windows (that its loss was measured on), rung
+    (1: stopped after the first), group, grammar, measured (hash of what was measured: models, targets,
+    update, windows; losses compare where it is equal); and, where the journal tells targets apart,
+    `loss[0.7]`, `loss[embedded/opt 2:4]`, …: mean loss of each on those windows, whose mean is fitness where
+    `complete`. A journal without candidates gives no rows.
     """
-    files = list(dict.fromkeys(Path(path) for path in ([paths] if isinstance(paths, (str, Path)) else paths)))
+    files = list(dict.fromkeys(map(Path, [paths] if isinstance(paths, (str, Path)) else paths)))
     rows = [row for path, name in zip(files, _names(files), strict=True) for row in _rows(path, name)]
     columns = list(dict.fromkeys([*_COLUMNS, *(name for row in rows for name in row)]))
     return pd.DataFrame(rows, columns=columns).astype({"fitness": float, "complete": bool})  # also of no rows
@@ -60,59 +70,54 @@ def _names(files: Sequence[Path]) -> list[str]:
     return names
 
 
-_COLUMNS = ["journal", "preset", "seed", "i", "tree", "raw", "operator", "parents", "size", "depth", "terminals", "fitness",
-            "complete", "stopped", "audited", "same", "evaluated", "best", "seconds", "windows", "rung", "group", "grammar",
-            "measured"]
-_NOT_MEASURED = ("file", "rungs", "threads", "torch")  # of an evaluator's identity: how, not what
-
-
 def _rows(path: Path, name: str) -> list[dict[str, Any]]:
     header, *events = journals.read(path)
-    search = _replayed(header, *events)
+    search, identity = _replayed(header, *events), header["evaluator"]
     seconds = {event["i"]: event.get("seconds") for event in events if event["event"] == "evaluate"}
-    what = {key: value for key, value in header["evaluator"].items() if key not in _NOT_MEASURED}
-    measured = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]
-    rows, evaluated, best = [], 0, float("nan")
-    for one in search.candidates.values():
-        evaluated += one.same is None
-        if one.complete and not one.fitness >= best:
-            best = one.fitness
-        rows.append({"journal": name, "preset": search.preset.name, "seed": search.seed, "i": one.index,
-                     "tree": str(one.tree), "raw": str(one.raw), "operator": one.operator,
-                     "parents": " ".join(map(str, one.parents)), "size": one.tree.size, "depth": one.tree.depth,
-                     "terminals": "".join(sorted(one.tree.terminals)), "fitness": one.fitness, "complete": one.complete,
-                     "stopped": one.stopped, "audited": one.audited, "same": one.same, "evaluated": evaluated,
-                     "best": best, "seconds": seconds[one.index], "windows": len(one.losses),
-                     "rung": 1 + bisect_left(header["evaluator"].get("rungs", []), len(one.losses)), "group": search.group,
-                     "grammar": search.preset.alphabet.grammar, "measured": measured,
-                     **{f"loss[{name}]": loss for name, loss in one.by_task.items()}})
+    what = json.dumps({key: identity[key] for key in identity if key not in _NOT_MEASURED}, sort_keys=True)
+    measured = hashlib.sha256(what.encode()).hexdigest()[:8]
+    shared = {"journal": name, "preset": search.preset.name, "seed": search.seed, "group": search.group,
+              "grammar": search.preset.alphabet.grammar, "measured": measured}
+    rows, evaluated, best = [], 0, math.nan
+    for candidate in search.candidates.values():
+        tree, windows = candidate.tree, len(candidate.losses)
+        evaluated += candidate.same is None
+        if candidate.complete and not candidate.fitness >= best:
+            best = candidate.fitness
+        rows.append({**shared, **{field: getattr(candidate, field) for field in _AS_THEY_ARE},
+                     "i": candidate.index, "tree": str(tree), "raw": str(candidate.raw),
+                     "parents": " ".join(map(str, candidate.parents)), "size": tree.size, "depth": tree.depth,
+                     "terminals": "".join(sorted(tree.terminals)), "evaluated": evaluated, "best": best,
+                     "seconds": seconds[candidate.index], "windows": windows,
+                     "rung": 1 + bisect_left(identity.get("rungs", []), windows),
+                     **{f"loss[{target}]": loss for target, loss in candidate.by_task.items()}})
     return rows
 
 
 def finalists(candidates: Iterable[Candidate], count: int = 10) -> list[Candidate]:
-    """The Pareto front of size against loss and the `count` lowest losses, of the completely measured, also of several
-    searches with one evaluator (the same tree once); best first."""
+    """The Pareto front of size against loss and the `count` lowest losses, of the completely measured, also
+    of several searches with one evaluator (the same tree once); best first."""
+    measured = (candidate for candidate in candidates if candidate.complete and candidate.same is None)
     best: dict[Tree, Candidate] = {}
-    for one in sorted((one for one in candidates if one.complete and one.same is None), key=lambda one: one.order):
-        best.setdefault(one.tree, one)
-    complete = list(best.values())
-    chosen = {*complete[:count], *pareto(complete)}
-    return [one for one in complete if one in chosen]
+    for candidate in sorted(measured, key=lambda candidate: candidate.order):
+        best.setdefault(candidate.tree, candidate)
+    chosen = {*list(best.values())[:count], *pareto(best.values())}
+    return [candidate for candidate in best.values() if candidate in chosen]
 
 
 def choose(evaluator: Evaluator, finalists: Sequence[Candidate], select: Sequence[Tensor]) -> pd.DataFrame:
     """The finalists measured on windows that no search saw (one tensor per model), lowest loss first.
 
-    Columns: i, tree, size, search (loss on the search windows), select (loss here), optimism (select - search), and of
-    several targets or models each one's loss here, as `select[2:4]`. The first row is the winner; report it on test windows,
-    once.
+    Columns: i, tree, size, search (loss on the search windows), select (loss here), optimism (select -
+    search), and of several targets or models each one's loss here, as `select[2:4]`. The first row is the
+    winner; report it on test windows, once.
     """
     rows, unseen = [], evaluator.on(select)
-    for one in finalists:
-        losses = unseen.losses(one.tree).mean(-1).flatten()
+    for candidate in finalists:
+        losses = unseen.losses(candidate.tree).mean(-1).flatten()  # (models, targets, windows) -> (parts,)
         loss = float(losses.mean())
-        rows.append({"i": one.index, "tree": str(one.tree), "size": one.tree.size, "search": one.fitness, "select": loss,
-                     "optimism": loss - one.fitness}
-                    | ({f"select[{name}]": loss for name, loss in zip(evaluator.parts, losses, strict=True)}
-                       if len(losses) > 1 else {}))
+        parts = dict(zip(evaluator.parts, losses, strict=True)) if len(losses) > 1 else {}
+        rows.append({"i": candidate.index, "tree": str(candidate.tree), "size": candidate.tree.size,
+                     "search": candidate.fitness, "select": loss, "optimism": loss - candidate.fitness,
+                     **{f"select[{part}]": value for part, value in parts.items()}})
     return pd.DataFrame(rows).sort_values(["select", "size", "i"], ignore_index=True)

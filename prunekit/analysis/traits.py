@@ -1,4 +1,4 @@
-"""What a search tried, as traits of distinct metrics: symbols, shape, exponents, families, and how they change with time.
+"""What a search tried, as traits of distinct metrics: symbols, shape, exponents, families, change with time.
 
     frame = pk.traits(pk.history(paths))     one row per distinct metric (rank key), never per text
 
@@ -22,44 +22,48 @@ from prunekit.metric.syntax import fold
 from prunekit.metric.tree import Tree
 
 SHAPE = ("size", "depth", "sign", "homogeneous", "a", "b", "c")
-_OWN = ["key", "journal", "preset", "seed", "i", "evaluated", "position", "fitness", "complete", "operator", "parents", "gain",
-        "family", *SHAPE, "pairs"]
+_OWN = ["key", "journal", "preset", "seed", "i", "evaluated", "position", "fitness", "complete", "operator",
+        "parents", "gain", "family", *SHAPE, "pairs"]
 
 
 def traits(history: pd.DataFrame) -> pd.DataFrame:
     """One row per distinct metric of `history` (which may hold several journals), in the order of evaluation.
 
-    Of the texts with one rank key the first that was measured completely counts, or else the first. All traits are those
-    of the canonical form, so that they belong to the metric and not to its text. Columns: key (the canonical form),
-    journal, preset, seed, i, evaluated, position (0 to 1 within its journal), fitness, complete, operator, parents, gain
-    (loss of its first parent minus its own), family (the random tree it descends from), size, depth, sign (1: proven
-    >= 0), homogeneous, a, b, c (where the key is a monomial W^a G^b X^c; scaled so that |a|+|b|+|c| = 1), pairs (parent and
-    child as `mul>W`), for every symbol of the grammar how often it occurs, and the loss of each task, as in `history`.
+    Of the texts with one rank key the first that was measured completely counts, or else the first. All
+    traits are those of the canonical form, so that they belong to the metric and not to its text. Columns:
+    key (the canonical form), journal, preset, seed, i, evaluated, position (0 to 1 within its journal),
+    fitness, complete, operator, parents, gain (loss of its first parent minus its own), family (the random
+    tree it descends from), size, depth, sign (1: proven >= 0), homogeneous, a, b, c (where the key is a
+    monomial W^a G^b X^c; scaled so that |a|+|b|+|c| = 1), pairs (parent and child as `mul>W`), for every
+    symbol of the grammar how often it occurs, and the loss of each target, as in `history`.
 
-    Raises UsageError if the journals have different grammars, comparison groups or evaluators, since their losses do not
-    compare, and if two journals have one name.
+    Raises UsageError if the journals have different grammars, comparison groups or evaluators, since their
+    losses do not compare, and if two journals have one name.
     """
     _comparable(history)
     names = tuple(symbols(history["grammar"].iloc[0] if len(history) else "reference"))
-    tasks = [name for name in history if name.startswith("loss[")]
-    frame = history.assign(key=[_key(tree, group) for tree, group in zip(history["tree"], history["group"], strict=True)])
-    frame = frame.assign(gain=_gains(frame), family=_families(frame),
-                         position=frame["evaluated"] / frame.groupby("journal")["evaluated"].transform("max"))
-    first = frame.sort_values("complete", ascending=False, kind="stable").drop_duplicates("key").sort_index()
-    shapes = pd.DataFrame([_shape(key, names) for key in first["key"]], index=first.index,
+    keys = [_key(tree, group) for tree, group in zip(history["tree"], history["group"], strict=True)]
+    whole = history.groupby("journal")["evaluated"].transform("max")
+    frame = history.assign(key=keys, gain=_gains(history), family=_families(history),
+                           position=history["evaluated"] / whole)
+    complete_first = frame.sort_values("complete", ascending=False, kind="stable")
+    kept = complete_first.drop_duplicates("key").sort_index().drop(columns=["size", "depth"])
+    shapes = pd.DataFrame([_shape(key, names) for key in kept["key"]], index=kept.index,
                           columns=[*SHAPE, "pairs", *names]).astype({"size": int, "depth": int})
-    return first.drop(columns=["size", "depth"]).join(shapes)[[*_OWN, *names, *tasks]].reset_index(drop=True)
+    losses = [name for name in history if name.startswith("loss[")]
+    return kept.join(shapes)[[*_OWN, *names, *losses]].reset_index(drop=True)
 
 
 def _comparable(history: pd.DataFrame) -> None:
     for column, what in (("grammar", "grammars"), ("group", "comparison groups"), ("measured", "evaluators")):
-        found = history.groupby(column)["journal"].first() if len(history) else ()
-        if len(found) > 1:
-            raise UsageError(f"these journals have different {what} ({', '.join(f'{j}: {v}' for v, j in found.items())}), so "
-                             f"their losses do not compare: analyse them apart, as in history.groupby('{column}').")
+        journals = history.groupby(column)["journal"].first()
+        if len(journals) > 1:
+            which = ", ".join(f"{journal}: {value}" for value, journal in journals.items())
+            raise UsageError(f"these journals have different {what} ({which}), so their losses do not "
+                             f"compare: analyse them apart, as in history.groupby('{column}').")
     if (twice := history.duplicated(["journal", "i"])).any():
-        raise UsageError(f"two journals are called '{history.loc[twice, 'journal'].iloc[0]}': read them in one call, as in "
-                         "pk.history([first, second]), or give them names with .assign(journal=…).")
+        raise UsageError(f"two journals are called '{history.loc[twice, 'journal'].iloc[0]}': read them in "
+                         "one call, as in pk.history([first, second]), or name them by .assign(journal=…).")
 
 
 def first_parents(frame: pd.DataFrame) -> list[int | None]:
@@ -68,9 +72,9 @@ def first_parents(frame: pd.DataFrame) -> list[int | None]:
 
 
 def _gains(frame: pd.DataFrame) -> list[float]:
-    known = dict(zip(zip(frame["journal"], frame["i"], strict=True), frame["fitness"], strict=True))
-    return [known.get((journal, parent), math.nan) - fitness for journal, parent, fitness in
-            zip(frame["journal"], first_parents(frame), frame["fitness"], strict=True)]
+    losses = dict(zip(zip(frame["journal"], frame["i"], strict=True), frame["fitness"], strict=True))
+    parents = zip(frame["journal"], first_parents(frame), strict=True)
+    return [losses.get(parent, math.nan) - own for parent, own in zip(parents, frame["fitness"], strict=True)]
 
 
 def _families(frame: pd.DataFrame) -> list[str]:
@@ -95,13 +99,13 @@ def _shape(key: str, names: tuple[str, ...]) -> list[Any]:
 
 def pairs(tree: Tree) -> set[str]:
     """Which operation stands directly above what, as {"mul>W", "mul>sqrt", "sqrt>X"}."""
-    found: set[str] = set()
+    held: set[str] = set()
 
     def step(symbol: str, children: list[str]) -> str:
-        found.update(f"{symbol}>{child}" for child in children)
+        held.update(f"{symbol}>{child}" for child in children)
         return symbol
     fold(tree, step)
-    return found
+    return held
 
 
 def exponents(tree: Tree) -> tuple[float, float, float] | None:
@@ -131,16 +135,15 @@ def exponents(tree: Tree) -> tuple[float, float, float] | None:
 def over_time(frame: pd.DataFrame, names: Iterable[str] = TERMINALS, parts: int = 10) -> pd.DataFrame:
     """Share of the distinct metrics that contain each symbol or pair, by part of the search (1 to `parts`).
 
-    Columns: journal, name, part, share, low, high (Wilson's 95 % interval, as if metrics were independent), n.
+    Columns: journal, name, part, share, low, high (Wilson's 95 % interval, as if metrics were independent),
+    n.
     """
     part = np.ceil(frame["position"].to_numpy(dtype=float) * parts).clip(1, parts).astype(int)
     rows = []
     for name in names:
         present = contains(frame, name)
         for (journal, number), has in present.groupby([frame["journal"], part]):
-            low, high = wilson(has.sum(), len(has))
-            rows.append({"journal": journal, "name": name, "part": number, "share": has.mean(), "low": low, "high": high,
-                         "n": len(has)})
+            rows.append((journal, name, number, has.mean(), *wilson(has.sum(), len(has)), len(has)))
     return pd.DataFrame(rows, columns=["journal", "name", "part", "share", "low", "high", "n"])
 
 
@@ -159,20 +162,21 @@ def counted(frame: pd.DataFrame) -> list[str]:
 def lineage(history: pd.DataFrame, i: int) -> pd.DataFrame:
     """The ancestors of candidate i and itself, oldest first; history: of one journal.
 
-    Columns: i, tree, operator, parents, fitness, gain (loss of the first parent minus its own), main (on the line of
-    first parents), best (lower loss than all before it on that line). Raises UsageError if there is no such candidate, or
-    if there are several journals.
+    Columns: i, tree, operator, parents, fitness, gain (loss of the first parent minus its own), main (on the
+    line of first parents), best (lower loss than all before it on that line). Raises UsageError if there is
+    no such candidate, or if there are several journals.
     """
     if (history["i"] == i).sum() != 1 or history["journal"].nunique() > 1:
-        raise UsageError(f"there is not one candidate {i} here: give its number and the history of its journal alone, as in "
-                         "history[history['journal'] == 'modern'].")
+        raise UsageError(f"there is not one candidate {i} here: give its number and the history of its "
+                         "journal alone, as in history[history['journal'] == 'modern'].")
     family, main = {i}, {i}
-    for one in history[::-1].itertuples():  # children before their parents
-        if one.i in family:
-            parents = [int(parent) for parent in one.parents.split()]
+    for child in history[::-1].itertuples():  # children before their parents
+        if child.i in family:
+            parents = [int(parent) for parent in child.parents.split()]
             family.update(parents)
-            main.update(parents[:1] if one.i in main else ())
+            main.update(parents[:1] if child.i in main else ())
     rows = history.assign(gain=_gains(history), main=history["i"].isin(main))[history["i"].isin(family)]
     line = rows["fitness"].where(rows["main"])
     rows["best"] = rows["main"] & ~(line >= line.cummin().shift().ffill())
-    return rows[["i", "tree", "operator", "parents", "fitness", "gain", "main", "best"]].reset_index(drop=True)
+    columns = ["i", "tree", "operator", "parents", "fitness", "gain", "main", "best"]
+    return rows[columns].reset_index(drop=True)

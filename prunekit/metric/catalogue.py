@@ -75,22 +75,21 @@ def resolve(method: str | Tree | Method, group: str | None = None, update: str |
     """The method asked for: a catalogue name, a Tree or its text; `group` and `update` override its own.
 
     Raises UsageError for an unknown name (with the nearest), group or update, for a metric that cannot be
-    read, for `sparsegpt` with another update than its own, and for `variant` with a score that is not proven
-    >= 0.
+    read, for `sparsegpt` with another update than its own, and for `variant` with a score not proven >= 0.
     """
-    found = method if isinstance(method, Method) else _find(method)
+    asked = method if isinstance(method, Method) else _find(method)
     if group is not None and group not in GROUPS:
         raise UsageError(f"unknown comparison group {group!r}{did_you_mean(group, GROUPS)}")
     if update is not None and update not in UPDATES:
         raise UsageError(f"unknown weight update {update!r}{did_you_mean(update, UPDATES)}")
-    found = replace(found, group=group or found.group, update=update or found.update)
-    if found.tree is None and found.update != "obs-iter":
-        raise UsageError(f"{found.name} chooses its mask inside the solver: update must be 'obs-iter', "
+    asked = replace(asked, group=group or asked.group, update=update or asked.update)
+    if asked.tree is None and asked.update != "obs-iter":
+        raise UsageError(f"{asked.name} chooses its mask inside the solver: update must be 'obs-iter', "
                          f"not {update!r}")
-    if found.group == "variant" and (found.tree is None or found.tree.sign != 1):
+    if asked.group == "variant" and (asked.tree is None or asked.tree.sign != 1):
         raise UsageError(f"group 'variant' cumulates scores, so it needs a metric that is never negative; "
-                         f"{found.name} is not proven to be")
-    return found
+                         f"{asked.name} is not proven to be")
+    return asked
 
 
 def _find(method: str | Tree) -> Method:

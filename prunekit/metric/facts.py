@@ -1,4 +1,4 @@
-"""Metrics as nested tuples, ("mul", "W", ("sqrt", "X")), and what can be proven of one without numbers: sign, shape, constancy."""
+"""Metrics as nested tuples, ("mul", "W", ("sqrt", "X")), and what is proven of one: sign, shape, constant."""
 from __future__ import annotations
 
 from functools import lru_cache

@@ -36,8 +36,7 @@ class Primitive:
     function: operands, then the values that `freeze` found in them -> result (broadcast shape)
     freeze:   matrix-wide values (0-d, (out, 1) or (1, in)) of the operands, NaN where the operation is
               undefined, so that it makes the whole score NaN; None for element-wise operations
-    infix, latex: templates; {0} {1} operands, {p0} {p1} in parentheses if they bind weaker, {q0} unless an
-    atom
+    infix, latex: templates; {0} {1} operands, {p0} {p1} in brackets if they bind weaker, {q0} unless an atom
     binding:  1 sum, 2 product, 3 minus sign, 8 power, 9 atom
     sign:     signs of the operands (1: proven >= 0, -1: proven <= 0, 0: unknown) -> sign of the result
     monotone: "increasing" | "decreasing" | "even" (increasing in the magnitude) | "affine" (positive scale
@@ -108,10 +107,10 @@ PRIMITIVES: dict[str, Primitive] = {p.name: p for p in (
     Primitive("pow", 1, lambda x: x.pow(2), "x² (a duplicate of sqr)", "pow({0})", "{q0}^2", lambda a: 1,
               "even"),
     Primitive("skp", 1, lambda x: x, "x", "skp({0})", "{0}", lambda a: a, "affine"),
-    Primitive("mms", 1, lambda x, low, span: (x - low).div_(span), 
+    Primitive("mms", 1, lambda x, low, span: (x - low).div_(span),
               "(x − min x)/(max x − min x) over the matrix", "mms({0})",
               r"\operatorname{{mms}}\left({0}\right)", lambda a: 1, "affine", _range, partial=True),
-    Primitive("zsn", 1, lambda x, mean, std: (x - mean).div_(std), 
+    Primitive("zsn", 1, lambda x, mean, std: (x - mean).div_(std),
               "(x − mean x)/std x over the matrix (n − 1)", "zsn({0})",
               r"\operatorname{{zsn}}\left({0}\right)", lambda a: 0, "affine", _moments, partial=True),
     Primitive("add", 2, lambda x, y: x + y, "x + y", "{p0} + {p1}", "{p0} + {p1}",
@@ -155,8 +154,7 @@ def symbols(grammar: str = "reference") -> tuple[str, ...]:
 
 
 def check_closed(primitive: Primitive) -> None:
-    """UsageError unless the operation is finite on zeros, negatives and both mixed, or is declared partial.
-    """
+    """UsageError unless the operation is finite on zeros, negatives and both mixed, or declared partial."""
     import torch
 
     mixed = torch.tensor([[-3.0, 0.0, 2.0], [0.5, -1e-3, 40.0]])

@@ -1,7 +1,7 @@
 """Rank equivalence: the canonical form of a metric's mask, and the key that metrics share only on a proof.
 
 A mask depends on the order of scores inside a comparison group and on nothing else. Starting from that at the
-root, `simplify.operand_contexts` passes down what can still be seen of each operand, and everything that
+root, `rules.operand_contexts` passes down what can still be seen of each operand, and everything that
 cannot be seen is removed: strictly increasing functions, positive factors, shifts. Products become monomials
 (|t| = Π |u|^e; where only order is seen, all exponents share a factor), sums become integer combinations, and
 a term that is a strictly monotone function of one of its subtrees becomes that subtree.
@@ -92,15 +92,16 @@ def _written(outer: int, powers: Powers, signs_seen: bool) -> Node:
         for k, bit in enumerate(reversed(bin(e.numerator)[2:])):
             if bit == "1":
                 bits.setdefault(k - scale, []).append(u)
-    outer_part, inner_part = None, None
+    squares: list[Node] = []  # at most one each: what stands under the squares, and under the roots
+    roots: list[Node] = []
     for k in range(max(bits, default=0), 0, -1):
-        outer_part = ("sqr", _chain("mul", bits.get(k, []) + [outer_part] * (outer_part is not None)))
+        squares = [("sqr", _chain("mul", bits.get(k, []) + squares))]
     for k in range(min(bits, default=0), 0):
-        inner_part = ("sqrt", _chain("mul", bits.get(k, []) + [inner_part] * (inner_part is not None)))
+        roots = [("sqrt", _chain("mul", bits.get(k, []) + roots))]
     plain = [u for u in bits.get(0, []) if sign(u) == 1 or not signs_seen]
     unsigned = [u for u in bits.get(0, []) if u not in plain]
     parts = plain + signed + ([("abs", _chain("mul", unsigned))] if unsigned else [])
-    t = _chain("mul", parts + [part for part in (outer_part, inner_part) if part is not None])
+    t = _chain("mul", parts + squares + roots)
     return ("neg", t) if outer == -1 and signs_seen else t
 
 
@@ -129,14 +130,14 @@ def _product(t: Node, context: Context) -> Node:
 # Sums -------------------------------------------------------------------------------------------------------
 
 
-def _terms(t: Node, factor: int, found: dict[Node, int]) -> dict[Node, int]:
+def _terms(t: Node, factor: int, terms: dict[Node, int]) -> dict[Node, int]:
+    """`terms` (term -> integer factor) plus `factor` times those of t."""
     op = t[0] if not isinstance(t, str) else ""
     if op == "neg":
-        return _terms(t[1], -factor, found)
+        return _terms(t[1], -factor, terms)
     if op in ("add", "sub"):
-        return _terms(t[2], factor if op == "add" else -factor, _terms(t[1], factor, found))
-    found[t] = found.get(t, 0) + factor
-    return found
+        return _terms(t[2], factor if op == "add" else -factor, _terms(t[1], factor, terms))
+    return terms | {t: terms.get(t, 0) + factor}
 
 
 def _sum(t: Node, context: Context) -> Node:
@@ -146,9 +147,7 @@ def _sum(t: Node, context: Context) -> Node:
     shifts = context.mode == SHIFT or (context.mode in (AFFINE, ORDER) and context.sign != "mag")
     unseen = ("0", "+", "-", "?") if shifts else ("0",)
     terms = {u: n for u, n in _terms(t, 1, {}).items() if n and constant(u) not in unseen}
-    if not terms:
-        return t
-    if not (context.free or max(map(shape, terms)) == shape(t)):
+    if not terms or not (context.free or max(map(shape, terms)) == shape(t)):
         return t
     if context.mode in SCALED:
         common = gcd(*terms.values())
@@ -171,21 +170,21 @@ def _combination(terms: dict[Node, int]) -> Node:
 @lru_cache(maxsize=1 << 14)
 def monotone(t: Node) -> dict[Node, int]:
     """Subtrees u of which t is a strictly increasing (1) or decreasing (-1) function, within one layer."""
-    found = {t: 1}
+    itself = {t: 1}
     if isinstance(t, str):
-        return found
+        return itself
     op, x, y = t[0], t[1], t[-1]
     if op in ("add", "sub", "mul"):
-        return {**found, **_combined(op, x, y)}
+        return {**itself, **_combined(op, x, y)}
     kind = PRIMITIVES[op].monotone
     if len(t) == 3 and kind != "affine":
-        return found
+        return itself
     if kind == "even" and sign(x) != 1:
-        return {**found, ("abs", x): 1}
+        return {**itself, ("abs", x): 1}
     step = {"increasing": 1, "affine": 1, "decreasing": -1, "even": 1}.get(kind)
     if step is None:
-        return found
-    return {**{u: d * step for u, d in monotone(x).items()}, **found}
+        return itself
+    return {**{u: d * step for u, d in monotone(x).items()}, **itself}
 
 
 def _combined(op: str, x: Node, y: Node) -> dict[Node, int]:
@@ -197,9 +196,9 @@ def _combined(op: str, x: Node, y: Node) -> dict[Node, int]:
         if constant(x):
             return {u: turn * d for u, d in right.items()}
         return {u: d for u, d in left.items() if right.get(u) == turn * d}
-    for one, factor in ((left, constant(y)), (right, constant(x))):
+    for bases, factor in ((left, constant(y)), (right, constant(x))):
         if factor in ("+", "-"):
-            return one if factor == "+" else {u: -d for u, d in one.items()}
+            return bases if factor == "+" else {u: -d for u, d in bases.items()}
     if sign(x) != 1 or sign(y) != 1:
         return {}
     # of two values >= 0 that grow strictly the product grows strictly
@@ -236,7 +235,8 @@ def _structural(t: Node, context: Context) -> tuple[str, Node] | None:
 # Keys -------------------------------------------------------------------------------------------------------
 
 
-def _reduce(tree: Tree, group: str) -> tuple[Tree | None, Rewriter]:
+def reduced(tree: Tree, group: str) -> tuple[Tree | None, Rewriter]:
+    """The canonical form (None: proven invalid on every layer), and the rewriter whose steps led there."""
     if group not in GROUPS:
         raise UsageError(f"unknown comparison group {group!r}{did_you_mean(group, GROUPS)}")
     if group != "variant":
@@ -246,29 +246,25 @@ def _reduce(tree: Tree, group: str) -> tuple[Tree | None, Rewriter]:
         raise UsageError("group 'variant' cumulates scores, so it needs a metric that is never negative; "
                          f"{tree} is not proven to be")
     rewriter = Rewriter(tuple(r for r in RULES if r.level == "BIT"))
-    found = run(tree, rewriter, Context())
-    while found is not None and found[0] == "div":  # one positive factor
-        found = Tree(found[found.span(1)])
-    return found, rewriter
+    form = run(tree, rewriter, Context())
+    while form is not None and form[0] == "div":  # one positive factor
+        form = Tree(form[form.span(1)])
+    return form, rewriter
 
 
 def canonical(tree: Tree, group: str = "row") -> Tree:
     """The smallest tree found that has the same masks in this comparison group; the tree itself if it is
-    proven invalid on every layer. Idempotent, never larger. Evaluate this one: rules of order make ties in
-    floats.
+    proven invalid on every layer. Idempotent, never larger. In floats rules of order break ties: evaluate it.
     """
-    found, _ = _reduce(tree, group)
-    return tree if found is None else found
+    return reduced(tree, group)[0] or tree
 
 
 def rank_key(tree: Tree, group: str = "row") -> Hashable:
-    """Equal keys: proven to give the same masks in a comparison group, at any sparsity (see the module's
-    claim).
+    """Equal keys: proven to give the same masks in a comparison group, at any sparsity (the module's claim).
 
     group: "row" (also for N:M), "layer" (also the solver's blocks), "variant" (cumulated scores: only
     bit-identical rewrites and a positive factor). A tree proven invalid on every layer has a key of its own,
     ("invalid", tree). Raises UsageError for an unknown group, and for "variant" with a score not proven >= 0.
     """
-    found, _ = _reduce(tree, group)
-    return ("invalid", tuple(tree)) if found is None else (group, tuple(found))
-
+    form, _ = reduced(tree, group)
+    return ("invalid", tuple(tree)) if form is None else (group, tuple(form))

@@ -47,17 +47,17 @@ class Rewriter:
             if new is not None:
                 self.steps.append((entry.name, entry.level, t, new))
                 return new
-        if self.structural and (found := self.structural(t, context)):
-            self.steps.append((found[0], "ORDER" if context.mode == ORDER else "REAL", t, found[1]))
-            return found[1]
+        if self.structural and (step := self.structural(t, context)):
+            self.steps.append((step[0], "ORDER" if context.mode == ORDER else "REAL", t, step[1]))
+            return step[1]
         return t
 
 
 def run(tree: Tree, rewriter: Rewriter, context: Context) -> Tree | None:
     """The rewritten tree; None if it is proven invalid on every layer."""
     try:
-        found = rewriter(nested(tree), context)
-        return None if rewriter.guarded and constant(found) else Tree(flat(found))
+        form = rewriter(nested(tree), context)
+        return None if rewriter.guarded and constant(form) else Tree(flat(form))
     except StaticallyInvalid:
         return None
     except UsageError:  # a sum or product of so many terms that its chain is deeper than a tree may be

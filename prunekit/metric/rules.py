@@ -1,4 +1,4 @@
-"""What a parent can see of a value (its `Context`), and the table of rewriting rules with guards and proofs."""
+"""What a parent can see of a value (its `Context`), and the table of rules with guards and proofs."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
@@ -81,10 +81,10 @@ class Rule:
         if guarded and ((self.modes and context.mode not in self.modes)
                         or (self.signs is not None and context.sign not in self.signs)):
             return None
-        for found in _match(self.pattern, t, {}):
-            new = _fill(self.result, found)
+        for parts in _match(self.pattern, t, {}):
+            new = _fill(self.result, parts)
             keeps_shape = self.level == "BIT" or context.free or shape(new) == shape(t)
-            if not guarded or (keeps_shape and (self.guard is None or self.guard(found))):
+            if not guarded or (keeps_shape and (self.guard is None or self.guard(parts))):
                 return new
         return None
 
@@ -97,18 +97,19 @@ def _pattern(text: str) -> Node:
     return stack[0]
 
 
-def _match(pattern: Node, t: Node, found: dict[str, Node]) -> Iterator[dict[str, Node]]:
+def _match(pattern: Node, t: Node, parts: dict[str, Node]) -> Iterator[dict[str, Node]]:
+    """Every way in which t is the pattern: `parts`, what each small letter stands for."""
     if isinstance(pattern, str):
-        if found.get(pattern, t) == t:
-            yield {**found, pattern: t}
+        if parts.get(pattern, t) == t:
+            yield {**parts, pattern: t}
     elif not isinstance(t, str) and t[0] == pattern[0]:
         for operands in (t[1:], t[:0:-1]) if t[0] in ("add", "mul") else (t[1:],):
-            for first in _match(pattern[1], operands[0], found):
+            for first in _match(pattern[1], operands[0], parts):
                 yield from _match(pattern[2], operands[1], first) if len(operands) == 2 else (first,)
 
 
-def _fill(result: Node, found: dict[str, Node]) -> Node:
-    return found[result] if isinstance(result, str) else (result[0], *(_fill(r, found) for r in result[1:]))
+def _fill(result: Node, parts: dict[str, Node]) -> Node:
+    return parts[result] if isinstance(result, str) else (result[0], *(_fill(r, parts) for r in result[1:]))
 
 
 def rule(line: str, level: str, proof: str, counterexample: str = "", guard: Callable | None = None,
@@ -121,16 +122,16 @@ def rule(line: str, level: str, proof: str, counterexample: str = "", guard: Cal
                 seen, counterexample)
 
 
-def _nonnegative(found: dict[str, Node]) -> bool:
-    return sign(found["x"]) == 1
+def _nonnegative(parts: dict[str, Node]) -> bool:
+    return sign(parts["x"]) == 1
 
 
-def _nonpositive(found: dict[str, Node]) -> bool:
-    return sign(found["x"]) == -1
+def _nonpositive(parts: dict[str, Node]) -> bool:
+    return sign(parts["x"]) == -1
 
 
-def _same_count(found: dict[str, Node]) -> bool:
-    return shape(found["x"]) >= shape(found["y"])
+def _same_count(parts: dict[str, Node]) -> bool:
+    return shape(parts["x"]) >= shape(parts["y"])
 
 
 RULES: tuple[Rule, ...] = (

@@ -1,4 +1,4 @@
-"""Opposing operation simplification: a table of rules with guards and proofs, and the engine that applies it.
+"""Opposing operation simplification (OOS), and what a metric comes to, explained step by step.
 
 Levels of a rule: BIT gives identical floats, REAL equal values in exact arithmetic, ORDER a strictly
 increasing image (same mask, other scores). Claims hold for trees that are valid as written (finite score,
@@ -7,21 +7,20 @@ rounding are matters of floats, so validity must always be checked on the raw tr
 part that makes it invalid.
 
 What a rule may change depends on what the parent can see of a value, its `Context`; three static facts guard
-rules: sign, shape ((1, 1), (1, in) or (out, in): norms and stds see it) and constancy. Expressions are nested
-tuples here: ("mul", "W", ("sqrt", "X")).
+rules: sign, shape ((1, 1), (1, in) or (out, in): norms and stds see it) and constancy.
 """
 from __future__ import annotations
 
 from prunekit.errors import UsageError, did_you_mean
 from prunekit.metric.catalogue import METHODS
 from prunekit.metric.facts import flat
-from prunekit.metric.rank import _reduce, rank_key
+from prunekit.metric.rank import canonical, rank_key, reduced
 from prunekit.metric.rewrite import Rewriter, run
 from prunekit.metric.rules import NAIVE, ORDER, RULES, Context
 from prunekit.metric.tree import Tree
 
 LEVELS = ("naive", "oos", "rank")
-# The engine -------------------------------------------------------------------------------------------------
+
 
 def simplify(tree: Tree, level: str = "oos") -> Tree:
     """An equivalent, never larger tree; idempotent.
@@ -31,12 +30,10 @@ def simplify(tree: Tree, level: str = "oos") -> Tree:
     proven invalid on every layer comes back unchanged. Ill-conditioned rules (a − b + b → a) change rounding:
     simplify, then re-evaluate. Raises UsageError for an unknown level.
     """
-    if level == "rank":
-        from prunekit.metric.rank import canonical
-
-        return canonical(tree)
     if level not in LEVELS:
         raise UsageError(f"unknown simplification level '{level}'{did_you_mean(level, LEVELS)}")
+    if level == "rank":
+        return canonical(tree)
     rewriter = Rewriter(NAIVE, guarded=False) if level == "naive" else Rewriter(RULES)
     return run(tree, rewriter, Context(ORDER)) or tree
 
@@ -53,14 +50,14 @@ def explain(tree: Tree, group: str = "row") -> str:
     if exact is None:
         return "\n".join([*lines, "proven invalid on every layer: constant or undefined"])
     lines += [f"opposing operations: {exact}", *_steps(oos), ""]
-    found, rewriter = _reduce(tree, group)
-    if found is None:
+    form, rewriter = reduced(tree, group)
+    if form is None:
         return "\n".join([*lines, "proven invalid on every layer: constant or undefined"])
     methods = (m for m in METHODS.values() if m.tree and m.group != "variant")
-    same = [m.name for m in methods if rank_key(m.tree, group) == (group, tuple(found))]
-    if {"exp", "tanh", "log"} & set(tree) - set(found):
+    same = [m.name for m in methods if rank_key(m.tree, group) == (group, tuple(form))]
+    if {"exp", "tanh", "log"} & set(tree) - set(form):
         lines += ["(in floats log, tanh and exp, clamped at 88, make ties: evaluate the form below)", ""]
-    return "\n".join([*lines, f"same masks (group {group}): {found}", *_steps(rewriter), "",
+    return "\n".join([*lines, f"same masks (group {group}): {form}", *_steps(rewriter), "",
                       f"catalogue methods with this metric: {', '.join(same) or 'none'}"])
 
 

@@ -1,5 +1,4 @@
-"""How a tree is read and written: text, infix, JSON, LaTeX, ASCII, matplotlib. All on prefix tuples of
-symbols.
+"""How a tree is read and written: text, infix, JSON, LaTeX. All on prefix tuples of symbols.
 
 Reading is strict and bounded (length, nesting, nodes), by a hand-written parser over the registry's names: a
 hostile file or string ends in one UsageError.
@@ -19,13 +18,11 @@ from prunekit.metric.primitives import PRIMITIVES, arity
 
 MAX_CHARACTERS = 20_000
 MAX_BYTES = 1_000_000  # of a JSON file
-MAX_NESTING = 80
-MAX_NODES = 255
+MAX_NESTING = 80  # brackets, |x| and minus signs: far below Python's own limit of recursion
+MAX_SIZE = 255  # nodes
 
 _TOKEN = re.compile(r"\s*(?:(\d+(?:\.\d+)?)|([A-Za-z_]\w*)|(\./|[-+*/(),|]))")
 _INFIX = {"+": ("add", 1), "-": ("sub", 1), "*": ("mul", 2), "/": ("div", 2), "./": ("ediv", 2)}
-# Okabe and Ito's palette, safe for the common forms of colour blindness
-_COLOURS = {"W": "#56B4E9", "G": "#009E73", "X": "#E69F00"}
 
 
 def fold(tree: tuple[str, ...], step: Callable[[str, list], Any]) -> Any:
@@ -73,8 +70,8 @@ class _Parser:
         return left
 
     def error(self, wanted: str) -> UsageError:
-        found = repr(self.token) if self.token else "the end"
-        return UsageError(f"expected {wanted} but found {found} in the metric {self.source[:60]!r}")
+        here = repr(self.token) if self.token else "the end"
+        return UsageError(f"expected {wanted} but found {here} in the metric {self.source[:60]!r}")
 
     def count(self, symbol: str, operands: int) -> UsageError:
         noun = "operand" if operands == 1 else "operands"
@@ -91,8 +88,8 @@ class _Parser:
         left = operand()
         while _INFIX.get(self.token, ("", 0))[1] == binding:
             left = [_INFIX[self.advance()][0], *left, *operand()]
-            if len(left) > MAX_NODES:
-                raise UsageError(f"a metric has at most {MAX_NODES} nodes")
+            if len(left) > MAX_SIZE:
+                raise UsageError(f"a metric has at most {MAX_SIZE} nodes")
         return left
 
     def factor(self) -> list[str]:
@@ -123,16 +120,16 @@ class _Parser:
                 raise self.count(symbol, count)
             return []
         self.expect("(")
-        found = self.sum()
+        operands = self.sum()
         for _ in range(count - 1):
             if self.token != ",":
                 raise self.count(symbol, count)
             self.advance()
-            found += self.sum()
+            operands += self.sum()
         if self.token == ",":
             raise self.count(symbol, count)
         self.expect(")")
-        return found
+        return operands
 
 
 def _written(template: str, own: int, args: list[tuple[str, int]], left: str, right: str) -> tuple[str, int]:
@@ -191,7 +188,7 @@ def from_json(source: Any) -> tuple[str, ...]:
     """
     where = "the tree" if isinstance(source, Mapping) else f"tree file '{source}'"
     root = source if isinstance(source, Mapping) else _read(source)
-    found: list[str] = []
+    symbols: list[str] = []
     stack: list[Any] = [root]
     while stack:
         node = stack.pop()
@@ -205,11 +202,11 @@ def from_json(source: Any) -> tuple[str, ...]:
         if children != ["left", "right"][:arity(symbol)]:
             needed = ("no operand", "1 operand (left)", "2 operands (left, then right)")[arity(symbol)]
             raise UsageError(f"{where}: '{symbol}' takes {needed}, here {' and '.join(children) or 'none'}")
-        found.append(symbol)
-        if len(found) > MAX_NODES:
-            raise UsageError(f"{where} has more than {MAX_NODES} nodes, or refers to itself")
+        symbols.append(symbol)
+        if len(symbols) > MAX_SIZE:
+            raise UsageError(f"{where} has more than {MAX_SIZE} nodes, or refers to itself")
         stack.extend(node[key] for key in reversed(children))
-    return tuple(found)
+    return tuple(symbols)
 
 
 def _sample(node: Any) -> str:
@@ -238,68 +235,12 @@ def _read(source: Any) -> Any:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    node = dict(pairs)
+    if len(node) != len(pairs):
         twice = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
         raise UsageError(f"the key {twice[:40]!r} occurs twice in one object of a tree file")
-    return found
+    return node
 
 
 def _refuse(constant: str) -> Any:
     raise UsageError(f"{constant} has no place in a tree file")
-
-
-# Drawings ---------------------------------------------------------------------------------------------------
-
-
-def ascii(tree: tuple[str, ...]) -> str:
-    def step(symbol: str, args: list[list[str]]) -> list[str]:
-        lines = [symbol]
-        for i, block in enumerate(args):
-            last = i == len(args) - 1
-            lines.append(("└── " if last else "├── ") + block[0])
-            lines += [("    " if last else "│   ") + line for line in block[1:]]
-        return lines
-
-    return "\n".join(fold(tree, step))
-
-
-def layout(tree: tuple[str, ...]) -> list[tuple[str, float, int, int | None]]:
-    """(symbol, x, depth, parent index) per node in prefix order: leaves side by side, parents centred above.
-    """
-    nodes: list[list[Any]] = []
-    open_: list[tuple[int, int]] = []  # (node, operands still to come)
-    for index, symbol in enumerate(tree):
-        nodes.append([symbol, 0.0, len(open_), open_[-1][0] if open_ else None])
-        if open_:
-            open_[-1] = (open_[-1][0], open_[-1][1] - 1)
-        open_.append((index, arity(symbol)))
-        while open_ and open_[-1][1] == 0:
-            open_.pop()
-    leaves = 0
-    for index, node in enumerate(nodes):
-        if not arity(node[0]):
-            node[1], leaves = float(leaves), leaves + 1
-    for index in reversed(range(len(nodes))):
-        below = [n[1] for n in nodes if n[3] == index]
-        if below:
-            nodes[index][1] = sum(below) / len(below)
-    return [tuple(n) for n in nodes]
-
-
-def draw(tree: tuple[str, ...], ax: Any, fontsize: float = 11) -> Any:
-    """Rounded boxes joined by lines, root on top; W, G and X in colour."""
-    nodes = layout(tree)
-    for _, x, depth, parent in nodes:
-        if parent is not None:
-            ends = [x, nodes[parent][1]], [-depth, -nodes[parent][2]]
-            ax.plot(*ends, color="#666666", linewidth=1.2, zorder=1)
-    for symbol, x, depth, _ in nodes:
-        colour = _COLOURS.get(symbol, "#F4F4F4")
-        box = {"boxstyle": "round,pad=0.35", "facecolor": colour, "edgecolor": "#333333"}
-        style = {"ha": "center", "va": "center", "fontsize": fontsize, "family": "monospace"}
-        ax.text(x, -depth, symbol, bbox=box, zorder=2, **style)
-    ax.set_xlim(min(n[1] for n in nodes) - 0.7, max(n[1] for n in nodes) + 0.7)
-    ax.set_ylim(-max(n[2] for n in nodes) - 0.6, 0.6)
-    ax.set_axis_off()
-    return ax

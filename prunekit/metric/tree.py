@@ -1,7 +1,7 @@
 """A metric as a tree: an immutable prefix tuple of symbols, its checks, and its value on a layer.
 
 `Tree.parse("mul(abs(mul(W, W)), mms(G))")` is the tuple ("mul", "abs", "mul", "W", "W", "mms", "G"). Reading
-and writing (text, infix, JSON, LaTeX, drawings) is in `text.py`, the operations in `ops.py`.
+and writing (text, infix, JSON, LaTeX) is in `syntax.py`, the operations in `primitives.py`.
 """
 from __future__ import annotations
 
@@ -12,16 +12,15 @@ from functools import lru_cache
 from typing import Any, NamedTuple, Self
 
 from prunekit.errors import UsageError
-from prunekit.metric import syntax
+from prunekit.metric import drawing, syntax
 from prunekit.metric.primitives import CONSTANTS, PRIMITIVES, TERMINALS, Tensor, arity
+from prunekit.metric.syntax import MAX_SIZE
 
-MAX_SIZE = 255  # nodes
 MAX_DEPTH = 64  # edges from the root to the deepest leaf
 
 
 class Tree(tuple):
-    """An expression over W, G and X. Hashable, comparable, picklable; `tree[tree.span(i)]` is a subtree's
-    tuple.
+    """An expression over W, G and X. Hashable, picklable; `tree[tree.span(i)]` is a subtree's tuple.
 
     Raises UsageError on an unknown symbol, a wrong number of operands, or more than MAX_SIZE nodes or
     MAX_DEPTH levels.
@@ -51,17 +50,16 @@ class Tree(tuple):
 
     @classmethod
     def parse(cls, source: str) -> Tree:
-        """From text (`mul(W, sqrt(X))`), infix (`|W*W| * mms(G)`) or a mixture; see `text.parse`."""
-        return cls(syntax.parse(source))
+        """From text (`mul(W, sqrt(X))`), infix (`|W*W| * mms(G)`) or a mixture; see `syntax.parse`."""
+        return _read(source) if isinstance(source, str) else cls(syntax.parse(source))
 
     @classmethod
     def from_json(cls, source: Any) -> Tree:
-        """From a path or a dict in the reference's schema {"data", "left", "right"}; see `text.from_json`."""
+        """From a path or a dict in the reference's schema {"data", "left", "right"}: `syntax.from_json`."""
         return cls(syntax.from_json(source))
 
     def to_json(self, path: Any = None, meta: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """The reference's schema, also written to `path` if given; `meta` goes under the root's "meta" key.
-        """
+        """The reference's schema, also written to `path` if given; `meta` goes under "meta" of the root."""
         return syntax.to_json(self, path, meta)
 
     def __str__(self) -> str:
@@ -81,11 +79,11 @@ class Tree(tuple):
 
     def ascii(self) -> str:
         """The tree drawn with lines, one node per text line."""
-        return syntax.ascii(self)
+        return drawing.ascii(self)
 
     def draw(self, ax: Any, fontsize: float = 11) -> Any:
         """Draw on matplotlib axes (colours are safe for colour blindness); returns the axes."""
-        return syntax.draw(self, ax, fontsize)
+        return drawing.draw(self, ax, fontsize)
 
     def _repr_latex_(self) -> str:
         return f"${self.latex()}$"
@@ -145,17 +143,19 @@ class Tree(tuple):
         return _finish(self, evaluate(self, inputs).score, inputs["W"].shape, check)
 
     def bind(self, W: Tensor, G: Tensor = None, X: Tensor = None) -> BoundTree:
-        """Freeze the matrix-wide values (min, max, mean, std, norms) of this layer, to score column slices
-        later.
-        """
+        """Freeze this layer's matrix-wide values (min, max, mean, std, norms), to score column slices."""
         inputs = _inputs(self, W, G, X)
         return BoundTree(self, inputs, evaluate(self, inputs, only_frozen=True).frozen)
 
 
+@lru_cache(maxsize=1024)  # a search reads every text several times, soon after another
+def _read(source: str) -> Tree:
+    return Tree(syntax.parse(source))
+
+
 @dataclass(frozen=True)
 class BoundTree:
-    """A tree with the matrix-wide values of one layer: column slices score as they do within the whole layer.
-    """
+    """A tree with the matrix-wide values of one layer: column slices score as within the whole layer."""
 
     tree: Tree
     inputs: Mapping[str, Tensor]
@@ -208,8 +208,7 @@ def _plan(tree: tuple[str, ...]) -> _Plan:
 
 def evaluate(tree: Tree, inputs: Mapping[str, Tensor], frozen: Mapping[int, tuple] | None = None, *,
              only_frozen: bool = False) -> Evaluation:
-    """The value of a tree on tensors as they are (no conversion, so also float64), each distinct
-    subexpression once.
+    """The value of a tree on tensors as they are (not converted, also float64), each subexpression once.
 
     inputs: the terminals (W taken as given: pass its absolute value). frozen: matrix-wide values of an
     earlier evaluation, by node of the plan; without, they are computed here. An undefined operation (a norm
@@ -217,21 +216,21 @@ def evaluate(tree: Tree, inputs: Mapping[str, Tensor], frozen: Mapping[int, tupl
     """
     plan = _plan(tuple(tree))
     values: list[Tensor] = [None] * len(plan.nodes)
-    found: dict[int, tuple[Tensor, ...]] = dict(frozen or {})
+    wide: dict[int, tuple[Tensor, ...]] = dict(frozen or {})
     for i, (symbol, *operands) in enumerate(plan.nodes):
         if not operands:
-            found_here = inputs.get(symbol)
-            values[i] = inputs["W"].new_full((1, 1), CONSTANTS[symbol]) if found_here is None else found_here
+            constant = CONSTANTS.get(symbol)
+            values[i] = inputs[symbol] if constant is None else inputs["W"].new_full((1, 1), constant)
             continue
         args = [values[n] for n in operands]
         if PRIMITIVES[symbol].freeze and frozen is None:
-            found[i] = PRIMITIVES[symbol].freeze(*args)
+            wide[i] = PRIMITIVES[symbol].freeze(*args)
         if not only_frozen or i in plan.freezing:
-            values[i] = PRIMITIVES[symbol].function(*args, *found.get(i, ()))
+            values[i] = PRIMITIVES[symbol].function(*args, *wide.get(i, ()))
         for n in operands:
             if plan.last_use[n] == i:
                 values[n] = None  # give the memory back
-    return Evaluation(values[-1], found)
+    return Evaluation(values[-1], wide)
 
 
 def defect(score: Tensor) -> str | None:

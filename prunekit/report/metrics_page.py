@@ -7,8 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from prunekit.metric import syntax
 from prunekit.metric.catalogue import METHODS, Method
+from prunekit.metric.drawing import layout
 from prunekit.metric.rank import rank_key
 from prunekit.metric.tree import Tree
 from prunekit.report import html
@@ -73,7 +73,7 @@ def _classes(methods: list[Method]) -> list[tuple[str, list[str]]]:
 
 def drawing(tree: Tree) -> str:
     """The tree as a small SVG in the page's own colours."""
-    nodes = syntax.layout(tree)
+    nodes = layout(tree)
     at = [(x * 74 + 40, depth * 46 + 18) for _, x, depth, _ in nodes]
     width, height = max(x for x, _ in at) + 40, max(y for _, y in at) + 18
     lines = "".join(f'<path d="M{at[parent][0]:g} {at[parent][1] + 12:g}L{x:g} {y - 12:g}"/>'

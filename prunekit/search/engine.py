@@ -1,11 +1,12 @@
 """Evolution as a fold over a journal: propose, evaluate, insert. Nothing here knows what an evaluation is.
 
-Candidate i draws from its own generator, seeded by (seed, i), and sees the results of candidates up to i - lag only, so
-the journal does not depend on how many evaluations run at once. An evaluator is any callable
+Candidate i draws from its own generator, seeded by (seed, i), and sees the results of candidates up to i -
+lag only, so the journal does not depend on how many evaluations run at once. An evaluator is any callable
 `evaluator(tree, race, seen, raw)` that returns an `Outcome`, or simply `evaluator(tree)` that returns a loss.
 """
 from __future__ import annotations
 
+import hashlib
 import inspect
 import math
 import statistics
@@ -14,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from tqdm import tqdm
 
@@ -28,18 +29,35 @@ from prunekit.search.records import Candidate, Generation, Outcome, Race
 from prunekit.search.state import Search
 from prunekit.search.workers import Task, Workers
 
+# The sources that decide a search's result, besides what the header states (preset, seed, first trees and the
+# evaluator's identity): a search is resumed only under the code that began it. First what is proposed and who
+# is kept, then what a loss is: masks, weight updates, the mean over windows. Not here are journal.py, whose
+# FORMAT is in the header too, and workers.py and parallel.py, which say where an evaluation runs and not what
+# it gives, so that a fault of theirs can be mended while a search stands still.
+DECIDING = ("metric/*.py", "search/engine.py", "search/operators.py", "search/presets.py",
+            "search/random_trees.py", "search/records.py", "search/state.py",
+            "search/bench.py", "search/evaluator.py", "pruning/*.py", "evaluate/perplexity.py")
 
-def evolve(evaluator: Callable[..., Any], preset: str | Preset = "modern", budget: int | None = None, seed: int = 0,
-           journal: str | Path | None = None, executor: Any = None, *, seeds: Sequence[Tree] = (), restart: bool = False,
-           progress: bool = True, **changes: Any) -> Iterator[Generation]:
+
+# Algorithm 1 of the paper, and where it is:
+#   population = random trees with their losses                   Search._draw, random_trees.half_and_half
+#   until the budget is used up: parents = two of the best of a sample                Search._published_draw
+#     child = simplify(mutate(crossover(parents)))                          operators.py, metric/simplify.py
+#     draw again while the child is a parent of its own, no metric, or known                Search._refusal
+#     loss = evaluator(child); the child comes in, the worst goes            _Loop._settle, Search._insert
+def evolve(evaluator: Callable[..., Any], preset: str | Preset = "modern", budget: int | None = None,
+           seed: int = 0, journal: str | Path | None = None, executor: Any = None, *,
+           seeds: Sequence[Tree] = (), restart: bool = False, progress: bool = True,
+           **changes: Any) -> Iterator[Generation]:
     """Search for metrics; yields a `Generation` after the first population and after every few candidates.
 
-    evaluator: `Evaluator`, or a function from a tree to a loss (lower is better; not finite: no metric). budget:
-    distinct evaluations (default: the preset's). journal: a file that the search is written to and resumed from.
-    executor: None (here, one after the other), any concurrent.futures.Executor, or `open_executor(...)`. seeds: trees
-    to try first. restart: put a journal of another search aside (as …~) and begin anew instead of refusing. changes:
-    fields of the preset. Same arguments, same generations, however many workers there are.
-    Source: Algorithm 1 of arXiv 2406.02924, whose code was not published; see `presets.py` for what is assumed.
+    evaluator: `Evaluator`, or a function from a tree to a loss (lower is better; not finite: no metric).
+    budget: distinct evaluations (default: the preset's). journal: a file that the search is written to and
+    resumed from. executor: None (here, one after the other), any concurrent.futures.Executor, or
+    `open_executor(...)`. seeds: trees to try first. restart: put a journal of another search aside (as …~)
+    and begin anew instead of refusing. changes: fields of the preset. Same arguments, same generations,
+    however many workers there are. Source: Algorithm 1 of arXiv 2406.02924, whose code was not published; see
+    `presets.py` for what is assumed.
 
     Raises UsageError for an unknown preset or field, values that cannot be, a loss that is no number, a
     journal of another search, in use, or damaged, and a disk that is full.
@@ -50,26 +68,17 @@ def evolve(evaluator: Callable[..., Any], preset: str | Preset = "modern", budge
         raise UsageError(f"budget {budget!r} is no number of evaluations; give 1 or more.")
     evaluator = _Adapter.around(evaluator)
     search = Search(chosen, seed, evaluator.group, seeds)
-    return _evolve(search, evaluator, budget, _Log(journal, restart), executor, progress)
-
-# The sources that decide a search's result, together with its seed and its evaluator.
-DECIDING = ("metric/*.py", "search/controls.py", "search/engine.py", "search/operators.py", "search/presets.py",
-            "search/random_trees.py", "search/records.py", "search/state.py")
+    return _evolve(search, evaluator, budget, journal, restart, executor, progress)
 
 
-class _Log(NamedTuple):
-    path: str | Path | None
-    restart: bool
-
-    def open(self, header: Mapping[str, Any]) -> journals.Journal:
-        return journals.Journal(self.path, header, restart=self.restart)
-
-
-def _evolve(search: Search, evaluator: Any, budget: int, file: _Log, executor: Any, progress: bool) -> Iterator[Generation]:
+def _evolve(search: Search, evaluator: Any, budget: int, journal: str | Path | None, restart: bool,
+            executor: Any, progress: bool) -> Iterator[Generation]:
     chosen = search.preset
     with ExitStack() as stack:
-        log = stack.enter_context(file.open(_header(search, evaluator))) if file.path else None
-        bar = stack.enter_context(tqdm(total=budget, desc=f"search ({chosen.name})", unit="tree", disable=not progress))
+        header = _header(search, evaluator) if journal else {}
+        log = stack.enter_context(journals.Journal(journal, header, restart=restart)) if journal else None
+        title = f"search ({chosen.name})"
+        bar = stack.enter_context(tqdm(total=budget, desc=title, unit="tree", disable=not progress))
         workers = stack.enter_context(Workers(executor or Serial()))
         loop = _Loop(search, evaluator, log, workers, budget)
         number, shown = 0, 0
@@ -86,10 +95,11 @@ def _evolve(search: Search, evaluator: Any, budget: int, file: _Log, executor: A
 class _Loop:
     """Keeps `lag` evaluations under way and settles them in order; first replays what the journal holds."""
 
-    def __init__(self, search: Search, evaluator: Any, log: journals.Journal | None, workers: Workers, budget: int):
-        self.search, self.evaluator, self.log, self.workers, self.budget = search, evaluator, log, workers, budget
-        self.replay = list(log.events[1:]) if log else []
-        self.replay.reverse()
+    def __init__(self, search: Search, evaluator: Any, log: journals.Journal | None, workers: Workers,
+                 budget: int):
+        self.search, self.evaluator, self.log, self.workers = search, evaluator, log, workers
+        self.budget = budget
+        self.replay = log.events[:0:-1] if log else []  # all but the header, the last first
         self.recorded = {event["i"] for event in self.replay if event["event"] != "propose"}
         self.pending: dict[int, Task | int] = {}
         self.races: dict[int, Race | None] = {}
@@ -111,8 +121,8 @@ class _Loop:
         if self.replay:
             event = self.replay.pop()
             if event["event"] != "propose" or event["i"] != len(search.proposed):
-                raise UsageError(f"the journal is out of order at candidate {len(search.proposed)}: it was not written by "
-                                 "this version of the search; give another journal.")
+                raise UsageError(f"the journal is out of order at candidate {len(search.proposed)}: it was "
+                                 "not written by this version of the search; give another journal.")
         else:
             event = self._write(search.propose())
         search.apply(event)
@@ -132,13 +142,14 @@ class _Loop:
         if self.replay:
             event = self.replay.pop()
         else:
-            found = self.pending.pop(index)
-            started = time.perf_counter()
-            outcome = Outcome(same=found) if isinstance(found, int) else self.workers.result(found)
+            pending, started = self.pending.pop(index), time.perf_counter()
+            known = isinstance(pending, int)
+            outcome = Outcome(same=pending) if known else self.workers.result(pending)
             if not isinstance(outcome, Outcome):
                 raise UsageError(f"the evaluator returned {outcome!r:.60} where an Outcome was asked for.")
-            event = self._write(_event(index, outcome, self.races[index], self.search.candidates)
-                                | {"seconds": round(time.perf_counter() - started, 3), "host": self.workers.host})
+            event = self._write({**_event(index, outcome, self.races[index], self.search.candidates),
+                                 "seconds": round(time.perf_counter() - started, 3),
+                                 "host": self.workers.host})
         self.races.pop(index, None)
         self.search.apply(event)
 
@@ -147,13 +158,25 @@ class _Loop:
 
     def generation(self, number: int) -> Generation:
         search = self.search
-        losses = [one.fitness for one in search.population]
         return Generation(number, len(search.proposed), search.evaluated, dict(search.saved), search.best,
-                          statistics.median(losses) if losses else math.nan, search.front, tuple(search.population),
+                          _median(search), search.front, tuple(search.population),
                           time.perf_counter() - self.started)
 
 
-def _event(index: int, outcome: Outcome, race: Race | None, candidates: Mapping[int, Candidate]) -> dict[str, Any]:
+def _median(search: Search) -> float:
+    return statistics.median([member.fitness for member in search.population] or [math.nan])
+
+
+def _status_line(search: Search) -> str:
+    saved, best = search.saved, search.best
+    losses = f"best {best.fitness:.4f}, median {_median(search):.4f}" if best else "no metric yet"
+    return (f"{losses}; spared: {saved['form']} same form, {saved['masks']} same masks, "
+            f"{saved['race']} stopped, {saved['rejected']} rejected")
+
+
+def _event(index: int, outcome: Outcome, race: Race | None,
+           candidates: Mapping[int, Candidate]) -> dict[str, Any]:
+    """What the journal keeps of an outcome."""
     losses = journals.unpack(journals.pack(outcome.losses))
     finite = losses and math.isfinite(sum(losses))  # as float32, which is what is kept
     if outcome.defect or outcome.same is None and not finite:
@@ -179,14 +202,13 @@ def _fitness(losses: Sequence[float], complete: bool, race: Race | None) -> floa
 
 def _header(search: Search, evaluator: Any) -> dict[str, Any]:
     return {"preset": search.preset.as_dict(), "seed": search.seed, "group": search.group,
-            "seeds": [str(tree) for tree in search.seeds], "code": code_version(), "evaluator": evaluator.identity,
-            "file": str(getattr(evaluator, "home", None) or ""), "started": time.strftime("%Y-%m-%d %H:%M:%S")}
+            "seeds": [str(tree) for tree in search.seeds], "code": code_version(),
+            "evaluator": evaluator.identity, "file": str(getattr(evaluator, "home", None) or ""),
+            "started": time.strftime("%Y-%m-%d %H:%M:%S")}
 
 
 def code_version() -> str:
-    """Hash of the code that decides what is proposed: a search resumes only under the code that began it."""
-    import hashlib
-
+    """Hash of the sources that decide a search's result."""
     package = Path(__file__).resolve().parents[1]
     files = [file for pattern in DECIDING for file in sorted(package.glob(pattern))]
     return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()[:16]
@@ -206,20 +228,13 @@ class _Adapter:
             return evaluator
         if not callable(evaluator) or len(inspect.signature(evaluator).parameters) != 1:
             raise UsageError("an evaluator is a function of one tree that returns a loss, or an Evaluator.")
-        return cls(evaluator, identity={"function": getattr(evaluator, "__qualname__", type(evaluator).__qualname__)})
+        name = getattr(evaluator, "__qualname__", type(evaluator).__qualname__)
+        return cls(evaluator, identity={"function": name})
 
     def __call__(self, tree: Tree, race: Race | None, seen: Mapping[str, int], raw: Tree) -> Outcome:
-        found = self.function(tree)
+        loss = self.function(tree)
         try:
-            return Outcome((float(found),))
+            return Outcome((float(loss),))
         except (TypeError, ValueError, OverflowError):
-            raise UsageError(f"the evaluator returned {found!r:.60} for {tree}: a loss is a number, lower is "
+            raise UsageError(f"the evaluator returned {loss!r:.60} for {tree}: a loss is a number, lower is "
                              "better.") from None
-
-
-def _status_line(search: Search) -> str:
-    saved, best = search.saved, search.best
-    losses = [one.fitness for one in search.population]
-    return (f"best {best.fitness:.4f}" if best else "no metric yet") + \
-        (f", median {statistics.median(losses):.4f}" if losses else "") + \
-        f"; spared: {saved['form']} same form, {saved['masks']} same masks, {saved['race']} stopped, {saved['rejected']} rejected"

@@ -1,8 +1,10 @@
-"""The search's only memory: an append-only JSONL file, one durable line per event, from which everything is rebuilt.
+"""The search's only memory: an append-only JSONL file, one durable line per event, from which everything is
+rebuilt.
 
-Line 1 is the header; then, per candidate, `propose` and either `evaluate` or `reject`, in an order that does not depend
-on how many workers there are. Each line carries the CRC-32 of itself and all lines before it, so a changed byte is
-found wherever it is. A line that a crash left unfinished at the end is dropped. Losses are float32, base64.
+Line 1 is the header; then, per candidate, `propose` and either `evaluate` or `reject`, in an order that does
+not depend on how many workers there are. Each line carries the CRC-32 of itself and all lines before it, so a
+changed byte is found wherever it is. A line that a crash left unfinished at the end is dropped. Losses are
+float32, base64.
 """
 from __future__ import annotations
 
@@ -34,10 +36,12 @@ def unpack(text: str) -> array:
 
 
 class Journal:
-    """An open journal that nobody else can write. Use as a context manager; `events`: what it held when opened.
+    """An open journal that nobody else can write. Use as a context manager; `events`: what it held when
+    opened.
 
-    Raises UsageError if another process has it open, if a line other than the last is damaged, or if its header is of
-    another search than `header` (naming what differs; with `restart` that journal is renamed to …~ instead).
+    Raises UsageError if another process has it open, if a line other than the last is damaged, or if its
+    header is of another search than `header` (naming what differs; with `restart` that journal is renamed to
+    …~ instead).
     """
 
     def __init__(self, path: str | Path, header: Mapping[str, Any], *, restart: bool = False):
@@ -50,8 +54,9 @@ class Journal:
                 os.replace(self.path, self.path.with_name(self.path.name + "~"))
                 self._open()
             elif differing:
-                raise UsageError(f"the journal {self.path} belongs to another search (it differs in "
-                                 f"{', '.join(differing[:6])}): give another journal, or set those as they were.")
+                what = ", ".join(differing[:6])
+                raise UsageError(f"the journal {self.path} belongs to another search (it differs in {what}): "
+                                 "give another journal, or set those as they were.")
             if not self.events:
                 self.append({"event": "header", "format": FORMAT, **header})
         except BaseException:
@@ -63,7 +68,8 @@ class Journal:
         with writing_to(self.path):
             self.path.resolve().parent.mkdir(parents=True, exist_ok=True)
             self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
-        lock(self._file, f"the journal {self.path} is being written by another process: wait for it, or give another journal.")
+        lock(self._file, f"the journal {self.path} is being written by another process: wait for it, or give "
+                         "another journal.")
         self.events, self._crc, self._size = _scan(self.path)
         os.ftruncate(self._file, self._size)
         os.lseek(self._file, self._size, os.SEEK_SET)
@@ -82,7 +88,7 @@ class Journal:
     def append(self, event: Mapping[str, Any]) -> dict[str, Any]:
         """Write one event and wait until it is on the disk; returns it as it will be read back.
 
-        Raises UsageError if it cannot be written (a full disk, say); the file then ends with the event before.
+        Raises UsageError if it cannot be written (a full disk, say); the file then ends with the one before.
         """
         line, crc = _line(event, self._crc)
         try:
@@ -92,8 +98,8 @@ class Journal:
         except OSError as error:
             os.ftruncate(self._file, self._size)
             os.lseek(self._file, self._size, os.SEEK_SET)
-            raise UsageError(f"the journal {self.path} cannot be written ({error.strerror}): make room and start the "
-                             "search again, it goes on from its last event.") from error
+            raise UsageError(f"the journal {self.path} cannot be written ({error.strerror}): make room and "
+                             "start the search again, it goes on from its last event.") from error
         self._crc, self._size = crc, self._size + len(line)
         return json.loads(line)
 
@@ -105,7 +111,7 @@ class Journal:
 
 
 def read(path: str | Path) -> list[dict[str, Any]]:
-    """All whole events of a journal, also while it is being written. Raises UsageError if there is none or it is damaged."""
+    """All whole events, also while it is being written. Raises UsageError for no journal or a damaged one."""
     if not Path(path).is_file():
         raise UsageError(f"there is no journal {path}: give the path of a journal.jsonl.")
     events = _scan(Path(path))[0]
@@ -128,20 +134,21 @@ def _line(event: Mapping[str, Any], before: int) -> tuple[bytes, int]:
 def _scan(path: Path) -> tuple[list[dict[str, Any]], int, int]:
     """(events, checksum, bytes) of all whole lines."""
     events: list[dict[str, Any]] = []
-    crc = size = 0
-    bad = 0
+    crc = size = bad = 0
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             if bad:
-                rest = f"keep its first {bad - 1} lines (head -n {bad - 1}) and resume from there" if bad > 1 else "begin anew"
-                raise UsageError(f"line {bad} of the journal {path} is damaged: put back a copy of the file, or {rest}.")
-            found = _checked(line, crc)
-            if found is None:
+                keep = f"keep its first {bad - 1} lines (head -n {bad - 1}) and resume from there"
+                raise UsageError(f"line {bad} of the journal {path} is damaged: put back a copy of the file, "
+                                 f"or {keep if bad > 1 else 'begin anew'}.")
+            checked = _checked(line, crc)
+            if checked is None:
                 bad = number  # forgiven only if nothing follows
                 continue
-            event, crc = found
+            event, crc = checked
             if number == 1 and (event.get("event") != "header" or event.get("format") != FORMAT):
-                raise UsageError(f"{path} is no journal of this version: it does not begin with a header of format {FORMAT}.")
+                raise UsageError(f"{path} is no journal of this version: it does not begin with a header of "
+                                 f"format {FORMAT}.")
             events.append(event)
             size += len(line)
     if bad == 1 and path.stat().st_size and not _torn_header(path):
@@ -166,8 +173,7 @@ def _torn_header(path: Path) -> bool:
     """Is all there is the beginning of a header that a crash cut off?"""
     start = b'{"event": "header"'
     with open(path, "rb") as file:
-        found = file.read(len(start))
-    return start.startswith(found) or found == start
+        return start.startswith(file.read(len(start)))
 
 
 def _differences(then: Any, now: Any, where: str = "") -> Iterator[str]:

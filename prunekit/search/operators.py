@@ -20,7 +20,10 @@ def crossover(rng: random.Random, alphabet: Alphabet, a: Tree, b: Tree) -> Tree:
 
 def point(rng: random.Random, alphabet: Alphabet, a: Tree) -> Tree:
     """One symbol replaced by another with as many operands."""
-    at = rng.randrange(len(a))
+    return _renamed(rng, alphabet, a, rng.randrange(len(a)))
+
+
+def _renamed(rng: random.Random, alphabet: Alphabet, a: Tree, at: int) -> Tree:
     return Tree((*a[:at], alphabet.alike(rng, a[at]), *a[at + 1:]))
 
 
@@ -49,13 +52,12 @@ def hoist(rng: random.Random, alphabet: Alphabet, a: Tree) -> Tree:
 
 def swap(rng: random.Random, alphabet: Alphabet, a: Tree) -> Tree:
     """One leaf replaced by another terminal."""
-    leaves = [at for at, symbol in enumerate(a) if arity(symbol) == 0]
-    at = rng.choice(leaves)
-    return Tree((*a[:at], alphabet.alike(rng, a[at]), *a[at + 1:]))
+    return _renamed(rng, alphabet, a, rng.choice([at for at, symbol in enumerate(a) if arity(symbol) == 0]))
 
 
 def power(rng: random.Random, alphabet: Alphabet, a: Tree) -> Tree:
-    """A random subtree squared or under a root; one that is squared or under a root already loses that as often."""
+    """A random subtree squared or under a root; one that is squared or under a root already loses that as
+    often."""
     at = rng.randrange(len(a))
     if a[at] in _POWERS and rng.random() < 0.5:
         return a.replace(at, a[a.span(at)][1:])
@@ -63,7 +65,8 @@ def power(rng: random.Random, alphabet: Alphabet, a: Tree) -> Tree:
 
 
 def factor(rng: random.Random, alphabet: Alphabet, a: Tree) -> Tree:
-    """The whole tree or, as often, a random subtree times a terminal under 0 to 2 roots: a small step of an exponent."""
+    """The whole tree or, as often, a random subtree times a terminal under 0 to 2 roots: a small step of an
+    exponent."""
     at = rng.choice((0, rng.randrange(len(a))))
     return a.replace(at, ("mul", *("sqrt",) * rng.randrange(3), alphabet.leaf(rng), *a[a.span(at)]))
 
@@ -72,8 +75,9 @@ MUTATIONS = {function.__name__: function for function in (point, regrow, insert,
 OPERATORS = ("crossover", *MUTATIONS)
 
 
-def breed(rng: random.Random, alphabet: Alphabet, parents: tuple[Tree, Tree], weights: Mapping[str, float]) -> tuple[Tree, str]:
-    """One operator, drawn by weight, applied to the first parent (crossover: to both); the child and the operator."""
+def breed(rng: random.Random, alphabet: Alphabet, parents: tuple[Tree, Tree],
+          weights: Mapping[str, float]) -> tuple[Tree, str]:
+    """One operator, drawn by weight, on the first parent (crossover: on both); the child and the operator."""
     name = rng.choices(list(weights), list(weights.values()))[0]
     if name == "crossover":
         return crossover(rng, alphabet, *parents), name

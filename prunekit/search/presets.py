@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import field, fields, replace
+from dataclasses import asdict, field, fields, replace
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self
 
@@ -13,11 +13,10 @@ from pydantic.dataclasses import dataclass
 from prunekit.errors import UsageError, did_you_mean
 from prunekit.metric.tree import MAX_DEPTH, MAX_SIZE
 from prunekit.search.operators import OPERATORS
-from prunekit.search.random_trees import Alphabet
+from prunekit.search.random_trees import MOST_STEPS, Alphabet
 
 _EXACT_COPIES = ("pow", "skp")  # of sqr, and of nothing at all
 _DEEPEST = (MAX_SIZE + 1).bit_length() - 2  # of trees that are full, and binary throughout
-_GRID_STEPS = 15  # see `rivals.grid`
 
 _Count = Annotated[int, Field(ge=1)]
 _Share = Annotated[float, Field(ge=0, le=1)]
@@ -40,8 +39,8 @@ class Preset:
     # who becomes a parent, and what is done to it
     sample: Annotated[float, Field(gt=0, le=1)]  # share of the population in a tournament, each once
     top: _Count  # how many of its best may become parents
-    crossover: _Share = 0.5  # probability; then
-    mutation: _Share = 0.5  # its own: if neither happens, mutation does
+    crossover: _Share = 0.5  # probability that the two parents are crossed, or else the first is copied
+    mutation: _Share = 0.5  # probability that one symbol then changes; without a crossover it always does
     weights: _Weights = field(default_factory=dict)  # if given, one operator is drawn by these instead
 
     # what is kept of an offspring
@@ -52,7 +51,7 @@ class Preset:
     replace: Literal["worst", "oldest"] = "worst"  # who leaves; the oldest never from the Pareto front
 
     # where to look
-    start: Annotated[int, Field(ge=0, le=_GRID_STEPS)] = 0  # first come the monomials of this degree; 0: none
+    start: Annotated[int, Field(ge=0, le=MOST_STEPS)] = 0  # first come the monomials of this degree; 0: none
     local: _Share = 0.0  # how often the first parent is one of the best five instead of a tournament's
     max_size: Annotated[int, Field(ge=1, le=MAX_SIZE // 2)] = 63  # nodes; two such, crossed, are still a tree
     max_depth: Annotated[int, Field(ge=0, le=MAX_DEPTH // 2)] = 12  # edges from the root to the deepest leaf
@@ -63,8 +62,8 @@ class Preset:
 
     # what is spared
     racing: bool = False  # stop hopeless candidates early
-    share: bool = False  # fitness of equal masks
-    random: bool = False  # never breed
+    share: bool = False  # measure equal masks once
+    random: bool = False  # never breed: every tree is drawn afresh
 
     # how long, how many at once, of what
     lag: _Count = 1  # a candidate sees all but the last lag - 1 before it: so many are evaluated at once
@@ -80,10 +79,9 @@ class Preset:
         return self
 
     def as_dict(self) -> dict[str, Any]:
-        """For the journal's header, as JSON gives it back; the budget is no part of it, so that it may grow."""
-        alphabet = {"grammar": self.alphabet.grammar, "without": list(self.alphabet.without),
-                    "binary": self.alphabet.binary}
-        return {one.name: getattr(self, one.name) for one in fields(self) if one.name != "budget"} | {
+        """For the journal's header, as JSON gives it back; without the budget, so that it may grow."""
+        alphabet = asdict(self.alphabet) | {"without": list(self.alphabet.without)}
+        return {key.name: getattr(self, key.name) for key in fields(self) if key.name != "budget"} | {
             "depths": list(self.depths), "weights": dict(self.weights), "alphabet": alphabet}
 
     @classmethod
@@ -93,25 +91,26 @@ class Preset:
         return preset("paper", **{**plain, "alphabet": Alphabet(**alphabet)})
 
 
-# Ours. A search of a few hundred evaluations has no time to find out again what a coarse grid knows, nor can subtree
-# operators take a small step from W²·G to W²·sqrt(G): a change of one symbol changes most of the mask. Hence the six
-# monomials W^a G^b X^c of degree three that read W (magnitude, Wanda's and W²·G among them, but not the published line,
-# which would hand in the answer), the operators `power` and `factor` (one exponent, one step), every third candidate
-# bred from one of the best five, and a population that is small enough to be bred from early. Where thousands are
-# evaluated, breeding converges, often on a long approximation of a short metric; since about 2,200 metrics have five
-# symbols or fewer, half of the effort then goes to these, in order.
+# Ours. A search of a few hundred evaluations has no time to find out again what a coarse grid knows, nor can
+# subtree operators take a small step from W²·G to W²·sqrt(G): a change of one symbol changes most of the
+# mask. Hence the six monomials W^a G^b X^c of degree three that read W (magnitude, Wanda's and W²·G among
+# them, but not the published line, which would hand in the answer), the operators `power` and `factor` (one
+# exponent, one step), every third candidate bred from one of the best five, and a population that is small
+# enough to be bred from early. Where thousands are evaluated, breeding converges, often on a long
+# approximation of a short metric; since about 2,200 metrics have five symbols or fewer, half of the effort
+# then goes to these, in order.
 _MODERN = Preset(
-    "modern", population=30, depths=(1, 2, 3, 4), sample=0.2, top=1, form="rank", unique=True, replace="oldest",
-    start=3, local=0.3,
-    weights={"crossover": 3, "point": 2, "regrow": 2, "insert": 2, "hoist": 1, "swap": 2, "power": 2,
-             "factor": 3},
+    "modern", population=30, depths=(1, 2, 3, 4), sample=0.2, top=1, form="rank", unique=True,
+    replace="oldest", start=3, local=0.3, weights={"crossover": 3, "point": 2, "regrow": 2, "insert": 2,
+                                                   "hoist": 1, "swap": 2, "power": 2, "factor": 3},
     max_size=15, max_depth=10, crowding=0.02, patience=250, racing=True, share=True, lag=8, budget=500,
     alphabet=Alphabet(without=_EXACT_COPIES, binary=0.5))
 
 PRESETS: dict[str, Preset] = {preset.name: preset for preset in (
-    # Algorithm 1 of the paper, reconstructed. Stated in secondary sources: population, iterations, top, mutation, OOS
-    # on every offspring, redraw of offspring equal to a parent, deletion of the worst. Assumed: sample 0.4, crossover
-    # 0.5, depths. No limit of size is stated; this one only keeps trees readable by every tool.
+    # Algorithm 1 of the paper, reconstructed. Stated in secondary sources: population, iterations, top,
+    # mutation, OOS on every offspring, redraw of offspring equal to a parent, deletion of the worst. Assumed:
+    # sample 0.4, crossover 0.5, depths. No limit of size is stated; this one only keeps trees readable by
+    # every tool.
     Preset("paper", population=50, depths=(3, 4), sample=0.4, top=10),
     # The published loop of LPZero, by the same authors: parents from the better half.
     Preset("lpzero", population=80, depths=(3, 4), sample=1.0, top=40, budget=1080),

@@ -5,53 +5,50 @@ import math
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 from prunekit.metric.tree import Tree
 
-RACE_BOUND = 3.0  # standard errors
+RACE_BOUND = 3.0  # standard errors, see `behind`; benchmarks/search.py counts the leaders that it stops
 
 
 class Race(NamedTuple):
-    """When to stop: a mean paired difference to `reference` (losses per window) of more than `bound` standard errors."""
+    """When to stop: a mean paired difference to `reference` of more than `bound` standard errors."""
 
-    reference: tuple[float, ...]
+    reference: tuple[float, ...]  # losses per window
     bound: float = RACE_BOUND
-    audit: bool = False
+    audit: bool = False  # measure to the end all the same
 
 
 class Outcome(NamedTuple):
-    """losses: mean over targets of nll(pruned) - nll(dense), per window, as far as measured. complete: to the last window.
-    stopped: windows after which the race stopped it, or, of an audited one, would have. masks: hash of its masks.
-    same: the earlier candidate with these masks, whose losses hold. defect: why it is no metric here. by_task: mean loss
-    over those windows of each target (and model), by name."""
+    """What an evaluator says of one tree."""
 
-    losses: Sequence[float] = ()
-    complete: bool = True
-    stopped: int = 0
-    masks: str = ""
-    same: int | None = None
-    defect: str = ""
-    by_task: Mapping[str, float] = {}
+    losses: Sequence[float] = ()  # nll(pruned) - nll(dense) per window, mean over targets, as far as measured
+    complete: bool = True  # to the last window
+    stopped: int = 0  # windows after which the race stopped it, or, of an audited one, would have
+    masks: str = ""  # a hash of them
+    same: int | None = None  # the earlier candidate with these masks, whose losses hold
+    defect: str = ""  # why it is no metric here
+    by_task: Mapping[str, float] = {}  # mean loss over those windows of each target (and model), by name
 
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """One evaluated tree. fitness: mean loss (of an incomplete one, estimated from the windows it has). by_task: mean loss
-    of each target on the windows that were measured; empty where nothing told targets apart."""
+    """One evaluated tree."""
 
     index: int
     tree: Tree
-    raw: Tree
+    raw: Tree  # as bred, before it was simplified
     parents: tuple[int, ...]
     operator: str
-    fitness: float
+    fitness: float  # mean loss; of an incomplete one, estimated from the windows it has
     losses: array
     complete: bool
     stopped: int
     audited: bool
     same: int | None
-    by_task: Mapping[str, float]
+    by_task: Mapping[str, float]  # on the windows that were measured; empty where nothing told targets apart
 
     @property
     def order(self) -> tuple[float, int, int]:
@@ -61,19 +58,15 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Generation:
-    """What the search yields: after the first population, and then after every `lag` candidates.
-
-    evaluated: distinct evaluations so far; saved: how often what spared one (or a part of one); best: lowest loss among
-    the completely measured; front: those on the Pareto front of size against loss.
-    """
+    """What the search yields: after the first population, and then after every `lag` candidates."""
 
     number: int
     proposed: int
-    evaluated: int
-    saved: Mapping[str, int]
-    best: Candidate | None
-    median: float
-    front: tuple[Candidate, ...]
+    evaluated: int  # distinct evaluations so far
+    saved: Mapping[str, int]  # how often what spared one, or a part of one
+    best: Candidate | None  # lowest loss among the completely measured
+    median: float  # of the population
+    front: tuple[Candidate, ...]  # of size against loss among the completely measured (Pareto)
     population: tuple[Candidate, ...]
     seconds: float
 
@@ -82,23 +75,25 @@ class Generation:
         best = self.best
         return {"generation": self.number, "proposed": self.proposed, "evaluated": self.evaluated,
                 "best": best.fitness if best else math.nan, "tree": str(best.tree) if best else "",
-                "median": self.median, "seconds": round(self.seconds, 3), **{f"saved_{k}": v for k, v in self.saved.items()}}
+                "median": self.median, "seconds": round(self.seconds, 3),
+                **{f"saved_{what}": count for what, count in self.saved.items()}}
 
 
 def pareto(candidates: Iterable[Candidate]) -> list[Candidate]:
     """Those that no other beats in both size and loss, best loss first."""
-    found: list[Candidate] = []
-    for candidate in sorted(candidates, key=lambda one: one.order):
-        if not found or candidate.tree.size < found[-1].tree.size:
-            found.append(candidate)
-    return found
+    front: list[Candidate] = []
+    for candidate in sorted(candidates, key=attrgetter("order")):
+        if not front or candidate.tree.size < front[-1].tree.size:
+            front.append(candidate)
+    return front
 
 
 def behind(losses: Sequence[float], race: Race) -> bool:
     """Is the mean paired difference to the reference more than `bound` standard errors above 0?
 
-    With few windows the standard error is itself uncertain, so the bound is Student's quantile instead of the normal one
-    (expanded in 1/(n - 1)): of 3 standard errors, 3.6 for 16 windows. A plain 3 stopped leaders too often.
+    With few windows the standard error is itself uncertain, so the bound is Student's quantile instead of the
+    normal one (expanded in 1/(n - 1)): of 3 standard errors, 3.6 for 16 windows. A plain 3 stopped leaders
+    too often.
     """
     differences = [a - b for a, b in zip(losses, race.reference, strict=False)]
     n = len(differences)

@@ -5,6 +5,7 @@ import random
 from bisect import insort
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 from typing import Any
 
 from prunekit.errors import UsageError
@@ -12,23 +13,23 @@ from prunekit.metric.rank import rank_key
 from prunekit.metric.simplify import simplify
 from prunekit.metric.tree import Tree
 from prunekit.search import journal as journals
-from prunekit.search.controls import grid
 from prunekit.search.operators import breed, crossover, point
 from prunekit.search.presets import Preset
-from prunekit.search.random_trees import half_and_half, smallest_first
+from prunekit.search.random_trees import grid, half_and_half, smallest_first
 from prunekit.search.records import RACE_BOUND, Candidate, Race, pareto
 
 RACE_RANK = 10  # whoever is clearly worse than the one of this rank need not be measured to the end
-RACE_FEWEST = 5  # measured to the end before anybody races; while they are fewer than RACE_RANK, against the last of them
+RACE_FEWEST = 5  # measured to the end before anybody races, against the last of them while they are so few
 AUDIT = 0.05  # share of candidates that are measured to the end whatever they look like
 _LEADERS = 5  # near whom a preset with `local` looks closer
-_DRAWS = 500  # tries for one candidate before sampling afresh
+_DRAWS = 500  # tries for one candidate before sampling afresh, and as many again before giving up
+_ORDER = attrgetter("order")
 
 
 def _monomials(preset: Preset) -> list[Tree]:
     """The first candidates of a preset with `start`, as far as its alphabet can write them."""
-    found = [tree for (w, *_), tree in grid(preset.start).items() if w] if preset.start else []
-    return [tree for tree in found if not set(tree) & set(preset.alphabet.without)]
+    reading_w = [tree for (w, *_), tree in grid(preset.start).items() if w] if preset.start else []
+    return [tree for tree in reading_w if not set(tree) & set(preset.alphabet.without)]
 
 
 class Search:
@@ -36,7 +37,7 @@ class Search:
 
     def __init__(self, preset: Preset, seed: int, group: str = "row", seeds: Sequence[Tree] = ()):
         self.preset, self.seed, self.group, self.seeds = preset, seed, group, tuple(seeds)
-        self.first = [*((tree, "given") for tree in seeds), *((tree, "monomial") for tree in _monomials(preset))]
+        self.first = [(tree, "given") for tree in seeds] + [(tree, "monomial") for tree in _monomials(preset)]
         self.proposed: list[dict[str, Any]] = []
         self.candidates: dict[int, Candidate] = {}
         self.population: list[Candidate] = []  # oldest first
@@ -49,9 +50,10 @@ class Search:
         self._front: list[Candidate] = []  # best loss first
         self._forms: set[Tree] = set()
         self._measured: dict[Tree, int] = {}
-        self._smaller = smallest_first(preset.alphabet, preset.max_size)  # those that it has passed were tried, or are refused
+        # those that it has passed were tried, or are refused
+        self._smaller = smallest_first(preset.alphabet, preset.max_size)
 
-    # What happened --------------------------------------------------------------------------------------------------
+    # What happened ------------------------------------------------------------------------------------------
 
     def apply(self, event: Mapping[str, Any]) -> None:
         kind = event["event"]
@@ -70,9 +72,11 @@ class Search:
         proposal = self.proposed[index]
         source = self.candidates.get(same) if same is not None else None
         losses = source.losses if source else journals.unpack(event["losses"])
-        candidate = Candidate(index, Tree.parse(proposal["tree"]), Tree.parse(proposal["raw"]), tuple(proposal["parents"]),
-                              proposal["operator"], event["fitness"], losses, event["complete"], event["stopped"],
-                              event["audit"], same, source.by_task if source else event.get("by_task", {}))
+        by_task = source.by_task if source else event.get("by_task", {})
+        tree, raw = Tree.parse(proposal["tree"]), Tree.parse(proposal["raw"])
+        candidate = Candidate(index, tree, raw, tuple(proposal["parents"]), proposal["operator"],
+                              event["fitness"], losses, event["complete"], event["stopped"], event["audit"],
+                              same, by_task)
         self.settled += 1
         self.candidates[index] = candidate
         if source is None:
@@ -84,7 +88,7 @@ class Search:
         else:
             self.saved["masks"] += 1
         if candidate.complete:
-            insort(self.ranked, candidate, key=lambda one: one.order)
+            insort(self.ranked, candidate, key=_ORDER)
             if candidate is self.best:
                 self.improved = self.settled
             self._front = pareto([*self._front, candidate])
@@ -95,12 +99,13 @@ class Search:
         self.population.append(candidate)
         if len(self.population) > self.preset.population:
             if self.preset.replace == "worst":
-                leaver = max(self.population, key=lambda one: one.order)
+                leaver = max(self.population, key=_ORDER)
             else:
-                leaver = next((one for one in self.population if one not in self._front), self.population[0])
+                behind = (member for member in self.population if member not in self._front)
+                leaver = next(behind, self.population[0])
             self.population.remove(leaver)
 
-    # What follows from it -------------------------------------------------------------------------------------------
+    # What follows from it -----------------------------------------------------------------------------------
 
     @property
     def best(self) -> Candidate | None:
@@ -137,13 +142,15 @@ class Search:
             tree = self._formed(raw, key)
             why = self._refusal(key, tree, parents) if index >= len(self.first) else ""
             if not why:
-                return {"event": "propose", "i": index, "tree": str(tree), "raw": str(raw), "operator": operator,
-                        "parents": [parent.index for parent in parents], "refused": dict(sorted(refused.items()))}
+                return {"event": "propose", "i": index, "tree": str(tree), "raw": str(raw),
+                        "operator": operator, "parents": [parent.index for parent in parents],
+                        "refused": dict(sorted(refused.items()))}
             refused[why] += 1
-        raise UsageError(f"no new tree was found in {2 * _DRAWS} draws for candidate {index}: the space is used up; allow "
-                         "larger trees, or a smaller budget.")
+        raise UsageError(f"no new tree was found in {2 * _DRAWS} draws for candidate {index}: the space is "
+                         "used up; allow larger trees, or a smaller budget.")
 
     def _draw(self, rng: random.Random, index: int, fresh: bool) -> tuple[Tree, tuple[Candidate, ...], str]:
+        """A tree, its parents, and how it was made; fresh: nothing but random trees."""
         preset = self.preset
         if index < len(self.first):
             tree, why = self.first[index]
@@ -151,40 +158,42 @@ class Search:
         stalled = preset.patience and self.settled - self.improved >= preset.patience
         if stalled and index % 2 and not fresh and (tree := next(filter(self._untried, self._smaller), None)):
             return tree, (), "smallest"
-        coming = index - self.settled
-        if fresh or preset.random or len(self.population) < 2 or len(self.population) + coming < preset.population:
+        few = len(self.population) < 2 or len(self.population) + index - self.settled < preset.population
+        if fresh or preset.random or few:
             return half_and_half(rng, preset.depths, preset.alphabet), (), "random"
-        if preset.weights:
-            first = rng.choice(self.ranked[:_LEADERS]) if self.ranked and rng.random() < preset.local else self._tournament(rng)
-            pair = first, self._tournament(rng)
-            child, operator = breed(rng, preset.alphabet, (pair[0].tree, pair[1].tree), preset.weights)
-            return child, pair if operator == "crossover" else pair[:1], operator
-        return self._published_draw(rng)
+        if not preset.weights:
+            return self._published_draw(rng)
+        leading = self.ranked and rng.random() < preset.local
+        first = rng.choice(self.ranked[:_LEADERS]) if leading else self._tournament(rng)
+        pair = first, self._tournament(rng)
+        child, operator = breed(rng, preset.alphabet, (pair[0].tree, pair[1].tree), preset.weights)
+        return child, pair if operator == "crossover" else pair[:1], operator
 
     def _published_draw(self, rng: random.Random) -> tuple[Tree, tuple[Candidate, ...], str]:
         """Sample, take its best, cross two of them, mutate; if neither happens, mutate."""
         preset = self.preset
         drawn = rng.sample(self.population, max(2, round(preset.sample * len(self.population))))
-        a, b = rng.sample(sorted(drawn, key=lambda one: one.order)[:preset.top], 2)
+        a, b = rng.sample(sorted(drawn, key=_ORDER)[:preset.top], 2)
         crossed, mutated = rng.random() < preset.crossover, rng.random() < preset.mutation
         child = crossover(rng, preset.alphabet, a.tree, b.tree) if crossed else a.tree
         if mutated or not crossed:
             child = point(rng, preset.alphabet, child)
-        name = "crossover+point" if crossed and mutated else "crossover" if crossed else "point"
+        name = "+".join(["crossover"] * crossed + ["point"] * (mutated or not crossed))
         return child, (a, b) if crossed else (a,), name
 
     def _tournament(self, rng: random.Random) -> Candidate:
         """The best of a sample, where frequent sizes count as worse."""
         preset = self.preset
-        drawn = rng.sample(self.population, min(len(self.population), max(2, round(preset.sample * preset.population))))
-        sizes = Counter(one.tree.size for one in self.population)
-        share = preset.crowding / len(self.population)
-        return min(drawn, key=lambda one: (one.fitness + share * sizes[one.tree.size], *one.order[1:]))
+        count = min(len(self.population), max(2, round(preset.sample * preset.population)))
+        drawn = rng.sample(self.population, count)
+        sizes = Counter(member.tree.size for member in self.population)
+        crowded = {size: preset.crowding / len(self.population) * often for size, often in sizes.items()}
+        return min(drawn, key=lambda member: (member.fitness + crowded[member.tree.size], *member.order[1:]))
 
     def _formed(self, raw: Tree, key: tuple) -> Tree:
-        if self.preset.form in ("raw", "rank"):
-            return raw if self.preset.form == "raw" else Tree(key[1])
-        return simplify(raw, self.preset.form)
+        if self.preset.form == "rank":
+            return Tree(key[1])
+        return raw if self.preset.form == "raw" else simplify(raw, self.preset.form)
 
     def _untried(self, tree: Tree) -> bool:
         """Is this the smallest way to write a metric that has not been proposed?"""

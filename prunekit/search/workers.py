@@ -1,4 +1,4 @@
-"""Where evaluations run: here, in processes, or on a Dask cluster. All are concurrent.futures executors."""
+"""Evaluations under way, on any executor, and what becomes of those whose worker died."""
 from __future__ import annotations
 
 import socket
@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from prunekit.errors import UsageError
 from prunekit.parallel import open_executor
+from prunekit.search.records import Outcome
 
 KILLED = "killed two workers"
 
@@ -22,14 +23,15 @@ class Task:
 
 
 class Workers:
-    """An executor, and what to do when its workers die. A context manager; closes only what it opened itself."""
+    """An executor, and what to do when its workers die. A context manager; closes only what it opened
+    itself."""
 
     def __init__(self, executor: Executor | Mapping[str, Any]):
         self._own = isinstance(executor, Mapping)
         self._executor = open_executor(**executor) if self._own else executor
-        if not isinstance(self._executor, Executor) and not hasattr(self._executor, "submit"):
-            raise UsageError(f"executor {type(executor).__name__} has no submit: give a concurrent.futures.Executor, or "
-                             "{'kind': 'processes', 'workers': 2}.")
+        if not hasattr(self._executor, "submit"):
+            raise UsageError(f"executor {type(executor).__name__} has no submit: give a concurrent.futures."
+                             "Executor, or {'kind': 'processes', 'workers': 2}.")
         self._open: list[Task] = []
         self.host = socket.gethostname()
 
@@ -47,7 +49,7 @@ class Workers:
         return task
 
     def result(self, task: Task) -> Any:
-        """The outcome. A worker's death costs nothing; a tree that kills two workers by itself has that as its defect."""
+        """The outcome. A worker's death costs nothing; a tree that kills two workers by itself is refused."""
         self._open.remove(task)
         try:
             return task.future.result()
@@ -55,11 +57,12 @@ class Workers:
             return self._alone(task)
         except Exception as error:
             if type(error).__name__ == "KilledWorker":  # Dask's, after several tries on different workers
-                return _quarantined()
+                return Outcome(defect=KILLED)
             raise
 
-    def forget(self, tasks: Iterable[Any]) -> None:
-        for task in tasks:
+    def forget(self, pending: Iterable[Any]) -> None:
+        """Cancel those of `pending` that are tasks."""
+        for task in pending:
             if isinstance(task, Task):
                 task.future.cancel()
                 if task in self._open:
@@ -74,11 +77,11 @@ class Workers:
             return future
 
     def _alone(self, task: Task) -> Any:
-        """After a death among several: this one by itself, so that it is known whose fault it was; then the others."""
+        """After a death among several, this one by itself, to know whose fault it was; then the others."""
         if not hasattr(self._executor, "renew"):
-            raise UsageError("a worker died and this executor cannot replace it: give {'kind': 'processes'}, and start the "
-                             "search again, it goes on from its last event.")
-        outcome = None
+            raise UsageError("a worker died and this executor cannot replace it: give {'kind': 'processes'}, "
+                             "and start the search again, it goes on from its last event.")
+        outcome = Outcome(defect=KILLED)
         for _ in range(2):
             self._executor.renew()
             try:
@@ -86,18 +89,12 @@ class Workers:
                 break
             except BrokenExecutor:
                 continue
-        if outcome is None:
+        else:
             self._executor.renew()
         for other in self._open:
             if other.future.cancelled() or not other.future.done() or other.future.exception():
                 other.future = self._start(other.args)
-        return outcome or _quarantined()
-
-
-def _quarantined() -> Any:
-    from prunekit.search.records import Outcome
-
-    return Outcome(defect=KILLED)
+        return outcome
 
 
 def _call(evaluator: Any, *args: Any) -> Any:

@@ -84,7 +84,7 @@ def test_transfer_is_the_evaluators_loss_and_invalid_metrics_have_none(evaluator
         other.losses(TREES["wanda"]).mean(), abs=1e-6)
     means = transfer.atlas(found).set_index(["metric", "setting"])
     assert means.loc["invalid", "loss"].isna().all() and means.loc[("g", "home"), "loss"] == pytest.approx(part.mean())
-    assert evaluator.tasks == [(0.5, "unstructured")]
+    assert evaluator.targets == [(0.5, "unstructured")]
 
 
 def test_tau_is_kendalls_and_its_interval_holds_it():

@@ -313,12 +313,24 @@ def test_drawing_has_one_box_per_node_and_no_overlap():
         None,
         7,
         b"W",
+        ["W"],
+        {"data": "W"},
     ],
 )
 def test_hostile_text(text):
     with pytest.raises(UsageError) as caught:
         Tree.parse(text)
     assert len(str(caught.value)) < 400
+
+
+def test_a_text_is_read_once_and_a_refusal_is_not_remembered(monkeypatch):
+    from prunekit.metric import primitives
+
+    assert Tree.parse("mul(W, sqrt(X))") is Tree.parse("mul(W, sqrt(X))")
+    with pytest.raises(UsageError, match="unknown symbol 'third'"):
+        Tree.parse("third(W)")
+    monkeypatch.setitem(primitives.PRIMITIVES, "third", primitives.PRIMITIVES["sqr"])
+    assert Tree.parse("third(W)") == ("third", "W")
 
 
 def _deep(levels: int) -> str:

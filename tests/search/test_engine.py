@@ -1,6 +1,9 @@
 import math
 import random
 import statistics
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from scipy import stats
@@ -9,6 +12,7 @@ import prunekit as pk
 from prunekit.metric.rank import rank_key
 from prunekit.metric.tree import Tree
 from prunekit.search import journal as journals
+from prunekit.search.engine import DECIDING
 from prunekit.search.operators import factor, power
 from prunekit.search.presets import PRESETS, Preset, preset
 from prunekit.search.random_trees import Alphabet, half_and_half, random_tree, smallest_first
@@ -225,6 +229,26 @@ def test_given_trees_come_first():
     wanda = Tree.parse("mul(W, sqrt(X))")
     found = run(distance, "modern", 3, seeds=[wanda, Tree.parse("W")])[-1].population
     assert [str(one.tree) for one in found[:2]] == [str(pk.canonical(wanda)), "W"]
+
+
+# -- what decides a search -----------------------------------------------------------------------------------
+
+WHERE_NOT_WHAT = {"prunekit", "errors", "files", "parallel", "search.journal", "search.workers"}
+NAMED_BY_THE_IDENTITY = {"choices", "data", "hub", "models", "evaluate.intervals"}  # targets, windows, weights
+
+
+@pytest.mark.parametrize("module, apart", [
+    ("engine", WHERE_NOT_WHAT), ("evaluator", WHERE_NOT_WHAT | NAMED_BY_THE_IDENTITY)])
+def test_every_source_that_decides_a_result_is_in_the_journals_header(module, apart):
+    code = f"import sys, prunekit.search.{module}; print(*(name for name in sys.modules if name[0] != '_'))"
+    names = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    package = Path(pk.__file__).parent
+    deciding = {file for pattern in DECIDING for file in package.glob(pattern)}
+    assert all(list(package.glob(pattern)) for pattern in DECIDING)
+    ours = {name.removeprefix("prunekit.") for name in names if name.split(".")[0] == "prunekit"} - apart
+    files = {name: package / f"{name.replace('.', '/')}.py" for name in ours if not name.startswith("embedded")}
+    assert not {name for name, file in files.items() if file.is_file() and file not in deciding}
+    assert module == "evaluator" or not {"torch", "transformers", "numpy", "pandas"} & set(names)
 
 
 # -- racing --------------------------------------------------------------------------------------------------------------

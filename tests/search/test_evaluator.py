@@ -8,7 +8,7 @@ from prunekit.analysis.census import census, distinct
 from prunekit.choices import Target
 from prunekit.search import journal as journals
 from prunekit.search.bench import fast_dtype, without_gradients
-from prunekit.search.controls import monomial
+from prunekit.search.random_trees import monomial
 from prunekit.search.records import Race
 
 WANDA = pk.Tree.parse("mul(W, sqrt(X))")

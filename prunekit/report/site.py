@@ -1,9 +1,10 @@
-"""Pages from executed notebooks: an index, a page for each notebook, and those beside them, in a folder that opens from a
-file URL.
+"""Pages from executed notebooks: an index, a page for each notebook, and those beside them, in a folder that
+opens from a file URL.
 
-Nothing is loaded from outside: formulas become MathML when the page is built, styles and script lie beside the pages.
-Every Markdown file in `pages/`, and in `docs/` of the project, becomes a page too: its first heading is its
-name in the menu, and a number in front of the file's name (`10-glossary.md` is glossary.html) its place there.
+Nothing is loaded from outside: formulas become MathML when the page is built, styles and script lie beside
+the pages. Every Markdown file in `pages/`, and in `docs/` of the project, becomes a page too: its first
+heading is its name in the menu, and a number in front of the file's name (`10-glossary.md` is glossary.html)
+its place there.
 """
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ import nbformat
 from bs4 import BeautifulSoup
 from nbconvert.filters import strip_ansi
 
-from prunekit.batch import notebooks as batch
+from prunekit.batch import schedule
 from prunekit.files import replacing
 from prunekit.ledger import claims
 from prunekit.report import html, metrics_page
@@ -32,7 +33,7 @@ _NOISE = re.compile(r"(Executing|Ending) Cell \d+-|(Input|Output) Notebook: |Wor
 
 def render(profile: str) -> Path:
     """Render the runs of a profile to reports/<profile>/ and return the path of its index page."""
-    entries = [_entry(profile, topic, state) for topic, state in batch.status(profile).items()]
+    entries = [_entry(profile, topic, state) for topic, state in schedule.status(profile).items()]
     pages = [page for page in _pages(profile, entries) if page.body]
     names = {"index", *(Path(page.file).stem for page in pages)}
     shared = {"profile": profile, "entries": entries, "pages": pages, "names": names}
@@ -84,7 +85,8 @@ def _copy_artifacts(folder: Path, entry: Mapping[str, Any]) -> None:
 # ---------------------------------------------------------------- pages
 
 class Page(NamedTuple):
-    """A page to be: its file, its name, its content as HTML, and the part of the menu that it stands in ("": none)."""
+    """A page to be: its file, its name, its content as HTML, and the part of the menu that it stands in ("":
+    none)."""
 
     file: str
     title: str
@@ -123,7 +125,8 @@ def _markdown_page(path: Path, menu: str) -> Page:
 
 
 def _write_page(path: Path, page: Page, shared: Mapping[str, Any]) -> None:
-    """A page with its table of contents; links to notebooks lead to their pages, those to what is not there become text."""
+    """A page with its table of contents; links to notebooks lead to their pages, those to what is not there
+    become text."""
     soup = BeautifulSoup(page.body, "html.parser")
     for link in soup.select("a[href]"):
         match = _LINK.fullmatch(link["href"])
@@ -174,7 +177,8 @@ def _worth_showing(output: Any) -> bool:
 
 
 def _declared(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The notebook's parameters with their values in the run: name, value, comment, changed (from the default)."""
+    """The notebook's parameters with their values in the run: name, value, comment, changed (from the
+    default)."""
     declared = params.read_parameters(project.notebook(entry["topic"]))
     used = entry["made"].get("parameters", {name: p.default for name, p in declared.items()})
     return [{"name": name, "value": used.get(name), "comment": p.comment, "changed": used.get(name) != p.default}
@@ -186,8 +190,8 @@ def _parameter_table(entry: Mapping[str, Any]) -> str:
 
 
 def _index_page(shared: Mapping[str, Any]) -> str:
-    """The front page. Its picture and table are the headlines of the first notebook that offers both; the other notebooks'
-    headline figures stand beside what came out of them."""
+    """The front page. Its picture and table are the headlines of the first notebook that offers both; the
+    other notebooks' headline figures stand beside what came out of them."""
     def headline(entry: Mapping[str, Any], kind: str) -> Any:
         return next((a for a in entry["artifacts"] if a["kind"] == kind and a.get("headline")), None)
 

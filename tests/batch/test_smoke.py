@@ -8,7 +8,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from prunekit.batch import notebooks
+from prunekit.batch import schedule
 from prunekit.report import site
 from prunekit.workbook import project
 from tests.pages import check_site
@@ -22,7 +22,7 @@ def test_every_notebook_runs_and_its_page_is_whole(tmp_path, monkeypatch):
     for folder in ("notebooks", "params"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
     monkeypatch.setenv("PRUNEKIT_HOME", str(tmp_path))
-    records = list(notebooks.run_profile("smoke", progress=False))
+    records = list(schedule.run_profile("smoke", progress=False))
     assert {record.topic: (record.outcome, record.reason) for record in records} == dict.fromkeys(NOTEBOOKS, ("done", ""))
     assert project.topics() == NOTEBOOKS
     for topic in NOTEBOOKS:
@@ -32,5 +32,5 @@ def test_every_notebook_runs_and_its_page_is_whole(tmp_path, monkeypatch):
             assert "check" not in cell.metadata.get("tags", []) or said.endswith(": not answered."), (topic, said)
     pages = check_site(site.render("smoke").parent)
     assert set(pages) >= {"index.html", *(f"{topic}.html" for topic in NOTEBOOKS)}
-    assert all(state.fresh for state in notebooks.status("smoke").values())
+    assert all(state.fresh for state in schedule.status("smoke").values())
     assert any(page.alts for page in pages.values())

@@ -12,13 +12,14 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from prunekit.batch import notebooks, sweep
+from prunekit.batch import notebook, schedule, sweep
+from prunekit.batch.notebook import Record
 from prunekit.cli import main
 from prunekit.workbook import project
 from tests.tiny_project import write_notebook
 
 SWEEP = "profile: tiny\ntopics: [03_baselines]\ngrid:\n  {}\n"
-SETUP = "import pandas as pd\nfrom prunekit.workbook import runs\nrun = runs.start_run({!r}, globals())"
+SETUP = "import pandas as pd, prunekit as pk\nrun = pk.start_run({!r}, globals())"
 UPSTREAM = """run.save("content", {"value": 100 * rows + seed})
 run.finish()"""
 # A cell's number can be worked out by hand: 100 rows + seed + 1000 scale. sleepy: so that there is time to kill it.
@@ -26,8 +27,8 @@ READER = """import time
 value = run.load("01_data", "content")["value"]
 assert seed != 1, "the seed is 1"
 time.sleep(2 if sleepy else 0)
-frame = pd.DataFrame({"model": "m", "method": ["a", "b"], "metric": "sum", "sparsity": 0.5, "pattern": "2:4", "corpus": "c",
-                      "n": 1, "value": [value + 1000 * scale, -value], "seconds": time.time()})
+frame = pd.DataFrame({"model": "m", "method": ["a", "b"], "metric": "sum", "sparsity": 0.5, "pattern": "2:4",
+                      "corpus": "c", "n": 1, "value": [value + 1000 * scale, -value], "seconds": time.time()})
 run.table(frame, "sums", "Sums.", result=True)
 run.table(frame, "aside", "No result.")
 run.finish()"""
@@ -102,6 +103,10 @@ def test_a_dry_run_counts_and_estimates(grid, capsys):
     assert "4 cells, 6 runs: 6 missing" in out and "about 13 min on 2 workers" in out
 
 
+def state(unit):
+    return schedule.states([*unit.upstream, unit])[unit]
+
+
 def test_killed_resumed_and_retried(grid, monkeypatch):
     """Two runs of 01, two of 03, one of which fails; killed while these run."""
     file = grid("seed: [0, 1]", "fixed: {sleepy: true}\n")
@@ -111,15 +116,16 @@ def test_killed_resumed_and_retried(grid, monkeypatch):
         command = [sys.executable, "-m", "prunekit", "sweep", str(file), "--workers", "2"]
         process = subprocess.Popen(command, stdout=out, stderr=out,
                                    env={**os.environ, "PYTHONPATH": str(Path(sweep.__file__).parents[2])})
-    while not any(unit.state().word == "running" for unit in planned.units if unit.topic == "03_baselines"):
+    above, readers = planned.units[:2], planned.units[2:]
+    while not (all(state(unit).fresh for unit in above) and any(state(unit).word == "running" for unit in readers)):
         assert process.poll() is None, log.read_text()
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    finished = {unit: (unit.folder / "manifest.json").read_text() for unit in planned.units if unit.state().fresh}
+    finished = {unit: (unit.folder / "manifest.json").read_text() for unit in planned.units if state(unit).fresh}
     assert [unit.topic for unit in finished] == ["01_data", "01_data"]
-    records = dict(sweep.run(planned, executor={"kind": "processes", "workers": 2}))
-    assert [record.outcome for record in records.values()] == ["fresh", "fresh", "done", "failed"]
+    records = dict(sweep.bring_up_to_date(planned, workers=2))
+    assert [records[unit].outcome for unit in planned.units] == ["fresh", "fresh", "done", "failed"]
     assert all((unit.folder / "manifest.json").read_text() == made for unit, made in finished.items())
     cells = sweep.collect(planned)["cells"]
     assert list(cells["outcome"]) == ["done", "failed"]
@@ -128,18 +134,18 @@ def test_killed_resumed_and_retried(grid, monkeypatch):
     assert "seconds" not in results and list(results["table"].unique()) == ["sums"]
     assert results[["cell", "seed", "method", "value"]].to_numpy().tolist() == [[1, 0, "a", 1400.0], [1, 0, "b", -400.0]]
     assert set(results["run"]) == {project.relative(planned.cells[0].units[0].folder)}
-    again = [record.outcome for _, record in sweep.run(planned)]
+    again = [record.outcome for _, record in sweep.bring_up_to_date(planned)]
     assert again == ["fresh", "fresh", "fresh", "failed"]  # what failed is left alone ...
     tried = []
-    done = notebooks.Record("03_baselines", "done", 1.0)
-    monkeypatch.setattr(notebooks, "run_one", lambda topic, folder, *rest, **more: tried.append(folder) or done)
-    assert [record.outcome for _, record in sweep.run(planned, retry=True)] == ["fresh", "fresh", "fresh", "done"]
+    done = Record("03_baselines", "done", 1.0)
+    monkeypatch.setattr(notebook, "run_one", lambda topic, folder, *rest: tried.append(folder) or done)
+    assert [record.outcome for _, record in sweep.bring_up_to_date(planned, retry=True)] == ["fresh", "fresh", "fresh", "done"]
     assert tried == [planned.units[-1].folder]  # ... until it is asked for
 
 
 def test_two_runs_of_one_sweep_do_not_meet(grid, capsys):
     file = grid("seed: [0]")
-    with notebooks.only_one(sweep.read(file).folder, "prunekit sweep s"):
+    with schedule.only_one(sweep.read(file).folder, "prunekit sweep s"):
         assert main(["sweep", str(file)]) == 2
         assert "is under way already, in process" in capsys.readouterr().err
 

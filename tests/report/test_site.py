@@ -15,7 +15,7 @@ import nbformat
 import pytest
 from bs4 import BeautifulSoup
 
-from prunekit.batch import notebooks
+from prunekit.batch import schedule
 from prunekit.cli import main
 from prunekit.metric.catalogue import METHODS
 from prunekit.report import html, metrics_page, site
@@ -61,11 +61,11 @@ def project(home):
 
 
 def outcomes(**options):
-    return {record.topic: (record.outcome, record.reason) for record in notebooks.run_profile("tiny", progress=False, **options)}
+    return {record.topic: (record.outcome, record.reason) for record in schedule.run_profile("tiny", progress=False, **options)}
 
 
 def test_two_runs_of_one_profile_do_not_meet(project, capsys):
-    with notebooks.only_one(project / "runs" / "tiny", "prunekit run tiny"):
+    with schedule.only_one(project / "runs" / "tiny", "prunekit run tiny"):
         assert main(["run", "tiny"]) == 2
         assert f"`prunekit run tiny` is under way already, in process {os.getpid()}: wait for it, or stop it." in capsys.readouterr().err
     assert not (project / "runs/tiny/01_data").exists()
@@ -99,7 +99,7 @@ def test_notebooks_side_by_side(project, monkeypatch, capsys):
     assert told[0] == ["01_data", "done"] and told.index(["04_gp_search", "done"]) < told.index(["05_tree_analysis", "done"])
     threads = json.loads((project / "runs/tiny/03_baselines/threads.json").read_text())["omp"]
     assert threads == str(max(1, os.cpu_count() // 2))
-    again = [(record.topic, record.outcome) for record in notebooks.run_profile("tiny", progress=False, workers=2)]
+    again = [(record.topic, record.outcome) for record in schedule.run_profile("tiny", progress=False, workers=2)]
     assert sorted(again) == [(topic, "fresh") for topic, _ in sorted(told)]
     assert main(["run", "tiny", "--workers", "0"]) == 2 and "--workers 0: give 1 or more" in capsys.readouterr().err
 
@@ -108,7 +108,7 @@ def test_a_worker_that_dies_is_said(project):
     write_notebook(project / "notebooks" / "02_gradients.ipynb", [
         ("md", "# 02"), ("parameters", 'profile: str = "tiny"\n'), ("", SETUP.format("02_gradients")),
         ("", "import os, signal\nos.kill(os.getppid(), signal.SIGKILL)")])
-    found = {record.topic: (record.outcome, record.reason) for record in notebooks.run_profile("tiny", progress=False, workers=2)}
+    found = {record.topic: (record.outcome, record.reason) for record in schedule.run_profile("tiny", progress=False, workers=2)}
     assert found["01_data"] == ("done", "")
     assert found["02_gradients"] == ("failed", "its worker process died; start this again, it goes on from here")
     assert found["03_baselines"][0] == "skipped"
@@ -152,8 +152,9 @@ def test_links_of_the_documentation_work_in_the_report_as_in_the_repository(home
     for topic in GRAPH:
         source = write_notebook(home / "notebooks" / f"{topic}.ipynb", [
             ("md", "# 01 · One"), ("parameters", 'profile: str = "tiny"')])
-        (home / "runs" / "tiny" / topic).mkdir(parents=True)
-        shutil.copy(source, home / "runs" / "tiny" / topic / "executed.ipynb")
+        attempt = home / "runs" / "tiny" / f"{topic}.attempt"
+        attempt.mkdir(parents=True)
+        shutil.copy(source, attempt / "failed.ipynb")
     pages = check_site(site.render("tiny").parent)
     linked = 0
     for path in docs.glob("*.md"):
@@ -176,7 +177,7 @@ def test_what_is_fresh_is_not_run_again_and_a_failure_keeps_its_trace(project):
     shown = "".join(output.get("traceback", [""])[0] for cell in nbformat.read(folder / "failed.ipynb", 4).cells
                     for output in cell.get("outputs", []) if output.output_type == "error")
     assert shown == "UsageError: It was told to." and not (folder / "executed.ipynb").exists()
-    assert notebooks.status("tiny")["03_baselines"].word == "failed"
+    assert schedule.status("tiny")["03_baselines"].word == "failed"
     pages = check_site(site.render("tiny").parent)
     assert "It was told to." in pages["index.html"].text and "This run is failed" in pages["03_baselines.html"].text
     assert outcomes() == {"01_data": ("fresh", ""), "03_baselines": ("done", "")}
@@ -200,19 +201,19 @@ def test_a_killed_batch_leaves_nothing_that_looks_finished_and_resumes(project, 
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert notebooks.status("tiny")["01_data"].fresh
-    assert notebooks.status("tiny")["03_baselines"].word in ("running", "interrupted")
+    assert schedule.status("tiny")["01_data"].fresh
+    assert schedule.status("tiny")["03_baselines"].word in ("running", "interrupted")
     assert not {"manifest.json", "executed.ipynb"} & {path.name for path in folder.iterdir()}
     assert outcomes(workers=workers) == {"01_data": ("fresh", ""), "03_baselines": ("done", "")}
 
 
 def test_a_parameter_of_one_notebook_marks_its_readers_as_well(project):
     outcomes()
-    assert all(state.fresh for state in notebooks.status("tiny").values())
-    assert notebooks.status("tiny", {"rows": "6"}) == {
+    assert all(state.fresh for state in schedule.status("tiny").values())
+    assert schedule.status("tiny", {"rows": "6"}) == {
         "01_data": manifest.State("stale", "rows was 5, is 6"),
         "03_baselines": manifest.State("stale", "01_data is stale (rows was 5, is 6)")}
-    assert notebooks.status("tiny", {"wait": "1"}) == {
+    assert schedule.status("tiny", {"wait": "1"}) == {
         "01_data": manifest.State("fresh"), "03_baselines": manifest.State("stale", "wait was 0, is 1")}
 
 

@@ -7,10 +7,9 @@ import signal
 
 import pytest
 from jupyter_client.manager import start_new_kernel
-from test_site import DATA, outcomes, project  # noqa: F401
 
 import prunekit as pk
-from prunekit.batch import notebooks
+from prunekit.batch import schedule
 from prunekit.cli import main
 from prunekit.files import lock, write_atomic
 from prunekit.report import paper, site
@@ -18,6 +17,7 @@ from prunekit.workbook import manifest
 from prunekit.workbook import project as places
 from prunekit.workbook import run as runs
 from tests.pages import check_site
+from tests.report.test_site import DATA, outcomes, project  # noqa: F401
 from tests.tiny_project import write_notebook
 
 VALUES = {"profile": "tiny", "rows": 5, "pattern": "unstructured"}
@@ -78,7 +78,7 @@ def test_a_run_that_fails_even_after_its_end_leaves_the_one_before_it(project): 
     assert content(made.folder) == before
     assert {"failed.ipynb", "reason.txt", "log.txt"} <= content(places.attempt_folder(made.folder)).keys()
     finished = manifest.read("tiny", "01_data")["finished"]
-    assert notebooks.status("tiny")["01_data"] == manifest.State("failed", f"{reason}; the run of {finished} is kept")
+    assert schedule.status("tiny")["01_data"] == manifest.State("failed", f"{reason}; the run of {finished} is kept")
     assert f"The last attempt is failed: {reason}" in check_site(site.render("tiny").parent)["01_data.html"].text
 
 

@@ -233,7 +233,8 @@ def test_new_content_upstream_makes_its_readers_stale(tiny):
     finished(plain={"a": 2}, other={"b": 2})
     assert state("03_baselines", SECOND).reason == "01_data has made 'plain' anew"
     (tiny / "runs/tiny/01_data/manifest.json").unlink()
-    (tiny / "runs/tiny/01_data/reason.txt").write_text("no memory\n")
+    (tiny / "runs/tiny/01_data.attempt").mkdir()
+    (tiny / "runs/tiny/01_data.attempt/reason.txt").write_text("no memory\n")
     assert state("03_baselines", SECOND).reason == "01_data is failed (no memory)"
 
 

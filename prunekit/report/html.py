@@ -1,4 +1,5 @@
-"""HTML of pages: templates, and the finishing touches: formulas, tables, alternative texts, anchors, colours for code."""
+"""HTML of pages: templates, and the finishing touches: formulas, tables, alternative texts, anchors, colours
+for code."""
 from __future__ import annotations
 
 import re
@@ -32,7 +33,8 @@ def template(name: str, **values: Any) -> str:
 
 
 def finish(soup: BeautifulSoup) -> str:
-    """Formulas to MathML, tables into scrolling boxes with numbers to the right, alternative texts, unique anchors."""
+    """Formulas to MathML, tables into scrolling boxes with numbers to the right, alternative texts, unique
+    anchors."""
     for text in soup.find_all(string=_MATH):
         if type(text) is NavigableString and not text.find_parent(["pre", "code", "style", "script"]):
             text.replace_with(BeautifulSoup(with_mathml(str(text)), "html.parser"))

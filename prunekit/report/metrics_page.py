@@ -1,4 +1,5 @@
-"""The page of the metrics: each method of the catalogue and the search's winner, what it provably equals, how it did."""
+"""The page of the metrics: each method of the catalogue and the search's winner, what it provably equals, how
+it did."""
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -20,7 +21,8 @@ _WINNER = ("04_gp_search", "winner")
 
 
 def body(profile: str, entries: list[Mapping[str, Any]]) -> str:
-    """Winner first, then the catalogue in its order: formula, tree, rank class, perplexities with 95 % intervals."""
+    """Winner first, then the catalogue in its order: formula, tree, rank class, perplexities with 95 %
+    intervals."""
     made = {entry["topic"]: entry for entry in entries}
     methods = [*_winner(made), *METHODS.values()]
     measured = _measured(made)
@@ -47,7 +49,8 @@ def _artifact(made: Mapping[str, Any], topic: str, name: str) -> Any:
 
 
 def _measured(made: Mapping[str, Any]) -> pd.DataFrame:
-    """Rows with tree, group, update, setting, ppl, low, high, n and the topic of their run, of every table that there is."""
+    """Rows with tree, group, update, setting, ppl, low, high, n and the topic of their run, of every table
+    that there is."""
     frames = [pd.read_csv(path, dtype=dict.fromkeys(("pattern", "tree", "update"), str)).assign(topic=topic) for topic, name in _MEASURED
               if (path := _artifact(made, topic, name))]
     if not frames:

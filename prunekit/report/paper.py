@@ -1,7 +1,8 @@
-"""A paper's worth of a profile: its figures (PDF), tables (LaTeX, booktabs) and takeaways in a folder with a main.tex.
+"""A paper's worth of a profile: its figures (PDF), tables (LaTeX, booktabs) and takeaways in a folder with a
+main.tex.
 
-Labels are fig:NN-name and tab:NN-name, the same in every run; the same runs give the same bytes. A folder is written only
-where there is none, or over exactly what an earlier call has written.
+Labels are fig:NN-name and tab:NN-name, the same in every run; the same runs give the same bytes. A folder is
+written only where there is none, or over exactly what an earlier call has written.
 """
 from __future__ import annotations
 
@@ -60,7 +61,8 @@ class Section:
 def write(profile: str, target: Path) -> list[Section]:
     """Write the paper of a profile's finished runs to a folder; one Section per notebook, in order.
 
-    Raises UsageError when nothing has finished, and for a folder that holds anything but what this has written.
+    Raises UsageError when nothing has finished, and for a folder that holds anything but what this has
+    written.
     """
     params.resolve_profile(profile)
     _check(target)
@@ -154,7 +156,8 @@ def _table(source: str, name: str, caption: str) -> str:
 
 
 def _broken(columns: str, rules: str) -> str:
-    """The columns of a tabular; where it is far too wide, columns with long cells share what the others leave of the line."""
+    """The columns of a tabular; where it is far too wide, columns with long cells share what the others leave
+    of the line."""
     rows = [line.removesuffix(r"\\").split(" & ") for line in rules.splitlines() if line.endswith(r"\\")]
     widths = [max(map(len, cells)) + 2 for cells in zip(*rows, strict=True)]
     wide = {place: width for place, width in enumerate(widths) if width > 0.4 * _LINE and columns[place] == "l"}
@@ -168,7 +171,8 @@ def _broken(columns: str, rules: str) -> str:
 # ---------------------------------------------------------------- text
 
 def latex(text: str) -> str:
-    """A caption or sentence: special characters escaped, formulas kept, everything in ASCII and Latin letters."""
+    """A caption or sentence: special characters escaped, formulas kept, everything in ASCII and Latin
+    letters."""
     return beyond_ascii(display.latex_text(text))
 
 
@@ -180,7 +184,8 @@ def _sentence(markdown: str) -> str:
 
 
 def beyond_ascii(text: str) -> str:
-    """Characters that pdfLaTeX does not know as commands, in text and formulas alike; unknown ones by their number."""
+    """Characters that pdfLaTeX does not know as commands, in text and formulas alike; unknown ones by their
+    number."""
     def known(character: str) -> str:
         if ord(character) < 128 or "À" <= character <= "ſ" and character not in _BEYOND:  # letters of T1
             return character

@@ -23,13 +23,17 @@ def test_every_notebook_runs_and_its_page_is_whole(tmp_path, monkeypatch):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
     monkeypatch.setenv("PRUNEKIT_HOME", str(tmp_path))
     records = list(schedule.run_profile("smoke", progress=False))
-    assert {record.topic: (record.outcome, record.reason) for record in records} == dict.fromkeys(NOTEBOOKS, ("done", ""))
+    outcomes = {record.topic: (record.outcome, record.reason) for record in records}
+    assert outcomes == dict.fromkeys(NOTEBOOKS, ("done", ""))
     assert project.topics() == NOTEBOOKS
     for topic in NOTEBOOKS:
         for cell in nbformat.read(tmp_path / "runs" / "smoke" / topic / "executed.ipynb", 4).cells:
-            said = "".join(str(output.get("data", {}).get("text/plain", "")) for output in cell.get("outputs", []))
-            assert not re.match(r"Exercise \d+: (?!not answered)", said) or said.endswith(": right."), (topic, said)
-            assert "check" not in cell.metadata.get("tags", []) or said.endswith(": not answered."), (topic, said)
+            said = "".join(str(output.get("data", {}).get("text/plain", ""))
+                           for output in cell.get("outputs", []))
+            answered = re.match(r"Exercise \d+: (?!not answered)", said)
+            assert not answered or said.endswith(": right."), (topic, said)
+            checked = "check" in cell.metadata.get("tags", [])
+            assert not checked or said.endswith(": not answered."), (topic, said)
     pages = check_site(site.render("smoke").parent)
     assert set(pages) >= {"index.html", *(f"{topic}.html" for topic in NOTEBOOKS)}
     assert all(state.fresh for state in schedule.status("smoke").values())

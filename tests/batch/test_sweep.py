@@ -22,7 +22,7 @@ SWEEP = "profile: tiny\ntopics: [03_baselines]\ngrid:\n  {}\n"
 SETUP = "import pandas as pd, prunekit as pk\nrun = pk.start_run({!r}, globals())"
 UPSTREAM = """run.save("content", {"value": 100 * rows + seed})
 run.finish()"""
-# A cell's number can be worked out by hand: 100 rows + seed + 1000 scale. sleepy: so that there is time to kill it.
+# A cell's number can be worked out by hand: 100 rows + seed + 1000 scale. sleepy: there is time to kill it.
 READER = """import time
 value = run.load("01_data", "content")["value"]
 assert seed != 1, "the seed is 1"
@@ -41,7 +41,8 @@ def grid(home):
         ("parameters", 'profile: str = "tiny"\nrows: int = 4\nseqlen: int = 8\nseed: int = 0\n'),
         ("", SETUP.format("01_data")), ("", UPSTREAM)])
     write_notebook(home / "notebooks/03_baselines.ipynb", [
-        ("parameters", 'profile: str = "tiny"\nscale: float = 1.0\nsleepy: bool = False\nseqlen: int = 8\nseed: int = 0\n'),
+        ("parameters",
+         'profile: str = "tiny"\nscale: float = 1.0\nsleepy: bool = False\nseqlen: int = 8\nseed: int = 0\n'),
         ("", SETUP.format("03_baselines")), ("", READER)])
 
     def write(body, fixed=""):
@@ -74,7 +75,8 @@ def test_what_cannot_be_is_said_before_anything_runs(home, capsys, body, sentenc
     file.write_text(SWEEP.format(body))
     assert main(["sweep", str(file)]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("prunekit: params/sweeps/s.yaml: ") and sentence in error and error.count("\n") == 1
+    assert error.startswith("prunekit: params/sweeps/s.yaml: ") and sentence in error
+    assert error.count("\n") == 1
     assert not (home / "runs").exists()
 
 
@@ -85,9 +87,11 @@ def test_what_agrees_is_run_once(grid, capsys):
     assert len(planned.cells) == 12 and topics == ["01_data"] * 6 + ["03_baselines"] * 12
     assert len({unit.profile for unit in planned.units}) == 18
     first, other = planned.cells[0].units[0], planned.cells[6].units[0]
-    assert first.upstream == other.upstream and first.parameters["scale"] == 1.0 and other.parameters["scale"] == 2.0
+    assert first.upstream == other.upstream and first.parameters["scale"] == 1.0
+    assert other.parameters["scale"] == 2.0
     longer = sweep.read(grid("rows: [4]\n  seed: [2, 7]\n  scale: [2.0]"))
-    assert len({unit.profile for unit in longer.units} & {unit.profile for unit in planned.units}) == 2  # in any order
+    # In any order.
+    assert len({unit.profile for unit in longer.units} & {unit.profile for unit in planned.units}) == 2
 
 
 def test_a_dry_run_counts_and_estimates(grid, capsys):
@@ -117,12 +121,14 @@ def test_killed_resumed_and_retried(grid, monkeypatch):
         process = subprocess.Popen(command, stdout=out, stderr=out,
                                    env={**os.environ, "PYTHONPATH": str(Path(sweep.__file__).parents[2])})
     above, readers = planned.units[:2], planned.units[2:]
-    while not (all(state(unit).fresh for unit in above) and any(state(unit).word == "running" for unit in readers)):
+    while not (all(state(unit).fresh for unit in above)
+               and any(state(unit).word == "running" for unit in readers)):
         assert process.poll() is None, log.read_text()
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    finished = {unit: (unit.folder / "manifest.json").read_text() for unit in planned.units if state(unit).fresh}
+    finished = {unit: (unit.folder / "manifest.json").read_text() for unit in planned.units
+                if state(unit).fresh}
     assert [unit.topic for unit in finished] == ["01_data", "01_data"]
     records = dict(sweep.bring_up_to_date(planned, workers=2))
     assert [records[unit].outcome for unit in planned.units] == ["fresh", "fresh", "done", "failed"]
@@ -132,14 +138,16 @@ def test_killed_resumed_and_retried(grid, monkeypatch):
     assert cells["reason"].iloc[-1] == "AssertionError: the seed is 1"
     results = pd.read_csv(planned.folder / "results.csv")
     assert "seconds" not in results and list(results["table"].unique()) == ["sums"]
-    assert results[["cell", "seed", "method", "value"]].to_numpy().tolist() == [[1, 0, "a", 1400.0], [1, 0, "b", -400.0]]
+    assert results[["cell", "seed", "method", "value"]].to_numpy().tolist() == [
+        [1, 0, "a", 1400.0], [1, 0, "b", -400.0]]
     assert set(results["run"]) == {project.relative(planned.cells[0].units[0].folder)}
     again = [record.outcome for _, record in sweep.bring_up_to_date(planned)]
     assert again == ["fresh", "fresh", "fresh", "failed"]  # what failed is left alone ...
     tried = []
     done = Record("03_baselines", "done", 1.0)
     monkeypatch.setattr(notebook, "run_one", lambda topic, folder, *rest: tried.append(folder) or done)
-    assert [record.outcome for _, record in sweep.bring_up_to_date(planned, retry=True)] == ["fresh", "fresh", "fresh", "done"]
+    again = [record.outcome for _, record in sweep.bring_up_to_date(planned, retry=True)]
+    assert again == ["fresh", "fresh", "fresh", "done"]
     assert tried == [planned.units[-1].folder]  # ... until it is asked for
 
 
@@ -161,11 +169,13 @@ def test_seeds_are_joined(grid):
     low, high = stats.t.interval(0.95, 2, loc=11, scale=stats.sem([10, 11, 12]))
     assert (first["mean"], first["sd"], first["n"]) == (11.0, 1.0, 3)
     assert (first["low"], first["high"]) == pytest.approx((low, high))
-    assert (table["n"] == [3, 3, 1, 1]).all() and table[table["n"] == 1][["sd", "low", "high"]].isna().all(axis=None)
+    assert (table["n"] == [3, 3, 1, 1]).all()
+    assert table[table["n"] == 1][["sd", "low", "high"]].isna().all(axis=None)
 
 
 def test_the_ready_sweeps_are_sound(monkeypatch):
     monkeypatch.delenv("PRUNEKIT_HOME", raising=False)
-    counts = {file.stem: len(sweep.read(file).cells) for file in (project.root() / "params/sweeps").glob("*.yaml")}
+    counts = {file.stem: len(sweep.read(file).cells)
+              for file in (project.root() / "params/sweeps").glob("*.yaml")}
     assert counts["embedded"] == 12 and counts["calibration"] == 9 * 5 and counts["seeds"] == 10
     assert counts["published-llama"] == 7 * 3 and counts["published-opt"] == 6 * 3

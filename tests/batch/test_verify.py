@@ -65,7 +65,8 @@ def test_another_number_is_named_and_the_new_run_kept(home, saved, capsys):
 
 def test_on_another_machine_a_tolerance_is_allowed(saved):
     made = json.loads((saved / "manifest.json").read_text())
-    for key, value in (("machine", "another"), ("threads", 99), ("versions", made["versions"] | {"torch": "1.0"})):
+    for key, value in (("machine", "another"), ("threads", 99),
+                       ("versions", made["versions"] | {"torch": "1.0"})):
         (saved / "manifest.json").write_text(json.dumps(made | {key: value}))
         assert [verdict.tolerance for verdict in verify.verify("tiny")] == [verify.TOLERANCE]
 
@@ -73,7 +74,8 @@ def test_on_another_machine_a_tolerance_is_allowed(saved):
 def test_what_cannot_be_verified_is_said(home, saved):
     with pytest.raises(UsageError, match="There is no profile 'tny'"):
         verify.verify("tny")
-    with pytest.raises(UsageError, match="03_baselines has no finished run to verify: `prunekit run tiny 03_"):
+    with pytest.raises(UsageError,
+                       match="03_baselines has no finished run to verify: `prunekit run tiny 03_"):
         verify.verify("tiny", ["03_baselines"])
     (saved / "manifest.json").unlink()
     with pytest.raises(UsageError, match="tiny has no finished run to verify"):

@@ -18,19 +18,24 @@ PICTURE = '<figure class="pk-figure"><img src="data:image/svg+xml;base64,{}"></f
 
 def executed(folder, *, code="x = 1", ppl=2.5, seed=0, picture="AAAA", seconds=1.0):
     """A run folder as `run` leaves it: a notebook with results, a table, a manifest."""
-    cells = [nbformat.v4.new_markdown_cell("## 3 Run"), nbformat.v4.new_code_cell(code), nbformat.v4.new_code_cell("show()")]
+    cells = [nbformat.v4.new_markdown_cell("## 3 Run"), nbformat.v4.new_code_cell(code),
+             nbformat.v4.new_code_cell("show()")]
     for number, cell in enumerate(cells):
         cell.id = f"03-0{number}"
     cells[1].outputs = [nbformat.v4.new_output("stream", name="stderr", text=f"progress {seconds}")]
     cells[2].outputs = [
         nbformat.v4.new_output("execute_result", {"text/plain": f"method ppl\n wanda  {ppl}\nmagnitude 4.0"}),
-        nbformat.v4.new_output("execute_result", {"text/plain": "A curve.", "text/html": PICTURE.format(picture)}),
-        nbformat.v4.new_output("execute_result", {"text/plain": f"{seconds} s", "text/html": f'<p class="pk-banner">{seconds}</p>'})]
+        nbformat.v4.new_output("execute_result",
+                               {"text/plain": "A curve.", "text/html": PICTURE.format(picture)}),
+        nbformat.v4.new_output("execute_result", {"text/plain": f"{seconds} s",
+                                                  "text/html": f'<p class="pk-banner">{seconds}</p>'})]
     cells[2].metadata = {"papermill": {"duration": seconds}}
     (folder / "tables").mkdir(parents=True)
     nbformat.write(nbformat.v4.new_notebook(cells=cells), folder / "executed.ipynb")
-    pd.DataFrame({"method": ["wanda"], "ppl": [ppl], "seconds": [seconds]}).to_csv(folder / "tables" / "perplexity.csv", index=False)
-    (folder / "manifest.json").write_text(json.dumps({"parameters": {"seed": seed, "profile": folder.name}, "seconds": seconds}))
+    pd.DataFrame({"method": ["wanda"], "ppl": [ppl],
+                  "seconds": [seconds]}).to_csv(folder / "tables" / "perplexity.csv", index=False)
+    (folder / "manifest.json").write_text(json.dumps({"parameters": {"seed": seed, "profile": folder.name},
+                                                      "seconds": seconds}))
     return str(folder)
 
 
@@ -79,7 +84,8 @@ def test_what_is_no_run_is_said(home, tmp_path):
 
 
 @pytest.mark.parametrize(("tolerance", "now", "differs"), [
-    (0.0, 2.5, False), (0.0, 2.5000001, True), (1e-3, 2.5024, False), (1e-3, 2.5026, True), (1e-3, float("nan"), True)])
+    (0.0, 2.5, False), (0.0, 2.5000001, True), (1e-3, 2.5024, False), (1e-3, 2.5026, True),
+    (1e-3, float("nan"), True)])
 def test_numbers_are_compared_within_the_tolerance(home, tmp_path, tolerance, now, differs):
     executed(tmp_path / "a"), executed(tmp_path / "b", ppl=now, seconds=7.0)
     count, found = compare_tables(tmp_path / "a", tmp_path / "b", tolerance)

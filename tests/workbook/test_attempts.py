@@ -1,4 +1,4 @@
-"""A run is made beside the finished one: whatever becomes of it, readers have the last one that was finished."""
+"""A run is made beside the finished one: whatever becomes of it, readers have the last one that finished."""
 from __future__ import annotations
 
 import json
@@ -24,17 +24,20 @@ VALUES = {"profile": "tiny", "rows": 5, "pattern": "unstructured"}
 
 
 def content(folder):
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*")
+            if path.is_file()}
 
 
 def in_a_kernel(cells, home):
     """Run cells as JupyterLab does, and kill the kernel with -9."""
-    manager, client = start_new_kernel(cwd=str(home / "notebooks"), env={**os.environ, "PRUNEKIT_HOME": str(home)})
+    manager, client = start_new_kernel(cwd=str(home / "notebooks"),
+                                       env={**os.environ, "PRUNEKIT_HOME": str(home)})
     try:
         for tag, source in cells:
             if tag != "md":
                 source = source.replace("rows: int = 3", "rows: int = 5")
-                assert client.execute_interactive(source, output_hook=lambda _: None)["content"]["status"] == "ok", source
+                reply = client.execute_interactive(source, output_hook=lambda _: None)
+                assert reply["content"]["status"] == "ok", source
     finally:
         client.stop_channels()
         os.kill(manager.provisioner.process.pid, signal.SIGKILL)
@@ -66,20 +69,24 @@ def test_a_notebook_that_is_stopped_half_way_harms_nothing(project, tmp_path):  
     assert not places.attempt_folder(run).exists() and manifest.read("tiny", "01_data")["log"] is None
     assert manifest.state("tiny", "01_data", VALUES) == manifest.State("fresh")
     pages = check_site(site.render("tiny").parent)
-    assert "made by hand" in pages["index.html"].text and "its page has no outputs" in pages["01_data.html"].text
+    assert "made by hand" in pages["index.html"].text
+    assert "its page has no outputs" in pages["01_data.html"].text
 
 
 def test_a_run_that_fails_even_after_its_end_leaves_the_one_before_it(project):  # noqa: F811
     made = by_hand()
     before = content(made.folder)
     write_notebook(project / "notebooks" / "01_data.ipynb", [*DATA, ("", "run.save('late', {'a': 1})")])
-    reason = ("01_data was started anew elsewhere or is already finished: run this notebook from its set-up cell again")
+    reason = ("01_data was started anew elsewhere or is already finished: "
+              "run this notebook from its set-up cell again")
     assert outcomes(topics=["01_data"]) == {"01_data": ("failed", f"{reason}.")}
     assert content(made.folder) == before
     assert {"failed.ipynb", "reason.txt", "log.txt"} <= content(places.attempt_folder(made.folder)).keys()
     finished = manifest.read("tiny", "01_data")["finished"]
-    assert schedule.status("tiny")["01_data"] == manifest.State("failed", f"{reason}; the run of {finished} is kept")
-    assert f"The last attempt is failed: {reason}" in check_site(site.render("tiny").parent)["01_data.html"].text
+    assert schedule.status("tiny")["01_data"] == manifest.State(
+        "failed", f"{reason}; the run of {finished} is kept")
+    page = check_site(site.render("tiny").parent)["01_data.html"]
+    assert f"The last attempt is failed: {reason}" in page.text
 
 
 def test_journals_are_gone_on_with_and_all_else_is_made_anew(project):  # noqa: F811
@@ -113,7 +120,8 @@ def test_nobody_begins_a_run_that_prunekit_run_is_making(project):  # noqa: F811
     attempt = runs.start_run("01_data", VALUES).folder
     with open(attempt / "log.txt", "w") as log:
         lock(log.fileno(), "")
-        with pytest.raises(pk.UsageError, match="`prunekit run` is making runs/tiny/01_data now: wait for it, or stop it"):
+        with pytest.raises(pk.UsageError,
+                           match="`prunekit run` is making runs/tiny/01_data now: wait for it, or stop it"):
             runs.start_run("01_data", VALUES)
     assert runs.start_run("01_data", VALUES).folder == attempt
 
@@ -123,4 +131,5 @@ def test_a_paper_says_what_is_missing(project, tmp_path, capsys):  # noqa: F811
     assert main(["paper", str(tmp_path / "paper"), "--profile", "tiny"]) == 0
     assert "03_baselines      no finished run" in capsys.readouterr().out
     text = (tmp_path / "paper" / "main.tex").read_text()
-    assert "\\section{Baselines}\n\n\\textbf{There is no finished run:} \\texttt{prunekit run tiny 03\\_baselines}" in text
+    assert ("\\section{Baselines}\n\n\\textbf{There is no finished run:} "
+            "\\texttt{prunekit run tiny 03\\_baselines}") in text

@@ -1,5 +1,4 @@
-"""What changed between two executed runs: how they were made, code and shown results (through nbdime), and
-numbers."""
+"""What changed between two executed runs: how they were made, code and what it shows (by nbdime), numbers."""
 from __future__ import annotations
 
 import hashlib
@@ -58,14 +57,15 @@ class Difference:
 
 def _executed(name: str) -> Path:
     """An .ipynb file, a run's folder, or PROFILE/TOPIC."""
-    path = Path(name).expanduser()
-    folders = (path, project.root() / "runs" / name)
-    for file in (path, *(folder / f"{state}.ipynb" for folder in folders for state in ("executed", "failed"))):
-        if file.is_file() and file.suffix == ".ipynb":
+    path, runs = Path(name).expanduser(), project.root() / "runs"
+    if path.is_file() and path.suffix == ".ipynb":
+        return path
+    for file in (folder / f"{end}.ipynb" for folder in (path, runs / name) for end in ("executed", "failed")):
+        if file.is_file():
             return file
-    runs = [f"{file.parts[-3]}/{file.parts[-2]}" for file in (project.root() / "runs").glob("*/*/executed.ipynb")]
-    raise UsageError(f"{name} is no executed run{did_you_mean(name, runs)}: give PROFILE/TOPIC as smoke/03_baselines, "
-                     "a run's folder, or an .ipynb file.")
+    known = [file.parent.relative_to(runs).as_posix() for file in runs.glob("*/*/executed.ipynb")]
+    raise UsageError(f"{name} is no executed run{did_you_mean(name, known)}: give PROFILE/TOPIC as "
+                     "smoke/03_baselines, a run's folder, or an .ipynb file.")
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
@@ -79,7 +79,8 @@ def _made(then: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, Any, Any
     if not (then and now):
         return []
     groups = [("", {key: then.get(key) for key in _MADE}, {key: now.get(key) for key in _MADE})]
-    groups += [(kind, then.get(kind, {}), now.get(kind, {})) for kind in ("parameters", "versions", "inputs", "modules")]
+    groups += [(kind, then.get(kind, {}), now.get(kind, {}))
+               for kind in ("parameters", "versions", "inputs", "modules")]
     return [(f"{kind} {key}".strip(), _short(a.get(key)), _short(b.get(key))) for kind, a, b in groups
             for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key) and key != "profile"]
 
@@ -96,7 +97,8 @@ def _essential(file: Path) -> Any:
     except (OSError, ValueError) as error:
         raise UsageError(f"{file} cannot be read as a notebook: {error}.") from None
     if _manifest(file.parent):  # which names all parameters
-        notebook.cells = [cell for cell in notebook.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
+        notebook.cells = [cell for cell in notebook.cells
+                          if "injected-parameters" not in cell.metadata.get("tags", [])]
     for cell in notebook.cells:
         cell.metadata = {"tags": cell.metadata.get("tags", [])}
         if cell.cell_type == "code":
@@ -113,7 +115,8 @@ def _plain(output: Any) -> Any:
         return nbformat.v4.new_output("stream", text=f"{output.ename}: {output.evalue}\n")
     text = output.data.get("text/plain", "")
     if "<img" in output.data.get("text/html", "") or any(kind.startswith("image/") for kind in output.data):
-        text += f"\n[picture {hashlib.sha256(json.dumps(output.data, sort_keys=True).encode()).hexdigest()[:8]}]"
+        content = json.dumps(output.data, sort_keys=True).encode()
+        text += f"\n[picture {hashlib.sha256(content).hexdigest()[:8]}]"
     # A table's padding depends on its longest row.
     text = re.sub(r"^ +| +$", "", re.sub(r" {2,}", " ", text), flags=re.MULTILINE)
     return nbformat.v4.new_output("display_data", {"text/plain": text})

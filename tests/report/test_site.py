@@ -254,7 +254,7 @@ def test_a_takeaway_on_the_front_page_shows_its_formulas():
 
 
 def test_the_metrics_page_says_what_is_proven_equal_and_no_more(project):
-    metric = metrics_page.body("tiny", [])
+    metric = metrics_page.body([])
     cards = {section["id"]: section.parent
              for section in BeautifulSoup(metric, "html.parser").select("section h2")}
     equal = {name: {link.text for link in card.find("th", string="same masks as").parent.select("a")}

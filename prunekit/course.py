@@ -1,5 +1,4 @@
-"""The course: exercises that say whether an answer is right, a student's copy without solutions, and its
-grading.
+"""The course: exercises that say whether an answer is right, a student's copy without solutions, grading.
 
 An exercise stands behind the end of its lesson and has up to four cells, known by their tags: the question
 (`exercise`), `answer_3 = ...` (`answer`), a function `check_3` that returns one sentence about what is wrong,
@@ -64,8 +63,8 @@ class Verdict:
 
 
 def grade(number: int, answer: Any, check: Callable[[Any], str | None]) -> Verdict:
-    """What `check` says of an answer; nothing means right. Never raises: an answer of a wrong kind is a wrong
-    answer."""
+    """What `check` says of an answer; nothing means right. Never raises: an answer of a wrong kind is a
+    wrong answer."""
     if isinstance(answer, EllipsisType):
         return Verdict(number, "not answered")
     try:
@@ -133,8 +132,7 @@ def exercises(topic: str) -> dict[int, str]:
 
 
 def answers(path: Path) -> dict[int, str]:
-    """What a student wrote: number -> all code between question and check; helpers may have cells of their
-    own."""
+    """What a student wrote: number -> all code between question and check, in however many cells."""
     written, pending = {}, []
     for cell in cells(path) if path.is_file() else []:
         if tagged(cell, "exercise"):

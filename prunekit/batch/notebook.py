@@ -23,8 +23,7 @@ _ONE_AT_A_TIME = threading.Lock()  # of a worker's threads: a kernel is started 
 
 @dataclass(frozen=True)
 class Record:
-    """What became of one notebook: `outcome` is fresh, done, failed or skipped; `reason` one sentence or
-    empty."""
+    """What became of a notebook: `outcome` fresh, done, failed or skipped; `reason` one sentence or empty."""
 
     topic: str
     outcome: str

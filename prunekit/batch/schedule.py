@@ -1,8 +1,7 @@
 """The one scheduler: what a profile, a sweep or a verification is to run, in the order of the graph.
 
 A Unit is one run of one notebook: topic, folder, parameters, and the units that it reads from. A profile is a
-sweep of one cell. `bring_up_to_date` walks the units with workers that are processes here or on a Dask
-cluster.
+sweep of one cell. `bring_up_to_date` walks the units, with workers here or on a Dask cluster.
 """
 from __future__ import annotations
 
@@ -56,8 +55,7 @@ def units(profile: str, topics: Iterable[str], parameters: Mapping[str, Mapping[
 
 
 def states(units: Iterable[Unit]) -> dict[Unit, manifest.State]:
-    """The state of every unit, each asked once; what reads from one that is to be run anew is stale as
-    well."""
+    """The state of every unit, each asked once; what reads from one that is not fresh is stale as well."""
     known: dict[Unit, manifest.State] = {}
     for unit in units:
         above = {other.topic: known[other] for other in unit.upstream}
@@ -94,8 +92,7 @@ def bring_up_to_date(units: Sequence[Unit], *, forced: Collection[Unit] = (), re
     yield each with its record as soon as it has one.
 
     `units` name what they read from before themselves. Those in `forced` are run in any case; without
-    `retry`, those that failed before are not. Processes share the cores, unless the environment says
-    otherwise.
+    `retry`, those that failed before are not. Processes share the cores, unless OMP_NUM_THREADS is set.
     """
     waiting, running, records = list(units), {}, {}
     kind, most = ("dask", len(units)) if dask else ("processes" if workers > 1 else "serial", workers)
@@ -186,8 +183,7 @@ def run_profile(profile: str, topics: Iterable[str] = (), overrides: Mapping[str
 
 
 def status(profile: str, overrides: Mapping[str, str] | None = None) -> dict[str, manifest.State]:
-    """The state of every notebook under a profile, with the `--set` values of its last run unless others are
-    given."""
+    """The state of every notebook of a profile, with the `--set` values of its last run if none are given."""
     file = _remembered(profile)
     overrides = overrides or (json.loads(file.read_text(encoding="utf-8")) if file.exists() else {})
     planned = units(profile, project.topics(), params.resolve_profile(profile, overrides))

@@ -4,8 +4,7 @@
     topics: [03_baselines]          # notebooks to run; what they read from is added
     fixed:                          # optional: parameters changed in every cell
       targets: ["2:4"]
-    grid:                           # every combination is a cell; a parameter reaches every notebook that has
-    it
+    grid:                           # each combination is a cell; a parameter goes to all notebooks that have it
       methods: [[magnitude], [wanda]]      # a parameter that is a list takes a list in each place
       seed: [0, 1, 2]
 
@@ -72,8 +71,7 @@ class Sweep:
 # ---------------------------------------------------------------- the file
 
 def read(path: Path) -> Sweep:
-    """Read a sweep's file and check every cell as strictly as a profile; UsageError names file, key and
-    value."""
+    """Read a sweep's file, each cell checked as strictly as a profile; UsageError says what and where."""
     where = project.relative(path)
     content = _checked(params.load_yaml(path), where)
     if wrong := checks.profile(path.stem):
@@ -138,8 +136,7 @@ def _check_keys(content: _File, known: set[str], where: str) -> None:
 
 def _unit(path: Path, profile: str, topic: str, base: Mapping[str, params.Setting], own: Mapping[str, Any],
           above: tuple[Unit, ...]) -> Unit:
-    """The checked run of a notebook with `own` values over those of the profile, known by a hash of all of
-    them."""
+    """The checked run of a notebook with `own` values over the profile's, known by a hash of them all."""
     settings = {name: params.absolute(name, params.Setting(value, project.relative(path)), project.root())
                 for name, value in own.items()}
     parameters = params.validate(topic, {**base, **settings})
@@ -152,8 +149,7 @@ def _unit(path: Path, profile: str, topic: str, base: Mapping[str, params.Settin
 # ---------------------------------------------------------------- running
 
 def seconds(sweep: Sweep, units: list[Unit]) -> tuple[float, list[str]]:
-    """How long these runs take one after another, by the base profile's; and the notebooks that it has not
-    run."""
+    """How long these runs take one after another, by the base profile's; what that has not run."""
     known = {unit.topic: _took(sweep.profile, unit.topic) for unit in units}
     unknown = [topic for topic, took in known.items() if took is None]
     return sum(known[unit.topic] or 0.0 for unit in units), unknown
@@ -181,8 +177,7 @@ def bring_up_to_date(sweep: Sweep, **how: Any) -> Iterator[tuple[Unit, Record]]:
 # ---------------------------------------------------------------- tables
 
 def collect(sweep: Sweep) -> dict[str, pd.DataFrame]:
-    """Join what there is: `cells`, and from finished cells `results` and, over several seeds, `seeds`; also
-    as CSV."""
+    """Join what there is, here and as CSV: `cells`; of finished ones `results` and, over seeds, `seeds`."""
     import pandas as pd
 
     states = schedule.states(sweep.units)

@@ -90,8 +90,7 @@ def _short(value: Any) -> Any:
 
 
 def _essential(file: Path) -> Any:
-    """A notebook with what a person would compare: no progress, no times of cells; a picture as a short
-    hash."""
+    """A notebook with what a person would compare: no progress, no times of cells; of a picture a hash."""
     try:
         notebook = nbformat.read(file, as_version=4)
     except (OSError, ValueError) as error:

@@ -36,8 +36,7 @@ def parsed(text: str) -> BeautifulSoup:
 
 
 def finish(soup: BeautifulSoup) -> str:
-    """Formulas to MathML, tables into scrolling boxes with numbers to the right, alternative texts, unique
-    anchors."""
+    """Formulas to MathML, tables into scrolling boxes, numbers to the right, image texts, unique anchors."""
     for text in soup.find_all(string=_MATH):
         if type(text) is NavigableString and not text.find_parent(["pre", "code", "style", "script"]):
             text.replace_with(parsed(with_mathml(str(text))))

@@ -68,8 +68,7 @@ class Section:
 def write(profile: str, target: Path) -> list[Section]:
     """Write the paper of a profile's finished runs to a folder; one Section per notebook, in order.
 
-    Raises UsageError when nothing has finished, and for a folder that holds anything but what this has
-    written.
+    Raises UsageError when nothing has finished, and for a folder that holds what this has not written.
     """
     params.resolve_profile(profile)
     _check(target)
@@ -161,8 +160,7 @@ def _table(source: str, name: str, caption: str) -> str:
 
 
 def _broken(columns: str, rules: str) -> str:
-    """The columns of a tabular; where it is far too wide, columns with long cells share what the others leave
-    of the line."""
+    """The columns of a tabular; in one far too wide, those with long cells share what the others leave."""
     rows = [line.removesuffix(r"\\").split(" & ") for line in rules.splitlines() if line.endswith(r"\\")]
     widths = [max(map(len, cells)) + 2 for cells in zip(*rows, strict=True)]
     wide = {place: width for place, width in enumerate(widths)
@@ -177,8 +175,7 @@ def _broken(columns: str, rules: str) -> str:
 # ---------------------------------------------------------------- text
 
 def latex(text: str) -> str:
-    """A caption or sentence: special characters escaped, formulas kept, everything in ASCII and Latin
-    letters."""
+    """A caption or sentence: special characters escaped, formulas kept, all in ASCII and Latin letters."""
     return beyond_ascii(display.latex_text(text))
 
 
@@ -190,8 +187,7 @@ def _sentence(markdown: str) -> str:
 
 
 def beyond_ascii(text: str) -> str:
-    """Characters that pdfLaTeX does not know as commands, in text and formulas alike; unknown ones by their
-    number."""
+    """Characters that pdfLaTeX does not know as commands, also in formulas; unknown ones by number."""
     def known(character: str) -> str:
         if ord(character) < 128 or "À" <= character <= "ſ" and character not in _BEYOND:  # letters of T1
             return character

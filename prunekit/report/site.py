@@ -65,7 +65,7 @@ def _entry(profile: str, topic: str, state: manifest.State) -> dict[str, Any]:
         if artifact["kind"] in ("figure", "table"):
             targets = {folder / file: file.replace("/", f"/{topic}-") for file in artifact["files"]}
             copied |= targets
-            named = {source.suffix[1:].upper(): target for source, target in targets.items()}
+            named = {file.suffix[1:].upper(): target for file, target in targets.items()}
             artifacts.append({**artifact, "name": key.partition("/")[2], "files": named})
     return {"topic": topic, "number": topic[:2], "title": heading, "question": question, "state": state,
             "made": made, "by_hand": bool(made and not source), "folder": folder, "copied": copied,

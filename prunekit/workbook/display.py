@@ -56,7 +56,8 @@ def show_figure(svg: bytes, file: str, caption: str) -> Shown:
 
 
 def choose_from(draw: Callable[..., Figure], **choices: list[Any]) -> Shown | None:
-    """A menu for each argument of `draw`, which draws again at every choice; without ipywidgets, a hint."""
+    """A menu for each argument of `draw`, which draws again at every choice; without ipywidgets, how to do
+    that by hand."""
     try:
         widgets = importlib.import_module("ipywidgets")  # no dependency: used where somebody has it
     except ImportError:

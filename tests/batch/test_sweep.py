@@ -151,6 +151,20 @@ def test_killed_resumed_and_retried(grid, monkeypatch):
     assert tried == [planned.units[-1].folder]  # ... until it is asked for
 
 
+def test_after_a_worker_that_died_the_others_are_run(grid, home):
+    """Two at a time, the second kills its worker, and the pool with it; the third has a new one."""
+    dies = "import os, signal, time\nif seed == 1:\n    os.kill(os.getppid(), signal.SIGKILL)\n"
+    write_notebook(home / "notebooks/01_data.ipynb", [
+        ("parameters", 'profile: str = "tiny"\nseed: int = 0\n'), ("", SETUP.format("01_data")),
+        ("", dies + "time.sleep(300 if seed == 0 else 0)\nrun.finish()")])
+    file = grid("seed: [0, 1, 2]")
+    file.write_text(file.read_text().replace("03_baselines", "01_data"))
+    planned = sweep.read(file)
+    records = dict(sweep.bring_up_to_date(planned, workers=2))
+    assert [records[unit].outcome for unit in planned.units] == ["failed", "failed", "done"]
+    assert all("its worker process died" in records[unit].reason for unit in planned.units[:2])
+
+
 def test_two_runs_of_one_sweep_do_not_meet(grid, capsys):
     file = grid("seed: [0]")
     with schedule.only_one(sweep.read(file).folder, "prunekit sweep s"):

@@ -4,7 +4,7 @@
     topics: [03_baselines]          # notebooks to run; what they read from is added
     fixed:                          # optional: parameters changed in every cell
       targets: ["2:4"]
-    grid:                           # each combination is a cell; a parameter goes to all notebooks that have it
+    grid:                           # each combination is a cell; a parameter goes to all notebooks with it
       methods: [[magnitude], [wanda]]      # a parameter that is a list takes a list in each place
       seed: [0, 1, 2]
 

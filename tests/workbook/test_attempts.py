@@ -15,7 +15,6 @@ from prunekit.files import lock, write_atomic
 from prunekit.report import paper, site
 from prunekit.workbook import manifest
 from prunekit.workbook import project as places
-from prunekit.workbook import run as runs
 from tests.pages import check_site
 from tests.report.test_site import DATA, outcomes, project  # noqa: F401
 from tests.tiny_project import write_notebook
@@ -45,7 +44,7 @@ def in_a_kernel(cells, home):
 
 
 def by_hand(topic="01_data"):
-    run = runs.start_run(topic, VALUES)
+    run = pk.start_run(topic, VALUES)
     run.finish()
     return run
 
@@ -90,12 +89,12 @@ def test_a_run_that_fails_even_after_its_end_leaves_the_one_before_it(project): 
 
 
 def test_journals_are_gone_on_with_and_all_else_is_made_anew(project):  # noqa: F811
-    first = runs.start_run("01_data", VALUES)
+    first = pk.start_run("01_data", VALUES)
     (first.folder / "journal-a.jsonl").write_text("finished\n")
     first.save("plain", {"a": 1})
     first.finish()
     for word in ("of the finished run", "of the interrupted one"):
-        again = runs.start_run("01_data", VALUES)
+        again = pk.start_run("01_data", VALUES)
         journal = again.folder / "journal-a.jsonl"
         assert (word == "of the finished run") == (journal.read_text() == "finished\n")
         assert content(again.folder).keys() == {"journal-a.jsonl", "running.json"}
@@ -108,7 +107,7 @@ def test_journals_are_gone_on_with_and_all_else_is_made_anew(project):  # noqa: 
 
 def test_a_kill_between_the_two_renames_is_mended_by_whoever_reads(project):  # noqa: F811
     first = by_hand()
-    second = runs.start_run("01_data", VALUES)
+    second = pk.start_run("01_data", VALUES)
     write_atomic(second.folder / "manifest.json", json.dumps({"id": second.id}))
     first.folder.rename(first.folder.with_name(".01_data.old"))
     assert manifest.read("tiny", "01_data")["id"] == second.id and not second.folder.exists()
@@ -117,13 +116,13 @@ def test_a_kill_between_the_two_renames_is_mended_by_whoever_reads(project):  # 
 
 
 def test_nobody_begins_a_run_that_prunekit_run_is_making(project):  # noqa: F811
-    attempt = runs.start_run("01_data", VALUES).folder
+    attempt = pk.start_run("01_data", VALUES).folder
     with open(attempt / "log.txt", "w") as log:
         lock(log.fileno(), "")
         with pytest.raises(pk.UsageError,
                            match="`prunekit run` is making runs/tiny/01_data now: wait for it, or stop it"):
-            runs.start_run("01_data", VALUES)
-    assert runs.start_run("01_data", VALUES).folder == attempt
+            pk.start_run("01_data", VALUES)
+    assert pk.start_run("01_data", VALUES).folder == attempt
 
 
 def test_a_paper_says_what_is_missing(project, tmp_path, capsys):  # noqa: F811

@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 import torch
 
+import prunekit as pk
 from prunekit import figures
 from prunekit.cli import main
 from prunekit.workbook import display, manifest
-from prunekit.workbook import run as runs
 
 mpl.use("agg")
 RNG = np.random.default_rng(0)
@@ -83,7 +83,7 @@ def test_what_is_too_large_or_drawn_by_hand_has_no_recipe():
 
 
 def test_the_command_draws_again_and_the_run_stays_fresh(home, capsys):
-    run = runs.start_run("01_data", PARAMETERS)
+    run = pk.start_run("01_data", PARAMETERS)
     run.figure(DRAWN["lines"](), "curve", "A curve.")
     run.figure(mpl.figure.Figure(figsize=(1, 1)), "by-hand", "Nothing.")
     run.finish()

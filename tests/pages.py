@@ -11,7 +11,8 @@ class Page(HTMLParser):
 
     def __init__(self, path: Path):
         super().__init__()
-        self.path, self.links, self.sources, self.alts, self.ids, self.tags, self.text = path, [], [], [], [], [], ""
+        self.path, self.text = path, ""
+        self.links, self.sources, self.alts, self.ids, self.tags = [], [], [], [], []
         self.feed(path.read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag, attrs):
@@ -30,7 +31,7 @@ class Page(HTMLParser):
 
 
 def check_site(folder: Path) -> dict[str, Page]:
-    """Links and resources resolve, nothing comes from outside, images have alternative texts, anchors are unique."""
+    """Links and resources resolve, nothing is from outside, images have texts, anchors are unique."""
     pages = {path.name: Page(path) for path in folder.glob("*.html")}
     for page in pages.values():
         assert len(page.ids) == len(set(page.ids)), page.path

@@ -1,4 +1,4 @@
-"""The course: the form of every exercise, what a copy holds, and that grading is fair and cannot be taken down."""
+"""The course: the form of every exercise, what a copy holds; grading is fair and cannot be taken down."""
 from __future__ import annotations
 
 import ast
@@ -48,9 +48,11 @@ def test_every_notebook_has_goals_and_exercises_of_rising_difficulty(topic):
             assert source.endswith(f"\npk.grade({number}, answer_{number}, check_{number})")
         elif tag == "solution":
             assert metadata["jupyter"] == {"source_hidden": True, "outputs_hidden": True}
-            assert f"pk.grade({number}, solution_{number}, check_{number})" in source or "check" not in kinds[-1]
+            graded = f"pk.grade({number}, solution_{number}, check_{number})" in source
+            assert graded or "check" not in kinds[-1]
     assert 3 <= len(stars) <= 6 and stars == sorted(stars) and {1, 3} <= set(stars)
-    assert all(kind in (["exercise", "answer", "check", "solution"], ["exercise", "solution"]) for kind in kinds)
+    assert all(kind in (["exercise", "answer", "check", "solution"], ["exercise", "solution"])
+               for kind in kinds)
     assert len(course.exercises(topic)) == kinds.count(["exercise", "answer", "check", "solution"]) >= 3
 
 
@@ -60,7 +62,8 @@ def test_nothing_depends_on_a_solution(topic):
     defined, used = {}, {}
     for kind, tags, source, _ in cells(ROOT / "notebooks" / f"{topic}.ipynb"):
         if kind == "code":
-            names = [node for node in ast.walk(ast.parse(source)) if isinstance(node, (ast.Name, ast.FunctionDef))]
+            names = [node for node in ast.walk(ast.parse(source))
+                     if isinstance(node, (ast.Name, ast.FunctionDef))]
             group = source if "solution" in tags else "lesson"
             defined.setdefault(group, set()).update(
                 node.name if isinstance(node, ast.FunctionDef) else node.id for node in names
@@ -83,11 +86,12 @@ def test_a_verdict_is_one_clear_sentence():
     assert repr(pk.grade(2, 5, check)) == "Exercise 2: wrong. It is not two."
     assert repr(pk.grade(3, ..., check)) == "Exercise 3: not answered."
     broken = pk.grade(4, "two", check)
-    assert broken.word == "wrong" and broken.sentence.startswith("It is not of the kind that was asked for (TypeError: ")
+    assert broken.word == "wrong"
+    assert broken.sentence.startswith("It is not of the kind that was asked for (TypeError: ")
     assert not pk.grade(5, None, lambda answer: 1 / 0).right
 
 
-# ---------------------------------------------------------------- copies and their grading, on two tiny notebooks
+# ---------------------------------------------------------------- copies and grades, of two tiny notebooks
 
 CHECK = """def check_{0}(answer):
     return None if answer == {1} else "It is not {1}."
@@ -96,9 +100,12 @@ CHECK = """def check_{0}(answer):
 pk.grade({0}, answer_{0}, check_{0})"""
 LESSON = [
     ("md", "# 01 · Data"), ("parameters", 'profile: str = "tiny"\nrows: int = 3\n'),
-    ("", 'import prunekit as pk\nrun = pk.start_run("01_data", globals())'), ("", "run.finish()"), ("md", "## Exercises"),
-    ("exercise", "**Exercise 1**"), ("answer", "answer_1 = ..."), ("check", CHECK.format(1, "rows")), ("solution", "rows"),
-    ("exercise", "**Exercise 2**"), ("answer", "answer_2 = ..."), ("check", CHECK.format(2, "rows + 1")), ("solution", "5"),
+    ("", 'import prunekit as pk\nrun = pk.start_run("01_data", globals())'), ("", "run.finish()"),
+    ("md", "## Exercises"),
+    ("exercise", "**Exercise 1**"), ("answer", "answer_1 = ..."), ("check", CHECK.format(1, "rows")),
+    ("solution", "rows"),
+    ("exercise", "**Exercise 2**"), ("answer", "answer_2 = ..."), ("check", CHECK.format(2, "rows + 1")),
+    ("solution", "5"),
     ("exercise", "**Exercise 3**"), ("solution", "'open'"),
     ("md", "Next"),
 ]
@@ -121,11 +128,12 @@ def school(home):
 
 
 def answer(folder, topic, **given):
-    """Write answers into a copy, each in place of its dots; a list puts all but the last into cells before it."""
+    """Write answers into a copy, each in place of its dots; of a list, all but the last into cells before."""
     path = folder / "notebooks" / f"{topic}.ipynb"
     content = json.loads(path.read_text())
     for name, sources in given.items():
-        place = next(i for i, cell in enumerate(content["cells"]) if "".join(cell["source"]).startswith(f"{name} = ..."))
+        place = next(i for i, cell in enumerate(content["cells"])
+                     if "".join(cell["source"]).startswith(f"{name} = ..."))
         *before, last = [sources] if isinstance(sources, str) else sources
         content["cells"][place]["source"] = last
         empty = {"cell_type": "code", "metadata": {}, "outputs": []}
@@ -155,7 +163,8 @@ def test_grading_is_fair_and_cannot_be_taken_down(school, tmp_path):
     copies = {name: tmp_path / name for name in names}
     for copied in copies.values():
         course.write_copy(copied)
-    answer(copies["solved"], "01_data", answer_1="solution_1 = rows\nanswer_1 = solution_1", answer_2="answer_2 = rows + 1")
+    answer(copies["solved"], "01_data", answer_1="solution_1 = rows\nanswer_1 = solution_1",
+           answer_2="answer_2 = rows + 1")
     answer(copies["wrong"], "01_data", answer_1="answer_1 = 4", answer_2="answer_2 = rows +")
     answer(copies["helped"], "01_data", answer_1=["def mine(x):\n    return x", "answer_1 = mine(rows)"],
            answer_2="answer_2 = mine(rows) + 1")
@@ -166,15 +175,18 @@ def test_grading_is_fair_and_cannot_be_taken_down(school, tmp_path):
            answer_2="rows = 'mine'")
     (copies["cheats"] / "notebooks" / "03_baselines.ipynb").unlink()
     grades = course.check_copies(list(copies.values()), "tiny", ["01_data"], limit=2, progress=False)
-    found = {name: [(one.word, one.sentence) for one in grades if one.folder == folder] for name, folder in copies.items()}
+    found = {name: [(grade.word, grade.sentence) for grade in grades if grade.folder == folder]
+             for name, folder in copies.items()}
     right, open_ = ("right", ""), ("not answered", "")
     assert found["empty"] == [open_, open_]
     assert found["solved"] == found["helped"] == [right, right]
     assert found["wrong"][0] == ("wrong", "It is not rows.")
     assert found["wrong"][1][1].startswith("It stops with SyntaxError: ")
     assert found["endless"] == [("wrong", "It did not end within 2 seconds."), right]
-    assert found["exits"] == [("wrong", "It ended the process it ran in."), ("wrong", "It stops with SystemExit: bye.")]
-    assert found["cheats"] == [("wrong", "It is not rows."), open_]  # the check is the project's, not the copy's
+    assert found["exits"] == [("wrong", "It ended the process it ran in."),
+                              ("wrong", "It stops with SystemExit: bye.")]
+    # The check is the project's, not the copy's.
+    assert found["cheats"] == [("wrong", "It is not rows."), open_]
     assert [one.number for one in grades if one.folder == copies["empty"]] == [1, 2]
     assert not (tmp_path / "solved" / "runs").exists()
 
@@ -198,7 +210,8 @@ def test_solutions_pasted_back_are_right_and_an_empty_copy_is_not_answered(tmp_p
     """Notebook 01; the other notebooks assert their solutions themselves, see test_smoke.py."""
     monkeypatch.setenv("PRUNEKIT_HOME", str(tmp_path / "home"))
     for folder in ("notebooks", "params"):
-        shutil.copytree(ROOT / folder, tmp_path / "home" / folder, ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
+        shutil.copytree(ROOT / folder, tmp_path / "home" / folder,
+                        ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
     empty, solved, wrong = copies = [tmp_path / name for name in ("empty", "solved", "wrong")]
     for copied in copies:
         course.write_copy(copied)
@@ -210,5 +223,7 @@ def test_solutions_pasted_back_are_right_and_an_empty_copy_is_not_answered(tmp_p
     grades = course.check_copies(copies, "smoke", ["01_data"], progress=False)
     words = {folder: [one.word for one in grades if one.folder == folder] for folder in copies}
     open_ = "not answered"
-    assert words == {empty: [open_] * 5, solved: ["right"] * 5, wrong: ["wrong", open_, "wrong", open_, open_]}
-    assert any(one.sentence.startswith("The first token of a window is predicted by nobody") for one in grades)
+    assert words == {empty: [open_] * 5, solved: ["right"] * 5,
+                     wrong: ["wrong", open_, "wrong", open_, open_]}
+    assert any(one.sentence.startswith("The first token of a window is predicted by nobody")
+               for one in grades)

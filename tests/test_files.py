@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 import prunekit as pk
 from prunekit import files
-from prunekit.batch import notebooks
+from prunekit.batch import schedule
 from prunekit.cli import main
 from prunekit.files import replacing, write_atomic
 
@@ -194,7 +194,7 @@ def test_runs_and_reports_are_tried_before_a_notebook_runs(tmp_path, monkeypatch
     (tmp_path / part).write_text("a file")
     monkeypatch.setenv("PRUNEKIT_HOME", str(tmp_path))
     monkeypatch.setattr(
-        notebooks, "run_all", lambda *args, **kwargs: (pytest.fail("a notebook was run") for _ in "1")
+        schedule, "bring_up_to_date", lambda *args, **kwargs: (pytest.fail("a notebook was run") for _ in "1")
     )
     assert main(["run", "tiny"]) == 2
     assert f"{part}/tiny cannot be written (" in capsys.readouterr().err

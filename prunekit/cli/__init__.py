@@ -11,7 +11,13 @@ from typing import Any
 
 from prunekit.cli import workbook
 from prunekit.cli.models import run_evaluate, run_finetune, run_gradients, run_prune
-from prunekit.cli.options import TASKS, add_data_arguments, add_finetune_arguments, add_prune_arguments, add_task_arguments
+from prunekit.cli.options import (
+    TASKS,
+    add_data_arguments,
+    add_finetune_arguments,
+    add_prune_arguments,
+    add_task_arguments,
+)
 from prunekit.cli.search import add_search, run_explain, run_search
 from prunekit.cli.workbook import run_figures, run_paper, run_profile
 from prunekit.errors import UsageError, did_you_mean
@@ -54,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--workers", type=int, default=1, metavar="N", help="notebooks at a time, which share cores and memory")
     workbook.add_status(command("status", workbook.run_status, "Say what is fresh, stale (and why), missing or failed."))
     workbook.add_sweep(command("sweep", workbook.run_sweep, "Run notebooks over a grid of parameters, join their tables."))
-    workbook.add_diff(command("diff", workbook.run_diff, "What changed between two executed runs, as text or as a page."))
+    workbook.add_diff(command("diff", workbook.run_diff, "What changed between two executed runs."))
     workbook.add_verify(command("verify", workbook.run_verify, "Run a profile anew and compare every number in its tables."))
     record = command("record", workbook.run_record, "Put a profile's search tables into the package, where 04 and 05 show them.")
     record.add_argument("profile", nargs="?", default="study", help="a folder of params/ (default: study)")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from prunekit.errors import UsageError
-from prunekit.files import check_file, check_folder, write_atomic
+from prunekit.files import check_folder
 from prunekit.workbook import params, project
 
 
@@ -26,18 +26,18 @@ def add_status(parser: argparse.ArgumentParser) -> None:
 
 
 def run_status(args: argparse.Namespace) -> int:
-    from prunekit.batch import notebooks, sweep
+    from prunekit.batch import schedule, sweep
 
     overrides = dict(params.parse_override(text) for text in args.set)
     made = [name for name in project.profiles() if (project.root() / "runs" / name).is_dir()]
     for profile in [args.profile] if args.profile else made:
         if not args.profile:
             say(profile)
-        for topic, state in notebooks.status(profile, overrides).items():
+        for topic, state in schedule.status(profile, overrides).items():
             say(f"{topic:<17} {state.word:<12} {state.reason}".rstrip())
     for file in [] if args.profile else sorted((project.root() / "params" / "sweeps").glob("*.yaml")):
         if (project.root() / "runs" / "sweeps" / file.stem).is_dir():
-            say(f"sweep {file.stem}: {counts(unit.state() for unit in sweep.read(file).units)}")
+            say(f"sweep {file.stem}: {counts(schedule.states(sweep.read(file).units).values())}")
     if not args.profile and not made:
         say("nothing has been run yet: `prunekit run embedded`")
     return 0
@@ -61,13 +61,13 @@ def add_sweep(parser: argparse.ArgumentParser) -> None:
 
 
 def run_sweep(args: argparse.Namespace) -> int:
-    from prunekit.batch import notebooks, sweep
+    from prunekit.batch import schedule, sweep
 
     if args.workers < 1 or (args.dask and args.workers > 1):
         raise UsageError(f"--workers {args.workers}: " + ("give 1 or more." if args.workers < 1 else
                                                           "the scheduler knows its workers; leave this out with --dask."))
     planned = sweep.read(Path(args.file))
-    states = {unit: unit.state() for unit in planned.units}
+    states = schedule.states(planned.units)
     todo = [unit for unit, state in states.items() if not state.fresh]
     say(f"{planned.name}: {len(planned.cells)} cells, {len(planned.units)} runs: {counts(states.values())}")
     if args.dry_run:
@@ -78,12 +78,10 @@ def run_sweep(args: argparse.Namespace) -> int:
             say(f"{'the others: ' if unknown else ''}about {duration(total / args.workers)} on {args.workers} "
                 f"worker{'s' * (args.workers > 1)}, by the runs of profile {planned.profile}")
         return 0
-    notebooks.share_cores(args.workers)
-    executor = {"kind": "dask", "address": args.dask} if args.dask else \
-        {"kind": "processes", "workers": args.workers} if args.workers != 1 else {}
     broken = 0
-    for count, (unit, record) in enumerate(sweep.run(planned, executor=executor, retry=args.retry), 1):
-        broken += record.outcome in ("failed", "skipped")
+    records = sweep.bring_up_to_date(planned, workers=args.workers, dask=args.dask, retry=args.retry)
+    for count, (unit, record) in enumerate(records, 1):
+        broken += record.broken
         say(f"{count:>4}/{len(planned.units)}  {record.outcome:<8}{record.seconds:8.1f} s  {project.relative(unit.folder)}  "
             f"{record.reason}".rstrip())
     tables = sweep.collect(planned)
@@ -106,20 +104,13 @@ def duration(seconds: float) -> str:
 def add_diff(parser: argparse.ArgumentParser) -> None:
     for name in ("first", "second"):
         parser.add_argument(name, help="PROFILE/TOPIC as smoke/03_baselines, a run's folder, or an .ipynb file")
-    parser.add_argument("--html", metavar="FILE", help="write a page instead, which needs nothing beside it")
 
 
 def run_diff(args: argparse.Namespace) -> int:
     from prunekit.report.difference import Difference
 
-    if args.html:
-        check_file(args.html)
-    found = Difference(args.first, args.second)
-    if args.html:
-        write_atomic(Path(args.html), found.html())
-        say(f"page: {args.html}")
-    else:
-        say("no difference" if found.same else found.text(color=sys.stdout.isatty()))
+    difference = Difference(args.first, args.second)
+    say("no difference" if difference.same else difference.text(color=sys.stdout.isatty()))
     return 0
 
 
@@ -199,14 +190,12 @@ def run_check(args: argparse.Namespace) -> int:
 
 
 def run_profile(args: argparse.Namespace) -> int:
-    from prunekit.batch import notebooks
+    from prunekit.batch import schedule
 
     overrides = dict(params.parse_override(text) for text in args.set)
     if args.workers < 1:
         raise UsageError(f"--workers {args.workers}: give 1 or more.")
-    if args.workers > 1:
-        notebooks.share_cores(args.workers)
-    run = notebooks.run_profile(args.profile, args.topics, overrides, force=args.force, workers=args.workers)
+    run = schedule.run_profile(args.profile, args.topics, overrides, force=args.force, workers=args.workers)
     check_folder(project.report_folder(args.profile))
     records = []
     for record in run:
@@ -215,7 +204,7 @@ def run_profile(args: argparse.Namespace) -> int:
     from prunekit.report import site
 
     say(f"report: {site.render(args.profile)}")
-    return int(any(record.outcome in ("failed", "skipped") for record in records))
+    return int(any(record.broken for record in records))
 
 
 def run_figures(args: argparse.Namespace) -> int:

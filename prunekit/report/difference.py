@@ -1,46 +1,28 @@
-"""What changed between two executed runs: how they were made, code and shown results (through nbdime), and numbers.
-
-As text, and as one page that needs nothing beside it. nbdime's own page asks a running server for everything that it
-shows, so it cannot be opened from a file; this one is drawn from the same decisions.
-"""
+"""What changed between two executed runs: how they were made, code and what it shows (by nbdime), numbers."""
 from __future__ import annotations
 
-import difflib
 import hashlib
 import io
 import json
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import nbformat
 
-from prunekit.batch import verify
+from prunekit.batch.verify import compare_tables
 from prunekit.errors import UsageError, did_you_mean
 from prunekit.files import read_json
-from prunekit.report import html as markup
 from prunekit.workbook import project
 
 _MADE = ("machine", "device", "threads", "commit", "dirty", "notebook")
 
 
-@dataclass(frozen=True)
-class Change:
-    """One cell that differs: `word` is changed, added or removed; lines as (mark, text) with marks ' ', '-', '+'."""
-
-    heading: str
-    word: str
-    source: list[tuple[str, str]]
-    outputs: list[tuple[str, str]]
-
-
 class Difference:
     """The difference between two runs, given as PROFILE/TOPIC, run folders or notebooks.
 
-    Attributes: names; made: (what, then, now) of parameters, versions and circumstances; changes: cells;
-    numbers: how many numbers in tables were compared; mismatches: those that differ.
+    Attributes: names; made: (what, then, now) of parameters, versions and circumstances; changes: of cells,
+    as nbdime has them; numbers: how many numbers in tables were compared; mismatches: those that differ.
     """
 
     def __init__(self, first: str, second: str):
@@ -48,12 +30,11 @@ class Difference:
 
         files = [_executed(name) for name in (first, second)]
         self.names = [project.relative(file) for file in files]
-        self._notebooks = [_essential(file) for file in files]
+        self._before, after = (_essential(file) for file in files)
         set_notebook_diff_targets(attachments=False, metadata=False, identifier=False, details=False)
-        self._decisions = diff_notebooks(*self._notebooks)
-        self.changes = [one for one in _changes(*self._notebooks, self._decisions) if one.source or one.outputs]
+        self.changes = diff_notebooks(self._before, after)
         self.made = _made(*(_manifest(file.parent) for file in files))
-        self.numbers, self.mismatches = verify.compare_tables(*(file.parent for file in files))
+        self.numbers, self.mismatches = compare_tables(*(file.parent for file in files))
 
     @property
     def same(self) -> bool:
@@ -65,28 +46,26 @@ class Difference:
         lines = [f"{what}: {then} → {now}" for what, then, now in self.made]
         if self.mismatches:
             lines.append(f"{len(self.mismatches)} places in tables differ ({self.numbers} numbers compared)")
-        lines += [f"{one.place}: {one.then} → {one.now}" for one in self.mismatches]
+        lines += [f"{mismatch.place}: {mismatch.then} → {mismatch.now}" for mismatch in self.mismatches]
         out = io.StringIO()
-        pretty_print_notebook_diff(*self.names, self._notebooks[0], self._decisions,
-                                   PrettyPrintConfig(out, use_color=color, use_git=False, use_diff=False))
+        config = PrettyPrintConfig(out, use_color=color, use_git=False, use_diff=False)
+        pretty_print_notebook_diff(*self.names, self._before, self.changes, config)
         return "\n".join([*lines, out.getvalue().rstrip()]).strip()
-
-    def html(self) -> str:
-        return markup.template("difference.html.j2", difference=self)
 
 
 # ---------------------------------------------------------------- what is compared
 
 def _executed(name: str) -> Path:
     """An .ipynb file, a run's folder, or PROFILE/TOPIC."""
-    path = Path(name).expanduser()
-    folders = (path, project.root() / "runs" / name)
-    for file in (path, *(folder / f"{state}.ipynb" for folder in folders for state in ("executed", "failed"))):
-        if file.is_file() and file.suffix == ".ipynb":
+    path, runs = Path(name).expanduser(), project.root() / "runs"
+    if path.is_file() and path.suffix == ".ipynb":
+        return path
+    for file in (folder / f"{end}.ipynb" for folder in (path, runs / name) for end in ("executed", "failed")):
+        if file.is_file():
             return file
-    runs = [f"{file.parts[-3]}/{file.parts[-2]}" for file in (project.root() / "runs").glob("*/*/executed.ipynb")]
-    raise UsageError(f"{name} is no executed run{did_you_mean(name, runs)}: give PROFILE/TOPIC as smoke/03_baselines, a "
-                     "run's folder, or an .ipynb file.")
+    known = [file.parent.relative_to(runs).as_posix() for file in runs.glob("*/*/executed.ipynb")]
+    raise UsageError(f"{name} is no executed run{did_you_mean(name, known)}: give PROFILE/TOPIC as "
+                     "smoke/03_baselines, a run's folder, or an .ipynb file.")
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
@@ -100,7 +79,8 @@ def _made(then: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, Any, Any
     if not (then and now):
         return []
     groups = [("", {key: then.get(key) for key in _MADE}, {key: now.get(key) for key in _MADE})]
-    groups += [(kind, then.get(kind, {}), now.get(kind, {})) for kind in ("parameters", "versions", "inputs", "modules")]
+    groups += [(kind, then.get(kind, {}), now.get(kind, {}))
+               for kind in ("parameters", "versions", "inputs", "modules")]
     return [(f"{kind} {key}".strip(), _short(a.get(key)), _short(b.get(key))) for kind, a, b in groups
             for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key) and key != "profile"]
 
@@ -110,17 +90,18 @@ def _short(value: Any) -> Any:
 
 
 def _essential(file: Path) -> Any:
-    """A notebook with what a person would compare: no progress, no times of cells; a picture as a short hash."""
+    """A notebook with what a person would compare: no progress, no times of cells; of a picture a hash."""
     try:
         notebook = nbformat.read(file, as_version=4)
     except (OSError, ValueError) as error:
         raise UsageError(f"{file} cannot be read as a notebook: {error}.") from None
     if _manifest(file.parent):  # which names all parameters
-        notebook.cells = [cell for cell in notebook.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
+        notebook.cells = [cell for cell in notebook.cells
+                          if "injected-parameters" not in cell.metadata.get("tags", [])]
     for cell in notebook.cells:
         cell.metadata = {"tags": cell.metadata.get("tags", [])}
         if cell.cell_type == "code":
-            cell.outputs = [one for one in map(_plain, cell.outputs) if one]
+            cell.outputs = list(filter(None, map(_plain, cell.outputs)))
     return notebook
 
 
@@ -133,43 +114,8 @@ def _plain(output: Any) -> Any:
         return nbformat.v4.new_output("stream", text=f"{output.ename}: {output.evalue}\n")
     text = output.data.get("text/plain", "")
     if "<img" in output.data.get("text/html", "") or any(kind.startswith("image/") for kind in output.data):
-        text += f"\n[picture {hashlib.sha256(json.dumps(output.data, sort_keys=True).encode()).hexdigest()[:8]}]"
+        content = json.dumps(output.data, sort_keys=True).encode()
+        text += f"\n[picture {hashlib.sha256(content).hexdigest()[:8]}]"
     # A table's padding depends on its longest row.
     text = re.sub(r"^ +| +$", "", re.sub(r" {2,}", " ", text), flags=re.MULTILINE)
     return nbformat.v4.new_output("display_data", {"text/plain": text})
-
-
-# ---------------------------------------------------------------- nbdime's decisions, cell by cell
-
-def _changes(a: Any, b: Any, decisions: list[Any]) -> Iterator[Change]:
-    from nbdime import patch
-
-    cells = next((entry.diff for entry in decisions if entry.key == "cells"), [])
-    for entry in cells:
-        if entry.op == "addrange":
-            yield from (_change(a.cells, entry.key, "added", None, cell) for cell in entry.valuelist)
-        elif entry.op == "removerange":
-            places = range(entry.key, entry.key + entry.length)
-            yield from (_change(a.cells, place, "removed", a.cells[place], None) for place in places)
-        else:
-            cell = a.cells[entry.key]
-            yield _change(a.cells, entry.key, "changed", cell, patch(cell, entry.diff))
-
-
-def _change(cells: list[Any], place: int, word: str, then: Any, now: Any) -> Change:
-    above = (line for cell in reversed(cells[:place + 1]) if cell.cell_type == "markdown"
-             for line in reversed(cell.source.splitlines()) if line.startswith("#"))
-    parts = [[cell.source if cell else "", _shown(cell)] for cell in (then, now)]
-    source, outputs = (_lines(*texts) for texts in zip(*parts, strict=True))
-    return Change(next(above, "").lstrip("# "), word, source, outputs)
-
-
-def _shown(cell: Any) -> str:
-    outputs = cell.get("outputs", []) if cell else []
-    return "\n".join(output.text if output.output_type == "stream" else output.data["text/plain"] for output in outputs)
-
-
-def _lines(then: str, now: str) -> list[tuple[str, str]]:
-    if then == now:
-        return []
-    return [(line[0], line[2:]) for line in difflib.ndiff(then.splitlines(), now.splitlines()) if line[0] != "?"]

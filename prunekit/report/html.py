@@ -1,4 +1,4 @@
-"""HTML of pages: templates, and the finishing touches: formulas, tables, alternative texts, anchors, colours for code."""
+"""HTML of pages: templates, and the last touches: formulas, tables, alternative texts, anchors, colours."""
 from __future__ import annotations
 
 import re
@@ -10,20 +10,20 @@ from typing import Any
 from bs4 import BeautifulSoup, NavigableString, Tag
 from jinja2 import Environment, FileSystemLoader
 
-from prunekit.workbook import display as shown
-from prunekit.workbook import protocol
+from prunekit.workbook import display, protocol
 
 TEMPLATES = Path(__file__).parent / "templates"
-_MATH = re.compile(r"\$\$(?P<block>.+?)\$\$|\$(?P<inline>[^$]+?)\$|(?P<environment>\\begin\{(\w+\*?)\}.*?\\end\{\4\})", re.DOTALL)
+_MATH = re.compile(r"\$\$(?P<block>.+?)\$\$|\$(?P<inline>[^$]+?)\$|"
+                   r"(?P<environment>\\begin\{(\w+\*?)\}.*?\\end\{\4\})", re.DOTALL)
 _NUMBER = re.compile(r"[-+−]?[\d,]*\.?\d+(e[-+]?\d+)?%?|nan|NaN|-?inf|", re.IGNORECASE)
 
 
 @cache
 def _environment() -> Environment:
-    environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["label"] = protocol.label
-    environment.filters["takeaway"] = lambda text: finish(BeautifulSoup(shown.marked_up(text), "html.parser"))
-    environment.filters["math"] = lambda text: finish(BeautifulSoup(escape(text), "html.parser"))
+    environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True,
+                              lstrip_blocks=True)
+    environment.filters |= {"label": protocol.label, "math": lambda text: finish(parsed(escape(text))),
+                            "takeaway": lambda text: finish(parsed(display.marked_up(text)))}
     return environment
 
 
@@ -31,11 +31,15 @@ def template(name: str, **values: Any) -> str:
     return _environment().get_template(name).render(**values)
 
 
+def parsed(text: str) -> BeautifulSoup:
+    return BeautifulSoup(text, "html.parser")
+
+
 def finish(soup: BeautifulSoup) -> str:
-    """Formulas to MathML, tables into scrolling boxes with numbers to the right, alternative texts, unique anchors."""
+    """Formulas to MathML, tables into scrolling boxes, numbers to the right, image texts, unique anchors."""
     for text in soup.find_all(string=_MATH):
         if type(text) is NavigableString and not text.find_parent(["pre", "code", "style", "script"]):
-            text.replace_with(BeautifulSoup(with_mathml(str(text)), "html.parser"))
+            text.replace_with(parsed(with_mathml(str(text))))
     for style in soup.find_all("style"):
         style.decompose()
     for table in soup.find_all("table"):
@@ -59,7 +63,8 @@ def with_mathml(text: str) -> str:
     pieces, end = [], 0
     for match in _MATH.finditer(text):
         block = match["block"] or match["environment"]
-        pieces += [escape(text[end:match.start()], quote=False), mathml(block or match["inline"], display=bool(block))]
+        formula = mathml(block or match["inline"], display=bool(block))
+        pieces += [escape(text[end:match.start()], quote=False), formula]
         end = match.end()
     return "".join([*pieces, escape(text[end:], quote=False)])
 
@@ -79,16 +84,16 @@ def mathml(latex: str, display: bool = False) -> str:
 
 
 def _tidy_table(table: Tag) -> None:
+    """Columns of numbers, their heads included, get the class that puts them to the right."""
     table.attrs.pop("border", None)
-    rows = [row.find_all(["td", "th"]) for row in table.select("tbody tr")]
-    width = max((len(row) for row in rows), default=0)
+    heads, rows = ([row.find_all(["td", "th"]) for row in table.select(f"{part} tr")]
+                   for part in ("thead", "tbody"))
+    width = max(map(len, rows), default=0)
     for column in range(width):
-        cells = [row[column] for row in rows if len(row) == width]
+        cells, above = ([row[column] for row in part if len(row) == width] for part in (rows, heads))
         texts = [cell.get_text(strip=True) for cell in cells]
-        if any(texts) and all(_NUMBER.fullmatch(text) for text in texts):
-            heads = [row.find_all(["td", "th"])[column] for row in table.select("thead tr")
-                     if len(row.find_all(["td", "th"])) == width]
-            for cell in cells + heads:
+        if any(texts) and all(map(_NUMBER.fullmatch, texts)):
+            for cell in cells + above:
                 cell["class"] = "num"
 
 
@@ -96,5 +101,6 @@ def code_css() -> str:
     """Colours for code, light and dark."""
     from pygments.formatters import HtmlFormatter
 
-    light, dark = (HtmlFormatter(style=style, nobackground=True).get_style_defs(".highlight") for style in ("friendly", "nord"))
+    light, dark = (HtmlFormatter(style=style, nobackground=True).get_style_defs(".highlight")
+                   for style in ("friendly", "nord"))
     return f"\n{light}\n@media (prefers-color-scheme: dark) {{\n{dark}\n}}\n"

@@ -1,9 +1,10 @@
-"""Pages from executed notebooks: an index, a page for each notebook, and those beside them, in a folder that opens from a
-file URL.
+"""Pages from executed notebooks: an index, a page for each notebook, and those beside them, in a folder that
+opens from a file URL.
 
-Nothing is loaded from outside: formulas become MathML when the page is built, styles and script lie beside the pages.
-Every Markdown file in `pages/`, and in `docs/` of the project, becomes a page too: its first heading is its
-name in the menu, and a number in front of the file's name (`10-glossary.md` is glossary.html) its place there.
+Nothing is loaded from outside: formulas become MathML when the page is built, styles and script lie beside
+the pages. Every Markdown file in `pages/`, and in `docs/` of the project, becomes a page too: its first
+heading is its name in the menu, a number in front of the file's name (`10-glossary.md` is glossary.html) its
+place there.
 """
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ import nbformat
 from bs4 import BeautifulSoup
 from nbconvert.filters import strip_ansi
 
-from prunekit.batch import notebooks as batch
+from prunekit.batch import schedule
 from prunekit.files import replacing
 from prunekit.ledger import claims
 from prunekit.report import html, metrics_page
@@ -32,20 +33,22 @@ _NOISE = re.compile(r"(Executing|Ending) Cell \d+-|(Input|Output) Notebook: |Wor
 
 def render(profile: str) -> Path:
     """Render the runs of a profile to reports/<profile>/ and return the path of its index page."""
-    entries = [_entry(profile, topic, state) for topic, state in batch.status(profile).items()]
-    pages = [page for page in _pages(profile, entries) if page.body]
+    entries = [_entry(profile, topic, state) for topic, state in schedule.status(profile).items()]
+    pages = list(_pages(profile, entries))
     names = {"index", *(Path(page.file).stem for page in pages)}
     shared = {"profile": profile, "entries": entries, "pages": pages, "names": names}
     with replacing(project.report_folder(profile)) as folder:
         for part in ("assets", "figures", "tables"):
             (folder / part).mkdir()
         for entry in entries:
-            _copy_artifacts(folder, entry)
+            for source, target in entry["copied"].items():
+                shutil.copy(source, folder / target)
         for page in pages:
-            _write_page(folder / page.file, page, shared)
-        (folder / "index.html").write_text(_index_page(shared), encoding="utf-8")
+            (folder / page.file).write_text(_page(page, shared), encoding="utf-8")
+        (folder / "index.html").write_text(_index(shared), encoding="utf-8")
         claims.table(profile).to_csv(folder / "tables" / "claims.csv", index=False)
-        (folder / "assets" / "style.css").write_text((html.TEMPLATES / "style.css").read_text() + html.code_css(), encoding="utf-8")
+        style = (html.TEMPLATES / "style.css").read_text(encoding="utf-8") + html.code_css()
+        (folder / "assets" / "style.css").write_text(style, encoding="utf-8")
         shutil.copy(html.TEMPLATES / "page.js", folder / "assets" / "page.js")
     return project.report_folder(profile) / "index.html"
 
@@ -55,17 +58,28 @@ def _entry(profile: str, topic: str, state: manifest.State) -> dict[str, Any]:
     made = manifest.read(profile, topic) or {}
     folder = project.run_folder(profile, topic)
     folder = folder if made else project.attempt_folder(folder)
-    source = next((folder / name for name in ("executed.ipynb", "failed.ipynb") if (folder / name).exists()), None)
-    by_hand = bool(made and not source)
+    source = next(filter(Path.exists, (folder / "executed.ipynb", folder / "failed.ipynb")), None)
     heading, question = project.title(topic)
-    shown_files = sorted((item for item in made.get("artifacts", {}).items() if item[1]["kind"] in ("figure", "table")),
-                         key=lambda item: item[1]["kind"])  # figures first
-    artifacts = [{"name": name.partition("/")[2], **artifact, "files": {
-        Path(file).suffix[1:].upper(): f"{Path(file).parent}/{topic}-{Path(file).name}" for file in artifact["files"]}}
-        for name, artifact in shown_files]
-    return {"topic": topic, "number": topic[:2], "title": heading, "question": question, "state": state, "made": made,
-            "source": project.notebook(topic) if by_hand else source, "by_hand": by_hand,
-            "artifacts": artifacts, "folder": folder, "log": _log(folder / "log.txt")}
+    artifacts, copied = [], {}
+    for key, artifact in made.get("artifacts", {}).items():
+        if artifact["kind"] in ("figure", "table"):
+            targets = {folder / file: file.replace("/", f"/{topic}-") for file in artifact["files"]}
+            copied |= targets
+            named = {file.suffix[1:].upper(): target for file, target in targets.items()}
+            artifacts.append({**artifact, "name": key.partition("/")[2], "files": named})
+    return {"topic": topic, "number": topic[:2], "title": heading, "question": question, "state": state,
+            "made": made, "by_hand": bool(made and not source), "folder": folder, "copied": copied,
+            "source": project.notebook(topic) if made and not source else source,
+            "artifacts": sorted(artifacts, key=lambda artifact: artifact["kind"]),  # figures first
+            "declared": _declared(topic, made), "log": _log(folder / "log.txt")}
+
+
+def _declared(topic: str, made: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The notebook's parameters as the run had them: name, value, comment, changed (from the default)."""
+    declared = params.read_parameters(project.notebook(topic))
+    used = made.get("parameters", {name: parameter.default for name, parameter in declared.items()})
+    return [{"name": name, "value": used.get(name), "comment": parameter.comment,
+             "changed": used.get(name) != parameter.default} for name, parameter in declared.items()]
 
 
 def _log(path: Path) -> str:
@@ -74,17 +88,10 @@ def _log(path: Path) -> str:
     return "\n".join(line for line in lines if not _NOISE.search(line))
 
 
-def _copy_artifacts(folder: Path, entry: Mapping[str, Any]) -> None:
-    for artifact in entry["artifacts"]:
-        for target in artifact["files"].values():
-            parent, _, name = target.partition("/")
-            shutil.copy(entry["folder"] / parent / name.removeprefix(f"{entry['topic']}-"), folder / target)
-
-
 # ---------------------------------------------------------------- pages
 
 class Page(NamedTuple):
-    """A page to be: its file, its name, its content as HTML, and the part of the menu that it stands in ("": none)."""
+    """A page to be: its file, its name, its content as HTML, and its part of the menu ("": none)."""
 
     file: str
     title: str
@@ -93,22 +100,26 @@ class Page(NamedTuple):
     entry: Mapping[str, Any] | None = None
 
 
-def _pages(profile: str, entries: list[Mapping[str, Any]]) -> list[Page]:
-    """All pages but the index; those without content are left out."""
-    notebooks = [Page(f"{entry['topic']}.html", f"{entry['number']} {entry['title']}", _notebook_body(entry), "Notebooks", entry)
-                 for entry in entries if entry["source"]]
-    made = [Page(f"run-{entry['topic']}.html", f"The run of {entry['number']} {entry['title']}",
-                 html.template("run.html.j2", profile=profile, entry=entry, declared=_declared(entry)))
-            for entry in entries if entry["made"] or entry["log"]]
-    ledger = html.template("claims.html.j2", profile=profile, entries=entries, claims=claims.page(profile))
+def _pages(profile: str, entries: list[Mapping[str, Any]]) -> Iterator[Page]:
+    """All pages but the index."""
+    for entry in entries:
+        if entry["source"]:
+            yield Page(f"{entry['topic']}.html", f"{entry['number']} {entry['title']}", _notebook(entry),
+                       "Notebooks", entry)
+    metrics = metrics_page.body(entries)
+    yield Page("catalogue.html", "Metrics", metrics, "Beside them")
+    shown = {entry["topic"] for entry in entries if entry["source"]}
+    ledger = html.template("claims.html.j2", profile=profile, entries=entries, names=shown,
+                           claims=claims.page(profile))
+    yield Page("claims.html", "Claims", ledger, "Beside them")
     figures = html.template("figures.html.j2", entries=entries)
-    return [*notebooks,
-            Page("catalogue.html", "Metrics", metrics_page.body(profile, entries), "Beside them"),
-            Page("claims.html", "Claims", ledger, "Beside them"),
-            Page("figures.html", "Figures and tables", figures, "Beside them"),
-            *(_markdown_page(path, "Beside them") for path in sorted(PAGES.glob("*.md"))),
-            *(_markdown_page(path, "Reference") for path in sorted((project.root() / "docs").glob("*.md"))),
-            *made]
+    yield Page("figures.html", "Figures and tables", figures, "Beside them")
+    for menu, folder in (("Beside them", PAGES), ("Reference", project.root() / "docs")):
+        yield from (_markdown_page(path, menu) for path in sorted(folder.glob("*.md")))
+    for entry in entries:
+        if entry["made"] or entry["log"]:
+            body = html.template("run.html.j2", profile=profile, entry=entry)
+            yield Page(f"run-{entry['topic']}.html", f"The run of {entry['number']} {entry['title']}", body)
 
 
 def _markdown_page(path: Path, menu: str) -> Page:
@@ -122,9 +133,11 @@ def _markdown_page(path: Path, menu: str) -> Page:
                 f'<section class="prose">{MarkdownWithMath(renderer).render(text)}</section>', menu)
 
 
-def _write_page(path: Path, page: Page, shared: Mapping[str, Any]) -> None:
-    """A page with its table of contents; links to notebooks lead to their pages, those to what is not there become text."""
-    soup = BeautifulSoup(page.body, "html.parser")
+def _page(page: Page, shared: Mapping[str, Any]) -> str:
+    """A page and its contents; links to notebooks lead to their pages, links to nowhere become text."""
+    soup = html.parsed(page.body)
+    if page.entry:
+        _link_artifacts(soup, page.entry)
     for link in soup.select("a[href]"):
         match = _LINK.fullmatch(link["href"])
         if match and match[1] in shared["names"]:
@@ -133,31 +146,41 @@ def _write_page(path: Path, page: Page, shared: Mapping[str, Any]) -> None:
             link["href"] = "index.html"
         elif not link["href"].startswith(("http://", "https://", "#", "figures/", "tables/")):
             link.unwrap()
-    content = html.finish(soup)
-    headings = [(h.name, h["id"], h.get_text().rstrip("¶")) for h in soup.find_all(["h2", "h3"]) if h.get("id")]
-    path.write_text(html.template("page.html.j2", page=page, file=path.name, body=content, headings=headings, **shared),
-                    encoding="utf-8")
+    body = html.finish(soup)
+    headings = [(head.name, head["id"], head.get_text().rstrip("¶"))
+                for head in soup.select("h2[id], h3[id]")]
+    return html.template("page.html.j2", page=page, file=page.file, body=body, headings=headings, **shared)
 
 
-def _notebook_body(entry: Mapping[str, Any]) -> str:
+def _link_artifacts(soup: BeautifulSoup, entry: Mapping[str, Any]) -> None:
+    """Saved figures are shown from their SVG file; figures and tables get their downloads."""
+    known = {(artifact["kind"], artifact["name"]): artifact for artifact in entry["artifacts"]}
+    for block in soup.select("figure[data-file]"):
+        artifact = known.get(("figure" if block.img else "table", Path(block["data-file"]).stem))
+        if artifact and block.img:
+            block.img["src"] = artifact["files"]["SVG"]
+        if artifact:
+            links = html.template("downloads.html.j2", artifact=artifact, topic=entry["topic"])
+            block.append(html.parsed(links))
+
+
+def _notebook(entry: Mapping[str, Any]) -> str:
     from nbconvert import HTMLExporter
 
     notebook = nbformat.read(entry["source"], as_version=4)
-    notebook.cells = list(_prepared(notebook.cells, entry))
+    notebook.cells = list(_shown(notebook.cells, entry))
     exporter = HTMLExporter(template_name="cells", extra_template_basedirs=[str(html.TEMPLATES)])
-    exporter.log.setLevel("ERROR")  # it speaks of missing alternative texts, which are added below
-    body, _ = exporter.from_notebook_node(notebook)
-    soup = BeautifulSoup(body, "html.parser")
-    _link_artifacts(soup, entry)
-    return str(soup)
+    exporter.log.setLevel("ERROR")  # it speaks of missing alternative texts, which come with html.finish
+    return exporter.from_notebook_node(notebook)[0]
 
 
-def _prepared(cells: list[Any], entry: Mapping[str, Any]) -> Iterator[Any]:
+def _shown(cells: list[Any], entry: Mapping[str, Any]) -> Iterator[Any]:
     """The cells that a page shows: parameters as a table, no progress bars, nothing tagged `hide`."""
     for cell in cells:
         tags = cell.metadata.get("tags", [])
         if "parameters" in tags:
-            yield nbformat.v4.new_markdown_cell(_parameter_table(entry))
+            table = html.template("parameters.html.j2", declared=entry["declared"])
+            yield nbformat.v4.new_markdown_cell(re.sub(r"\n\s*\n", "\n", table))
         elif not {"hide", "injected-parameters", "papermill-error-cell-tag"} & set(tags):
             if cell.cell_type == "code":
                 cell.outputs = [output for output in cell.outputs if _worth_showing(output)]
@@ -167,44 +190,21 @@ def _prepared(cells: list[Any], entry: Mapping[str, Any]) -> Iterator[Any]:
 def _worth_showing(output: Any) -> bool:
     if output.output_type == "stream" and output.name == "stderr":
         parts = map(strip_ansi, re.split(r"(?:[\r\n]|\x1b\[A)+", output.text))
-        lines = [line for line in parts if line.strip() and not _PROGRESS.search(line)]
-        output.text = "\n".join(lines)
+        output.text = "\n".join(line for line in parts if line.strip() and not _PROGRESS.search(line))
         return bool(output.text)
     return "application/vnd.jupyter.widget-view+json" not in output.get("data", {})
 
 
-def _declared(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The notebook's parameters with their values in the run: name, value, comment, changed (from the default)."""
-    declared = params.read_parameters(project.notebook(entry["topic"]))
-    used = entry["made"].get("parameters", {name: p.default for name, p in declared.items()})
-    return [{"name": name, "value": used.get(name), "comment": p.comment, "changed": used.get(name) != p.default}
-            for name, p in declared.items()]
-
-
-def _parameter_table(entry: Mapping[str, Any]) -> str:
-    return "\n".join(line for line in html.template("parameters.html.j2", declared=_declared(entry)).splitlines() if line.strip())
-
-
-def _index_page(shared: Mapping[str, Any]) -> str:
-    """The front page. Its picture and table are the headlines of the first notebook that offers both; the other notebooks'
-    headline figures stand beside what came out of them."""
+def _index(shared: Mapping[str, Any]) -> str:
+    """The front page. Its picture and table are the headlines of the first notebook that offers both;
+    headline figures of the others stand beside what came out of them."""
     def headline(entry: Mapping[str, Any], kind: str) -> Any:
         return next((a for a in entry["artifacts"] if a["kind"] == kind and a.get("headline")), None)
 
-    heads = {entry["topic"]: (headline(entry, "figure"), headline(entry, "table")) for entry in shared["entries"]}
-    lead = next((entry for entry in shared["entries"] if all(heads[entry["topic"]])), None)
-    table = html.finish(BeautifulSoup(heads[lead["topic"]][1]["html"], "html.parser")) if lead else ""
-    made = next((entry["made"] for entry in reversed(shared["entries"]) if entry["made"]), {})
-    return html.template("index.html.j2", lead=lead, heads=heads, table_html=table, made=made, file="index.html", **shared)
-
-
-def _link_artifacts(soup: BeautifulSoup, entry: Mapping[str, Any]) -> None:
-    """Saved figures are shown from their SVG file; figures and tables get their downloads."""
-    known = {(artifact["kind"], artifact["name"]): artifact for artifact in entry["artifacts"]}
-    for block in soup.select("figure[data-file]"):
-        artifact = known.get(("figure" if block.img else "table", Path(block["data-file"]).stem))
-        if artifact is None:
-            continue
-        if block.img:
-            block.img["src"] = artifact["files"]["SVG"]
-        block.append(BeautifulSoup(html.template("downloads.html.j2", artifact=artifact, topic=entry["topic"]), "html.parser"))
+    entries = shared["entries"]
+    heads = {entry["topic"]: (headline(entry, "figure"), headline(entry, "table")) for entry in entries}
+    lead = next((entry for entry in entries if all(heads[entry["topic"]])), None)
+    table = html.finish(html.parsed(heads[lead["topic"]][1]["html"])) if lead else ""
+    made = next((entry["made"] for entry in reversed(entries) if entry["made"]), {})
+    return html.template("index.html.j2", file="index.html", lead=lead, heads=heads, table_html=table,
+                         made=made, **shared)

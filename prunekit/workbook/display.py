@@ -1,4 +1,4 @@
-"""How figures and tables look in a notebook, on a page and in a paper: formatting, HTML, LaTeX, files without dates."""
+"""How figures and tables look in a notebook, on a page and in a paper: formatting, HTML, LaTeX, no dates."""
 from __future__ import annotations
 
 import base64
@@ -50,17 +50,20 @@ def figure_files(figure: Figure) -> dict[str, bytes]:
 
 def show_figure(svg: bytes, file: str, caption: str) -> Shown:
     data = base64.b64encode(svg).decode()
-    return Shown(f'<figure class="pk-figure" data-file="{escape(file)}"><img alt="{escape(caption)}" '
-                 f'src="data:image/svg+xml;base64,{data}"><figcaption>{escape(caption)}</figcaption></figure>', caption)
+    image = f'<img alt="{escape(caption)}" src="data:image/svg+xml;base64,{data}">'
+    return Shown(f'<figure class="pk-figure" data-file="{escape(file)}">{image}'
+                 f"<figcaption>{escape(caption)}</figcaption></figure>", caption)
 
 
 def choose_from(draw: Callable[..., Figure], **choices: list[Any]) -> Shown | None:
-    """A menu for each argument of `draw`, which draws again at every choice; without ipywidgets, how to do that by hand."""
+    """A menu for each argument of `draw`, which draws again at every choice; without ipywidgets, how to do
+    that by hand."""
     try:
         widgets = importlib.import_module("ipywidgets")  # no dependency: used where somebody has it
     except ImportError:
         first = ", ".join(f"{name}={values[0]!r}" for name, values in choices.items())
-        return show_text(f"For menus here, `pip install ipywidgets`; or call `{draw.__name__}({first})`.", "pk-banner")
+        by_hand = f"For menus here, `pip install ipywidgets`; or call `{draw.__name__}({first})`."
+        return show_text(by_hand, "pk-banner")
 
     def again(**chosen: Any) -> Shown:
         return show_figure(figure_files(draw(**chosen))[".svg"], "", ", ".join(map(str, chosen.values())))
@@ -77,39 +80,43 @@ def format_column(column: pd.Series, null: float | None = None) -> list[str]:
     """
     import pandas as pd
 
+    from prunekit.evaluate.intervals import decimals
+
     if not _numeric(column):
         return ["" if pd.api.types.is_scalar(value) and pd.isna(value) else str(value) for value in column]
     if pd.api.types.is_integer_dtype(column):
         return [f"{value:,}" if abs(value) >= 10_000 else str(value) for value in column]
-    if column.name in ("p", "p_holm"):  # a probability that is not zero is not shown as zero
-        return ["" if pd.isna(value) else "under 0.001" if value < 0.001 else f"{value:.3f}" for value in column]
     finite = [abs(value) for value in column if pd.notna(value) and math.isfinite(value)]
     largest = max(finite, default=0.0)
-    if largest < 1e-3 and largest > 0:
-        return ["" if pd.isna(value) else f"{value:.2e}" for value in column]
     most = 1 if largest >= 1000 else 2 if largest >= 100 else 3 if largest >= 1 else 4
     needed = max((len(f"{value:.{most}f}".rstrip("0").partition(".")[2]) for value in finite), default=0)
-    if null is None:
-        return ["" if pd.isna(value) else f"{value:z,.{needed}f}" for value in column]
-    from prunekit.evaluate.intervals import decimals
 
-    return ["" if pd.isna(value) else f"{value:z,.{decimals([value], null, needed)}f}" for value in column]
+    def cell(value: float) -> str:
+        if pd.isna(value):
+            return ""
+        if column.name in ("p", "p_holm"):  # a probability that is not zero is not shown as zero
+            return "under 0.001" if value < 0.001 else f"{value:.3f}"
+        if 0 < largest < 1e-3:
+            return f"{value:.2e}"
+        return f"{value:z,.{needed if null is None else decimals([value], null, needed)}f}"
+
+    return [cell(value) for value in column]
 
 
 def _numeric(column: pd.Series) -> bool:
-    import pandas as pd
+    from pandas.api import types
 
-    return pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
+    return types.is_numeric_dtype(column) and not types.is_bool_dtype(column)
 
 
 # What a column is called where people read it; files keep the short names.
 HEADINGS = {
     "ppl": "perplexity", "reached": "share of zeros", "zeros": "share of zeros", "error": "output error",
-    "p_holm": "p (Holm)", "detectable": "detectable difference", "tuned": "after fine-tuning", "recovered": "recovered share",
-    "memory_mb": "peak memory (MB)", "tokens_per_second": "tokens/s", "kl": "KL divergence (nats)", "changed": "answers changed",
-    "num_fewshot": "few-shot examples", "fitness": "loss", "i": "candidate", "rho": "rank correlation",
+    "p_holm": "p (Holm)", "detectable": "detectable difference", "tuned": "after fine-tuning",
+    "recovered": "recovered share", "memory_mb": "peak memory (MB)", "tokens_per_second": "tokens/s",
+    "kl": "KL divergence (nats)", "changed": "answers changed", "num_fewshot": "few-shot examples",
+    "fitness": "loss", "i": "candidate", "rho": "rank correlation",
 }
-
 
 # Columns that say how far two things are apart, and what they hold where these are the same.
 _NULLS = {"ratio": 1.0, "difference": 0.0, "change": 0.0, "effect": 0.0}
@@ -145,12 +152,18 @@ def readable(frame: pd.DataFrame) -> list[tuple[str, list[str], bool]]:
 def show_table(frame: pd.DataFrame, file: str, caption: str) -> Shown:
     """A table with its caption above it; numbers to the right."""
     columns = readable(frame)
-    classes = [' class="num"' if numeric else "" for _, _, numeric in columns]
-    head = "".join(f'<th scope="col"{c}>{escape(heading)}</th>' for (heading, *_), c in zip(columns, classes, strict=True))
-    body = "".join("<tr>" + "".join(f"<td{c}>{escape(cell)}</td>" for cell, c in zip(row, classes, strict=True)) + "</tr>"
-                   for row in zip(*(cells for _, cells, _ in columns), strict=True))
-    return Shown(f'<figure class="pk-table" data-file="{escape(file)}"><figcaption>{escape(caption)}</figcaption>'
-                 f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></figure>",
+    classes = [' class="num"' if numeric else "" for *_, numeric in columns]
+
+    def row(cells: Iterable[str], tag: str, scope: str = "") -> str:
+        looks = zip(cells, classes, strict=True)
+        return "".join(f"<{tag}{scope}{look}>{escape(cell)}</{tag}>" for cell, look in looks)
+
+    head = row((heading for heading, *_ in columns), "th", ' scope="col"')
+    rows = zip(*(cells for _, cells, _ in columns), strict=True)
+    body = "".join(f"<tr>{row(cells, 'td')}</tr>" for cells in rows)
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return Shown(f'<figure class="pk-table" data-file="{escape(file)}">'
+                 f"<figcaption>{escape(caption)}</figcaption>{table}</figure>",
                  f"{caption}\n{frame.to_string(index=False)}")
 
 
@@ -168,8 +181,8 @@ def latex_table(frame: pd.DataFrame, name: str, caption: str) -> str:
 def latex_text(text: str) -> str:
     """Text with LaTeX's special characters escaped; formulas between dollars stay."""
     special = {"\\": r"\textbackslash{}", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "$": r"\$"}
-    return re.sub(r"\$[^$]*\$|[&%#_{}$^~\\]", lambda found: found[0] if len(found[0]) > 1 else
-                  special.get(found[0], f"\\{found[0]}"), text)
+    return re.sub(r"\$[^$]*\$|[&%#_{}$^~\\]", lambda match: match[0] if len(match[0]) > 1 else
+                  special.get(match[0], f"\\{match[0]}"), text)
 
 
 def show_text(markdown: str, look: str) -> Shown:
@@ -178,7 +191,8 @@ def show_text(markdown: str, look: str) -> Shown:
 
 def marked_up(markdown: str) -> str:
     """One generated sentence as HTML; only `code` and **strong** are understood."""
-    return re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", re.sub(r"`(.+?)`", r"<code>\1</code>", escape(markdown)))
+    text = re.sub(r"`(.+?)`", r"<code>\1</code>", escape(markdown))
+    return re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", text)
 
 
 def as_plain(value: Any) -> Any:
@@ -201,7 +215,7 @@ class Rebuilt:
 
 
 def recipe(figure: Figure) -> tuple[dict[str, Any], pd.DataFrame] | None:
-    """What draws this figure again: (for the manifest, for the CSV); None if it was drawn by something else."""
+    """What draws this figure again: (for the manifest, for the CSV); None if something else drew it."""
     by, given = (figure.drawn["by"], figure.drawn["arguments"]) if hasattr(figure, "drawn") else ("", {})
     tables = [name for name, value in given.items() if hasattr(value, "columns")]
     if len(tables) != 1 or given[tables[0]].size > MOST:
@@ -210,10 +224,9 @@ def recipe(figure: Figure) -> tuple[dict[str, Any], pd.DataFrame] | None:
     # The few digits of a float32 would be read as another number.
     frame = frame.astype({column: "float64" for column in frame if frame[column].dtype == "float32"})
     index = 0 if list(frame.index) == list(range(len(frame))) else frame.index.nlevels
-    kinds = [frame[column].dtype.kind if frame[column].dtype.kind in "ifb" else "O" for column in frame]
-    return {"by": by, "data": tables[0], "index": index, "kinds": kinds,
-            "arguments": {name: value for name, value in given.items() if name != tables[0]}
-            }, frame.reset_index(names=[f"index{i}" for i in range(index)]) if index else frame
+    made = {"by": by, "data": tables[0], "index": index, "kinds": [dtype.kind for dtype in frame.dtypes],
+            "arguments": {name: value for name, value in given.items() if name != tables[0]}}
+    return made, frame.reset_index(names=[f"index{i}" for i in range(index)]) if index else frame
 
 
 def draw(made: Mapping[str, Any], file: Path) -> Figure:
@@ -223,7 +236,7 @@ def draw(made: Mapping[str, Any], file: Path) -> Figure:
     from prunekit import figures
 
     table, index = pd.read_csv(file, dtype=str, keep_default_na=False), made["index"]
-    read = {"f": lambda text: float(text) if text else float("nan"), "i": int, "b": lambda text: text == "True"}
+    read = {"f": lambda text: float(text or "nan"), "i": int, "b": lambda text: text == "True"}
     for column, kind in zip(table.columns[index:], made["kinds"], strict=True):
         if kind in read:
             table[column] = table[column].map(read[kind])
@@ -232,7 +245,7 @@ def draw(made: Mapping[str, Any], file: Path) -> Figure:
 
 
 def rebuild(profile: str, topics: Iterable[str] = ()) -> Iterator[Rebuilt]:
-    """Draw the figures of a profile's finished runs again, from their CSVs alone; yields what became of each."""
+    """Draw the figures of a profile's finished runs again, from their CSVs alone; what became of each."""
     for topic in list(topics) or project.topics():
         project.notebook(topic)
         content = manifest.read(profile, topic)
@@ -249,9 +262,8 @@ def _again(folder: Path, artifact: dict[str, Any]) -> str:
     files = {Path(file).suffix: folder / file for file in artifact["files"]}
     if not artifact.get("drawn") or not files[".csv"].is_file():
         return "kept"
-    contents = figure_files(draw(artifact["drawn"], files[".csv"]))
     outcome = "same"
-    for suffix, content in contents.items():
+    for suffix, content in figure_files(draw(artifact["drawn"], files[".csv"])).items():
         if not files[suffix].is_file() or files[suffix].read_bytes() != content:
             outcome = "changed"
             with replacing_file(files[suffix]) as file:

@@ -4,13 +4,14 @@ A manifest is written last and in one step, so a run that was killed has none, a
 run is fresh when the parameters, the notebook's code, the prunekit modules it imported, its model and
 corpora, and what it read from other runs are all as its manifest says.
 
-Its fields, all that a page about a run needs: `id`, `topic`, `profile`, `notebook` (hash of its code); `parameters`;
-`versions` of Python and packages; `commit` and `dirty` of the clone; `machine`, `device`, `threads`, `seed`; `started`,
-`finished`, `seconds`; `log`, a path from the project's root (null outside `prunekit run`); `modules`, the modules of this
-package that were imported, with hashes; `inputs`, fingerprints of model, corpora and windows; `loaded`, what was read from
-other runs ("topic/name") with hashes; `artifacts` by name ("tables/…", "figures/…" or plain): `kind`, `sha256`, `files`
-with sizes, `made by`, `caption`, `headline`, `result` (a table whose rows carry their protocol);
-`takeaways`, and `answers`: those among them that say what was measured of a known problem, with its number.
+Its fields, all that a page about a run needs: `id`, `topic`, `profile`, `notebook` (hash of its code);
+`parameters`; `versions` of Python and packages; `commit` and `dirty` of the clone; `machine`, `device`,
+`threads`, `seed`; `started`, `finished`, `seconds`; `log`, a path from the project's root (null outside
+`prunekit run`); `modules`, the modules of this package that were imported, with hashes; `inputs`,
+fingerprints of model, corpora and windows; `loaded`, what was read from other runs ("topic/name") with
+hashes; `artifacts` by name ("tables/…", "figures/…" or plain): `kind`, `sha256`, `files` with sizes, `made
+by`, `caption`, `headline`, `result` (a table whose rows carry their protocol); `takeaways`,
+and `answers`: those among them that say what was measured of a known problem, with its number.
 """
 from __future__ import annotations
 
@@ -34,14 +35,16 @@ from prunekit.files import file_hash
 from prunekit.workbook import project
 
 PACKAGE = Path(prunekit.__file__).resolve().parent
-# Rooms that decide how a run is started and shown, not what it computes; and what computes in them all the same.
+# Rooms that decide how a run is started and shown, not what it computes; and what computes in them anyhow.
 _AROUND = re.compile(r"prunekit\.(workbook|ledger|batch|report|cli|course)\b")
-_RESULTS = ("prunekit.workbook.run", "prunekit.workbook.protocol", "prunekit.ledger.published", "prunekit.ledger.study")
+_RESULTS = ("prunekit.workbook.run", "prunekit.workbook.protocol", "prunekit.ledger.published",
+            "prunekit.ledger.study")
 # Packages whose version can change a number.
-_PACKAGES = ("torch", "transformers", "numpy", "scipy", "pandas", "datasets", "tokenizers", "accelerate", "peft", "lm_eval")
+_PACKAGES = ("torch", "transformers", "numpy", "scipy", "pandas", "datasets", "tokenizers", "accelerate",
+             "peft", "lm_eval")
 # What a module reads from the package beside its own source.
-_DATA = {"prunekit.evaluate.harness": "embedded/lm_eval/*", "prunekit.ledger.published": "ledger/published.csv",
-         "prunekit.ledger.study": "ledger/recorded/*"}
+_DATA = {"prunekit.evaluate.harness": "embedded/lm_eval/*", "prunekit.ledger.study": "ledger/recorded/*",
+         "prunekit.ledger.published": "ledger/published.csv"}
 
 
 # ---------------------------------------------------------------- files and hashes
@@ -61,16 +64,17 @@ def module_path(name: str) -> Path:
 def module_hashes(names: Iterable[str]) -> dict[str, str]:
     """Module name -> hash of its file and of the data that it reads from the package ("" when it is gone)."""
     def digest(name: str) -> str:
-        own, data = module_path(name), sorted(PACKAGE.glob(_DATA[name])) if name in _DATA else []
-        hashes = [file_hash(path) for path in (own, *data) if path.is_file()]
-        return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest() if hashes else ""
+        files = [module_path(name), *(sorted(PACKAGE.glob(_DATA[name])) if name in _DATA else ())]
+        hashes = [file_hash(path) for path in files if path.is_file()]
+        return hashlib.sha256("".join(hashes).encode()).hexdigest() if hashes[1:] else "".join(hashes)
+
     return {name: digest(name) for name in sorted(names)}
 
 
 def imported_modules() -> list[str]:
     """The modules of this package that the present process has imported and that can change a result."""
-    return [name for name, module in sys.modules.items() if name.startswith("prunekit.") and module is not None
-            and (name in _RESULTS or not _AROUND.match(name))]
+    return [name for name, module in sys.modules.items() if module is not None
+            and name.startswith("prunekit.") and (name in _RESULTS or not _AROUND.match(name))]
 
 
 @cache
@@ -85,33 +89,30 @@ def inputs(parameters: Mapping[str, Any]) -> dict[str, str]:
 
     The embedded corpus has none: it is made by modules, and those that were used are known by name.
     """
-    found = {key: _fingerprint("model" if key == "model" else "corpus", parameters[key])
-             for key in ("model", "corpus", "gradient_corpus", "test_corpus")
-             if parameters.get(key) and (key == "model" or parameters[key].partition(":")[0] != "embedded")}
+    prints = {key: _fingerprint("model" if key == "model" else "corpus", parameters[key])
+              for key in ("model", "corpus", "gradient_corpus", "test_corpus")
+              if parameters.get(key) and (key == "model" or parameters[key].partition(":")[0] != "embedded")}
     if parameters.get("windows"):
-        found["windows"] = file_hash(Path(parameters["windows"]).expanduser())
-    return found
+        prints["windows"] = file_hash(Path(parameters["windows"]).expanduser())
+    return prints
 
 
 # ---------------------------------------------------------------- where a run was made
 
 def versions() -> dict[str, str]:
-    found = {"prunekit": prunekit.__version__, "python": sys.version.split()[0]}
+    numbers = {"prunekit": prunekit.__version__, "python": sys.version.split()[0]}
     for package in _PACKAGES:
-        try:
-            found[package] = version(package).split("+")[0]
-        except PackageNotFoundError:
-            continue
-    return found
+        with suppress(PackageNotFoundError):
+            numbers[package] = version(package).split("+")[0]
+    return numbers
 
 
 def machine() -> str:
     """System, processor and GPU: where these and the versions are the same, so should be every digit."""
-    try:
-        processor = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)[1]
-    except (OSError, TypeError):
-        processor = platform.processor()
-    torch = sys.modules.get("torch")
+    processor, torch = platform.processor(), sys.modules.get("torch")
+    with suppress(OSError, TypeError):
+        cpus = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+        processor = re.search(r"^model name\s*:\s*(.+)$", cpus, re.MULTILINE)[1]
     gpu = [torch.cuda.get_device_name()] if torch and torch.cuda.is_available() else []
     return ", ".join([f"{platform.system()} {platform.machine()}", processor, *gpu])
 
@@ -119,14 +120,14 @@ def machine() -> str:
 def commit() -> dict[str, Any]:
     """The git commit and whether the tree differs from it, looking at neither reports/ nor runs/."""
     def git(*arguments: str) -> str | None:
-        try:
-            done = subprocess.run(["git", *arguments], cwd=project.root(), capture_output=True, text=True, check=False)
-        except OSError:
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
+        with suppress(OSError, subprocess.CalledProcessError):
+            return subprocess.run(["git", *arguments], cwd=project.root(), capture_output=True, text=True,
+                                  check=True).stdout.strip()
+        return None
 
     changed = git("status", "--porcelain", "--", ".", ":!reports", ":!runs")
-    return {"commit": git("rev-parse", "--verify", "HEAD"), "dirty": None if changed is None else bool(changed)}
+    head = git("rev-parse", "--verify", "HEAD")
+    return {"commit": head, "dirty": None if changed is None else bool(changed)}
 
 
 # ---------------------------------------------------------------- state
@@ -152,40 +153,26 @@ def read(profile: str, topic: str) -> dict[str, Any] | None:
         return None
 
 
-def state(profile: str, topic: str, parameters: Mapping[str, Any], shared_only: bool = False) -> State:
+def state(profile: str, topic: str, parameters: Mapping[str, Any], shared_only: bool = False,
+          above: Mapping[str, State] | None = None) -> State:
     """Whether the last finished run of a notebook is still what `parameters` and today's files would give.
 
     Where it is not, the word is that of the attempt to make another one, if there is one beside it.
     `shared_only` compares just the parameters that are given: what a notebook can say about another one.
+    `above`: the states of what it reads from, for whoever knows them already.
     """
     manifest = read(profile, topic)
     attempt = _attempt(project.attempt_folder(project.run_folder(profile, topic)))
     if manifest is None:
         return attempt or State("missing", "never run")
-    own = _finished(profile, topic, manifest, parameters, shared_only)
+    reason = (_changed_parameters(manifest["parameters"], parameters, shared_only)
+              or _changed_sources(topic, manifest) or _changed_files(profile, topic, manifest)
+              or _changed_above(profile, topic, manifest["parameters"], above))
     if attempt is None:
-        return own
-    if own.fresh:
+        return State("stale", reason) if reason else State("fresh")
+    if not reason:
         return State("fresh", f"last attempt {attempt.word}: {attempt.reason}")
     return State(attempt.word, f"{attempt.reason.rstrip('.')}; the run of {manifest['finished']} is kept")
-
-
-def _finished(profile: str, topic: str, manifest: Mapping[str, Any], parameters: Mapping[str, Any],
-              shared_only: bool) -> State:
-    reason = (_changed_parameters(manifest["parameters"], parameters, shared_only)
-              or _changed_sources(topic, manifest) or _changed_files(profile, topic, manifest))
-    if reason:
-        return State("stale", reason)
-    for other in project.upstream(topic):
-        above = state(profile, other, manifest["parameters"], shared_only=True)
-        if not above.fresh:
-            return below(other, above)
-    return State("fresh")
-
-
-def below(topic: str, state: State) -> State:
-    """The state of what reads from a run that is not fresh."""
-    return State("stale", f"{topic} is {state.word}" + (f" ({state.reason})" if state.reason else ""))
 
 
 def _attempt(folder: Path) -> State | None:
@@ -202,10 +189,9 @@ def _attempt(folder: Path) -> State | None:
 
 
 def _changed_parameters(then: Mapping[str, Any], now: Mapping[str, Any], shared_only: bool) -> str:
-    for key in sorted((then.keys() & now.keys() if shared_only else then.keys() | now.keys()) - {"profile"}):
-        if then.get(key) != now.get(key):
-            return f"{key} was {then.get(key)!r}, is {now.get(key)!r}"
-    return ""
+    keys = then.keys() & now.keys() if shared_only else then.keys() | now.keys()
+    return next((f"{key} was {then.get(key)!r}, is {now.get(key)!r}" for key in sorted(keys - {"profile"})
+                 if then.get(key) != now.get(key)), "")
 
 
 def _changed_sources(topic: str, manifest: Mapping[str, Any]) -> str:
@@ -231,4 +217,13 @@ def _changed_files(profile: str, topic: str, manifest: Mapping[str, Any]) -> str
         made = read(profile, other)
         if made and made["artifacts"].get(name, {}).get("sha256") != digest:  # if not made, `state` says why
             return f"{other} has made '{name}' anew"
+    return ""
+
+
+def _changed_above(profile: str, topic: str, parameters: Mapping[str, Any],
+                   above: Mapping[str, State] | None) -> str:
+    for other in project.upstream(topic):
+        there = above[other] if above else state(profile, other, parameters, shared_only=True)
+        if not there.fresh:
+            return f"{other} is {there.word}" + f" ({there.reason})" * bool(there.reason)
     return ""

@@ -32,22 +32,21 @@ GRAPH: dict[str, tuple[str, ...]] = {
 
 
 def root() -> Path:
-    """PRUNEKIT_HOME, else the student's copy around here, else the parent of the package, else the nearest ancestor of here
-    that holds notebooks/."""
-    home = os.environ.get("PRUNEKIT_HOME")
+    """PRUNEKIT_HOME, else the student's copy around here, else the parent of the package, else the nearest
+    ancestor of here that holds notebooks/."""
+    home, here = os.environ.get("PRUNEKIT_HOME"), Path.cwd().resolve()
     beside = Path(prunekit.__file__).resolve().parents[1]
-    here = Path.cwd().resolve()
     around = [here, *here.parents]
     copies = [folder for folder in around if (folder / "student.json").is_file()]  # see course.py
     for folder in [Path(home).resolve()] if home else [*copies, beside, *around]:
         if (folder / "notebooks").is_dir():
             return folder
     where = f"PRUNEKIT_HOME={home}" if home else f"neither {beside} nor any folder above {here}"
-    raise UsageError(f"No workbook found: {where} holds no notebooks/ folder; set PRUNEKIT_HOME to a clone of the project.")
+    raise UsageError(f"No workbook found: {where} holds no notebooks/ folder; set PRUNEKIT_HOME to a clone.")
 
 
 def relative(path: Path) -> str:
-    """A path as a person would type it: from the project's root where it lies inside, else as it was given."""
+    """A path as a person would type it: from the project's root if it lies inside, else as it was given."""
     try:
         return str(Path(path).resolve().relative_to(root()))
     except ValueError:  # outside the project (or, a UsageError too, there is none)

@@ -8,7 +8,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from prunekit.batch import notebooks
+from prunekit.batch import schedule
 from prunekit.report import site
 from prunekit.workbook import project
 from tests.pages import check_site
@@ -22,15 +22,19 @@ def test_every_notebook_runs_and_its_page_is_whole(tmp_path, monkeypatch):
     for folder in ("notebooks", "params"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
     monkeypatch.setenv("PRUNEKIT_HOME", str(tmp_path))
-    records = list(notebooks.run_profile("smoke", progress=False))
-    assert {record.topic: (record.outcome, record.reason) for record in records} == dict.fromkeys(NOTEBOOKS, ("done", ""))
+    records = list(schedule.run_profile("smoke", progress=False))
+    outcomes = {record.topic: (record.outcome, record.reason) for record in records}
+    assert outcomes == dict.fromkeys(NOTEBOOKS, ("done", ""))
     assert project.topics() == NOTEBOOKS
     for topic in NOTEBOOKS:
         for cell in nbformat.read(tmp_path / "runs" / "smoke" / topic / "executed.ipynb", 4).cells:
-            said = "".join(str(output.get("data", {}).get("text/plain", "")) for output in cell.get("outputs", []))
-            assert not re.match(r"Exercise \d+: (?!not answered)", said) or said.endswith(": right."), (topic, said)
-            assert "check" not in cell.metadata.get("tags", []) or said.endswith(": not answered."), (topic, said)
+            said = "".join(str(output.get("data", {}).get("text/plain", ""))
+                           for output in cell.get("outputs", []))
+            answered = re.match(r"Exercise \d+: (?!not answered)", said)
+            assert not answered or said.endswith(": right."), (topic, said)
+            checked = "check" in cell.metadata.get("tags", [])
+            assert not checked or said.endswith(": not answered."), (topic, said)
     pages = check_site(site.render("smoke").parent)
     assert set(pages) >= {"index.html", *(f"{topic}.html" for topic in NOTEBOOKS)}
-    assert all(state.fresh for state in notebooks.status("smoke").values())
+    assert all(state.fresh for state in schedule.status("smoke").values())
     assert any(page.alts for page in pages.values())

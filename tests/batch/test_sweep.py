@@ -12,22 +12,23 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from prunekit.batch import notebooks, sweep
+from prunekit.batch import notebook, schedule, sweep
+from prunekit.batch.notebook import Record
 from prunekit.cli import main
 from prunekit.workbook import project
 from tests.tiny_project import write_notebook
 
 SWEEP = "profile: tiny\ntopics: [03_baselines]\ngrid:\n  {}\n"
-SETUP = "import pandas as pd\nfrom prunekit.workbook import run as runs\nrun = runs.start_run({!r}, globals())"
+SETUP = "import pandas as pd, prunekit as pk\nrun = pk.start_run({!r}, globals())"
 UPSTREAM = """run.save("content", {"value": 100 * rows + seed})
 run.finish()"""
-# A cell's number can be worked out by hand: 100 rows + seed + 1000 scale. sleepy: so that there is time to kill it.
+# A cell's number can be worked out by hand: 100 rows + seed + 1000 scale. sleepy: there is time to kill it.
 READER = """import time
 value = run.load("01_data", "content")["value"]
 assert seed != 1, "the seed is 1"
 time.sleep(2 if sleepy else 0)
-frame = pd.DataFrame({"model": "m", "method": ["a", "b"], "metric": "sum", "sparsity": 0.5, "pattern": "2:4", "corpus": "c",
-                      "n": 1, "value": [value + 1000 * scale, -value], "seconds": time.time()})
+frame = pd.DataFrame({"model": "m", "method": ["a", "b"], "metric": "sum", "sparsity": 0.5, "pattern": "2:4",
+                      "corpus": "c", "n": 1, "value": [value + 1000 * scale, -value], "seconds": time.time()})
 run.table(frame, "sums", "Sums.", result=True)
 run.table(frame, "aside", "No result.")
 run.finish()"""
@@ -40,7 +41,8 @@ def grid(home):
         ("parameters", 'profile: str = "tiny"\nrows: int = 4\nseqlen: int = 8\nseed: int = 0\n'),
         ("", SETUP.format("01_data")), ("", UPSTREAM)])
     write_notebook(home / "notebooks/03_baselines.ipynb", [
-        ("parameters", 'profile: str = "tiny"\nscale: float = 1.0\nsleepy: bool = False\nseqlen: int = 8\nseed: int = 0\n'),
+        ("parameters",
+         'profile: str = "tiny"\nscale: float = 1.0\nsleepy: bool = False\nseqlen: int = 8\nseed: int = 0\n'),
         ("", SETUP.format("03_baselines")), ("", READER)])
 
     def write(body, fixed=""):
@@ -73,7 +75,8 @@ def test_what_cannot_be_is_said_before_anything_runs(home, capsys, body, sentenc
     file.write_text(SWEEP.format(body))
     assert main(["sweep", str(file)]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("prunekit: params/sweeps/s.yaml: ") and sentence in error and error.count("\n") == 1
+    assert error.startswith("prunekit: params/sweeps/s.yaml: ") and sentence in error
+    assert error.count("\n") == 1
     assert not (home / "runs").exists()
 
 
@@ -84,9 +87,11 @@ def test_what_agrees_is_run_once(grid, capsys):
     assert len(planned.cells) == 12 and topics == ["01_data"] * 6 + ["03_baselines"] * 12
     assert len({unit.profile for unit in planned.units}) == 18
     first, other = planned.cells[0].units[0], planned.cells[6].units[0]
-    assert first.upstream == other.upstream and first.parameters["scale"] == 1.0 and other.parameters["scale"] == 2.0
+    assert first.upstream == other.upstream and first.parameters["scale"] == 1.0
+    assert other.parameters["scale"] == 2.0
     longer = sweep.read(grid("rows: [4]\n  seed: [2, 7]\n  scale: [2.0]"))
-    assert len({unit.profile for unit in longer.units} & {unit.profile for unit in planned.units}) == 2  # in any order
+    # In any order.
+    assert len({unit.profile for unit in longer.units} & {unit.profile for unit in planned.units}) == 2
 
 
 def test_a_dry_run_counts_and_estimates(grid, capsys):
@@ -102,6 +107,10 @@ def test_a_dry_run_counts_and_estimates(grid, capsys):
     assert "4 cells, 6 runs: 6 missing" in out and "about 13 min on 2 workers" in out
 
 
+def state(unit):
+    return schedule.states([*unit.upstream, unit])[unit]
+
+
 def test_killed_resumed_and_retried(grid, monkeypatch):
     """Two runs of 01, two of 03, one of which fails; killed while these run."""
     file = grid("seed: [0, 1]", "fixed: {sleepy: true}\n")
@@ -111,35 +120,54 @@ def test_killed_resumed_and_retried(grid, monkeypatch):
         command = [sys.executable, "-m", "prunekit", "sweep", str(file), "--workers", "2"]
         process = subprocess.Popen(command, stdout=out, stderr=out,
                                    env={**os.environ, "PYTHONPATH": str(Path(sweep.__file__).parents[2])})
-    while not any(unit.state().word == "running" for unit in planned.units if unit.topic == "03_baselines"):
+    above, readers = planned.units[:2], planned.units[2:]
+    while not (all(state(unit).fresh for unit in above)
+               and any(state(unit).word == "running" for unit in readers)):
         assert process.poll() is None, log.read_text()
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    finished = {unit: (unit.folder / "manifest.json").read_text() for unit in planned.units if unit.state().fresh}
+    finished = {unit: (unit.folder / "manifest.json").read_text() for unit in planned.units
+                if state(unit).fresh}
     assert [unit.topic for unit in finished] == ["01_data", "01_data"]
-    records = dict(sweep.run(planned, executor={"kind": "processes", "workers": 2}))
-    assert [record.outcome for record in records.values()] == ["fresh", "fresh", "done", "failed"]
+    records = dict(sweep.bring_up_to_date(planned, workers=2))
+    assert [records[unit].outcome for unit in planned.units] == ["fresh", "fresh", "done", "failed"]
     assert all((unit.folder / "manifest.json").read_text() == made for unit, made in finished.items())
     cells = sweep.collect(planned)["cells"]
     assert list(cells["outcome"]) == ["done", "failed"]
     assert cells["reason"].iloc[-1] == "AssertionError: the seed is 1"
     results = pd.read_csv(planned.folder / "results.csv")
     assert "seconds" not in results and list(results["table"].unique()) == ["sums"]
-    assert results[["cell", "seed", "method", "value"]].to_numpy().tolist() == [[1, 0, "a", 1400.0], [1, 0, "b", -400.0]]
+    assert results[["cell", "seed", "method", "value"]].to_numpy().tolist() == [
+        [1, 0, "a", 1400.0], [1, 0, "b", -400.0]]
     assert set(results["run"]) == {project.relative(planned.cells[0].units[0].folder)}
-    again = [record.outcome for _, record in sweep.run(planned)]
+    again = [record.outcome for _, record in sweep.bring_up_to_date(planned)]
     assert again == ["fresh", "fresh", "fresh", "failed"]  # what failed is left alone ...
     tried = []
-    done = notebooks.Record("03_baselines", "done", 1.0)
-    monkeypatch.setattr(notebooks, "run_one", lambda topic, folder, *rest, **more: tried.append(folder) or done)
-    assert [record.outcome for _, record in sweep.run(planned, retry=True)] == ["fresh", "fresh", "fresh", "done"]
+    done = Record("03_baselines", "done", 1.0)
+    monkeypatch.setattr(notebook, "run_one", lambda topic, folder, *rest: tried.append(folder) or done)
+    again = [record.outcome for _, record in sweep.bring_up_to_date(planned, retry=True)]
+    assert again == ["fresh", "fresh", "fresh", "done"]
     assert tried == [planned.units[-1].folder]  # ... until it is asked for
+
+
+def test_after_a_worker_that_died_the_others_are_run(grid, home):
+    """Two at a time, the second kills its worker, and the pool with it; the third has a new one."""
+    dies = "import os, signal, time\nif seed == 1:\n    os.kill(os.getppid(), signal.SIGKILL)\n"
+    write_notebook(home / "notebooks/01_data.ipynb", [
+        ("parameters", 'profile: str = "tiny"\nseed: int = 0\n'), ("", SETUP.format("01_data")),
+        ("", dies + "time.sleep(300 if seed == 0 else 0)\nrun.finish()")])
+    file = grid("seed: [0, 1, 2]")
+    file.write_text(file.read_text().replace("03_baselines", "01_data"))
+    planned = sweep.read(file)
+    records = dict(sweep.bring_up_to_date(planned, workers=2))
+    assert [records[unit].outcome for unit in planned.units] == ["failed", "failed", "done"]
+    assert all("its worker process died" in records[unit].reason for unit in planned.units[:2])
 
 
 def test_two_runs_of_one_sweep_do_not_meet(grid, capsys):
     file = grid("seed: [0]")
-    with notebooks.only_one(sweep.read(file).folder, "prunekit sweep s"):
+    with schedule.only_one(sweep.read(file).folder, "prunekit sweep s"):
         assert main(["sweep", str(file)]) == 2
         assert "is under way already, in process" in capsys.readouterr().err
 
@@ -155,11 +183,13 @@ def test_seeds_are_joined(grid):
     low, high = stats.t.interval(0.95, 2, loc=11, scale=stats.sem([10, 11, 12]))
     assert (first["mean"], first["sd"], first["n"]) == (11.0, 1.0, 3)
     assert (first["low"], first["high"]) == pytest.approx((low, high))
-    assert (table["n"] == [3, 3, 1, 1]).all() and table[table["n"] == 1][["sd", "low", "high"]].isna().all(axis=None)
+    assert (table["n"] == [3, 3, 1, 1]).all()
+    assert table[table["n"] == 1][["sd", "low", "high"]].isna().all(axis=None)
 
 
 def test_the_ready_sweeps_are_sound(monkeypatch):
     monkeypatch.delenv("PRUNEKIT_HOME", raising=False)
-    counts = {file.stem: len(sweep.read(file).cells) for file in (project.root() / "params/sweeps").glob("*.yaml")}
+    counts = {file.stem: len(sweep.read(file).cells)
+              for file in (project.root() / "params/sweeps").glob("*.yaml")}
     assert counts["embedded"] == 12 and counts["calibration"] == 9 * 5 and counts["seeds"] == 10
     assert counts["published-llama"] == 7 * 3 and counts["published-opt"] == 6 * 3

@@ -6,15 +6,16 @@ import os
 
 import pytest
 
-from prunekit.batch import notebooks, verify
+from prunekit.batch import notebook, schedule, verify
+from prunekit.batch.notebook import Record
 from prunekit.cli import main
 from prunekit.errors import UsageError
 from prunekit.workbook import manifest, project
 from tests.tiny_project import write_notebook
 
 CODE = """import pandas as pd, time, torch
-from prunekit.workbook import run as runs
-run = runs.start_run("01_data", globals())
+import prunekit as pk
+run = pk.start_run("01_data", globals())
 frame = pd.DataFrame({"draw": torch.rand(3).tolist(), "rows": rows, "seconds": time.time()})
 run.table(frame, "draws", "Draws.")
 run.finish()"""
@@ -29,10 +30,10 @@ def saved(home, monkeypatch):
     def run_here(topic, folder, parameters, progress):
         exec(CODE, dict(parameters))  # noqa: S102 - the code above
         (folder / "executed.ipynb").write_text("{}")
-        return notebooks.Record(topic, "done", 1.0)
+        return Record(topic, "done", 1.0)
 
-    monkeypatch.setattr(notebooks, "run_one", run_here)
-    assert [record.outcome for record in notebooks.run_profile("tiny", ["01_data"], {"rows": "7"})] == ["done"]
+    monkeypatch.setattr(notebook, "run_one", run_here)
+    assert [record.outcome for record in schedule.run_profile("tiny", ["01_data"], {"rows": "7"})] == ["done"]
     return project.run_folder("tiny", "01_data")
 
 
@@ -64,7 +65,8 @@ def test_another_number_is_named_and_the_new_run_kept(home, saved, capsys):
 
 def test_on_another_machine_a_tolerance_is_allowed(saved):
     made = json.loads((saved / "manifest.json").read_text())
-    for key, value in (("machine", "another"), ("threads", 99), ("versions", made["versions"] | {"torch": "1.0"})):
+    for key, value in (("machine", "another"), ("threads", 99),
+                       ("versions", made["versions"] | {"torch": "1.0"})):
         (saved / "manifest.json").write_text(json.dumps(made | {key: value}))
         assert [verdict.tolerance for verdict in verify.verify("tiny")] == [verify.TOLERANCE]
 
@@ -72,7 +74,8 @@ def test_on_another_machine_a_tolerance_is_allowed(saved):
 def test_what_cannot_be_verified_is_said(home, saved):
     with pytest.raises(UsageError, match="There is no profile 'tny'"):
         verify.verify("tny")
-    with pytest.raises(UsageError, match="03_baselines has no finished run to verify: `prunekit run tiny 03_baselines` makes it"):
+    with pytest.raises(UsageError,
+                       match="03_baselines has no finished run to verify: `prunekit run tiny 03_"):
         verify.verify("tiny", ["03_baselines"])
     (saved / "manifest.json").unlink()
     with pytest.raises(UsageError, match="tiny has no finished run to verify"):
@@ -80,7 +83,8 @@ def test_what_cannot_be_verified_is_said(home, saved):
 
 
 def test_a_run_that_fails_is_not_the_same(saved, monkeypatch, capsys):
-    monkeypatch.setattr(notebooks, "run_one", lambda topic, *rest: notebooks.Record(topic, "failed", 1.0, "too little memory"))
+    failed = Record("01_data", "failed", 1.0, "too little memory")
+    monkeypatch.setattr(notebook, "run_one", lambda *given: failed)
     assert main(["verify", "tiny"]) == 1
     assert "01_data           failed     too little memory\n" in capsys.readouterr().out
 
@@ -89,15 +93,20 @@ def test_it_runs_on_as_many_threads_as_the_saved_run(saved, monkeypatch):
     """A report of several notebooks at a time gave each a share of the cores."""
     made = saved / "manifest.json"
     made.write_text(json.dumps(json.loads(made.read_text()) | {"threads": 3}))
-    found = []
-    monkeypatch.setattr(notebooks, "run_one", lambda topic, *rest: found.append(os.environ["OMP_NUM_THREADS"]) or notebooks.Record(topic, "failed", 1.0))
+    threads = []
+
+    def run_here(topic, *given):
+        threads.append(os.environ["OMP_NUM_THREADS"])
+        return Record(topic, "failed", 1.0)
+
+    monkeypatch.setattr(notebook, "run_one", run_here)
     before = os.environ.get("OMP_NUM_THREADS")
     list(verify.verify("tiny", progress=False))
-    assert found == ["3"] and os.environ.get("OMP_NUM_THREADS") == before
+    assert threads == ["3"] and os.environ.get("OMP_NUM_THREADS") == before
 
 
 def test_two_verifications_do_not_meet(home, saved, capsys):
-    with notebooks.only_one(home / "runs/verify", "prunekit verify"):
+    with schedule.only_one(home / "runs/verify", "prunekit verify"):
         assert main(["verify", "tiny"]) == 2
     assert "`prunekit verify` is under way already, in process" in capsys.readouterr().err
     assert main(["verify", "tiny"]) == 0

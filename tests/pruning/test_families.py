@@ -16,7 +16,17 @@ from transformers import AutoModelForCausalLM
 import prunekit as pk
 from prunekit.models import _layers_of, decoder_blocks, prunable_layers
 from prunekit.pruning import walk
-from tests.pruning.families import BLOCKS, DBRX, FAMILIES, FURTHER, Family, block_outputs, outputs_of, table, windows
+from tests.pruning.families import (
+    BLOCKS,
+    DBRX,
+    FAMILIES,
+    FURTHER,
+    Family,
+    block_outputs,
+    outputs_of,
+    table,
+    windows,
+)
 
 every_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 mixtures = pytest.mark.parametrize("family", [f for f in FAMILIES.values() if f.experts], ids=lambda f: f.name)

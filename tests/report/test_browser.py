@@ -12,17 +12,20 @@ import pytest
 from tests.pages import check_site
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-REPORTS = sorted(path.parent for path in (Path(__file__).resolve().parents[2] / "reports").glob("[!.]*/index.html"))
+REPORTS = sorted(path.parent
+                 for path in (Path(__file__).resolve().parents[2] / "reports").glob("[!.]*/index.html"))
 WIDTHS = (360, 1440)
 # Elements wider than the screen that no ancestor lets scroll, with everything that can be unfolded open.
 OVERFLOW = """(() => {
   for (const details of document.querySelectorAll("main details")) details.open = true;
   const room = document.documentElement.clientWidth;
-  const scrolls = (e) => e && e !== document.body && (getComputedStyle(e).overflowX !== "visible" || scrolls(e.parentElement));
-  const wide = [...document.body.querySelectorAll("*")].filter((e) => e.getBoundingClientRect().right > room + 1
-    && !scrolls(e.parentElement) && e.getClientRects().length);
+  const scrolls = (e) => e && e !== document.body
+    && (getComputedStyle(e).overflowX !== "visible" || scrolls(e.parentElement));
+  const wide = [...document.body.querySelectorAll("*")].filter((e) =>
+    e.getBoundingClientRect().right > room + 1 && !scrolls(e.parentElement) && e.getClientRects().length);
   const broken = [...document.images].filter((image) => image.loading !== "lazy" && !image.naturalWidth);
-  return JSON.stringify({scroll: document.documentElement.scrollWidth - room, wide: wide.slice(0, 3).map((e) => e.outerHTML.slice(0, 120)),
+  return JSON.stringify({scroll: document.documentElement.scrollWidth - room,
+    wide: wide.slice(0, 3).map((e) => e.outerHTML.slice(0, 120)),
     broken: broken.map((image) => image.src.slice(-60))});
 })()"""
 
@@ -34,15 +37,17 @@ class Browser:
         import websocket
 
         self.process = subprocess.Popen(
-            [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-             "--remote-debugging-port=0", "--remote-allow-origins=*", f"--user-data-dir={folder}", "about:blank"],
+            [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
+             "--disable-background-networking", "--remote-debugging-port=0", "--remote-allow-origins=*",
+             f"--user-data-dir={folder}", "about:blank"],
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         port = folder / "DevToolsActivePort"
         while not (port.exists() and port.read_text().count("\n")):
             assert self.process.poll() is None, "Chromium did not start"
             time.sleep(0.05)
         number, path = port.read_text().splitlines()
-        self.socket, self.sent, self.events = websocket.create_connection(f"ws://127.0.0.1:{number}{path}", timeout=60), 0, []
+        self.socket = websocket.create_connection(f"ws://127.0.0.1:{number}{path}", timeout=60)
+        self.sent, self.events = 0, []
         self.session = None
         target = self("Target.createTarget", url="about:blank")["targetId"]
         self.session = self("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
@@ -69,8 +74,10 @@ class Browser:
             self.events.append(json.loads(self.socket.recv()))
         found = json.loads(self("Runtime.evaluate", expression=OVERFLOW)["result"]["value"])
         complaints = [json.dumps(event["params"])[:1500] for event in self.events
-                      if event["method"] in ("Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded", "Network.loadingFailed")]
-        outside = [event["params"]["request"]["url"][:100] for event in self.events if event["method"] == "Network.requestWillBeSent"
+                      if event["method"] in ("Runtime.exceptionThrown", "Runtime.consoleAPICalled",
+                                             "Log.entryAdded", "Network.loadingFailed")]
+        outside = [event["params"]["request"]["url"][:100] for event in self.events
+                   if event["method"] == "Network.requestWillBeSent"
                    and not event["params"]["request"]["url"].startswith(("file:", "data:"))]
         return found, complaints + outside
 
@@ -101,7 +108,8 @@ def test_pages_load_without_complaint_and_fit_the_screen(folder, browser):
 @pytest.mark.skipif(not CHROMIUM, reason="there is no Chromium here")
 def test_the_browser_notices_what_is_wrong(tmp_path, browser):
     page = tmp_path / "page.html"
-    page.write_text("<img src=gone.png alt=gone><div style='width: 2000px'>wide</div><script>missing()</script>")
+    page.write_text("<img src=gone.png alt=gone><div style='width: 2000px'>wide</div>"
+                    "<script>missing()</script>")
     found, complaints = browser.visit(page.as_uri(), 360)
     assert found["scroll"] > 1000 and "2000px" in found["wide"][0] and found["broken"]
     assert any("gone.png" in text or "ERR_FILE_NOT_FOUND" in text for text in complaints)

@@ -33,7 +33,7 @@ def names(file: Path) -> set[str]:
 
 @pytest.mark.parametrize(("page", "part"), NAMED, ids=lambda text: re.sub(r"\W+", " ", text)[:40])
 def test_files_and_names_on_the_pages_exist(page, part):
-    """In a table row or a point of a list, every name in code letters is defined in one of the files named there."""
+    """In a table row or a point of a list, every name in code letters is defined in a file named there."""
     code = re.findall(r"`([^`]+)`", part)
     files = [PACKAGE / word for word in code if word.endswith(".py")]
     assert all(file.is_file() for file in files), files
@@ -74,15 +74,18 @@ def test_the_guide_names_tests_and_files_that_exist():
         assert f"def {name}(" in tests, name
     for path in re.findall(r"(?:tests|prunekit|params)/[\w/.-]+", guide):
         assert (ROOT / path.rstrip(".")).exists() or "NN_topic" in path, path
-    assert all(f"## A {kind}\n" in guide for kind in ("metric", "primitive", "notebook", "family of models", "claim"))
+    assert all(f"## A {kind}\n" in guide
+               for kind in ("metric", "primitive", "notebook", "family of models", "claim"))
 
 
 def test_the_citation_is_of_this_version():
-    """The fields that Citation File Format 1.2.0 requires, of the file and of its reference, and none it does not know."""
+    """The fields that Citation File Format 1.2.0 requires, of the file and its reference, none unknown."""
     cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert {"cff-version", "message", "title", "authors"} <= cited.keys() <= {
-        "cff-version", "message", "title", "authors", "type", "version", "license", "abstract", "keywords", "references"}
-    assert (cited["cff-version"], cited["version"], cited["license"]) == ("1.2.0", prunekit.__version__, "MIT")
+        "cff-version", "message", "title", "authors", "type", "version", "license", "abstract", "keywords",
+        "references"}
+    assert cited["version"] == prunekit.__version__
+    assert (cited["cff-version"], cited["license"]) == ("1.2.0", "MIT")
     assert cited["authors"] == [{"name": "The prunekit authors"}]
     (paper,) = cited["references"]
     assert {"type", "title", "authors"} <= paper.keys() and len(paper["authors"]) == 7

@@ -1,4 +1,4 @@
-"""The paper of a profile: what LaTeX would stumble over, checked by a reader of LaTeX's own grammar as far as it is used."""
+"""The paper of a profile: what LaTeX would stumble over, checked by a reader of that part of its grammar."""
 from __future__ import annotations
 
 import re
@@ -17,14 +17,16 @@ from prunekit.workbook import display
 
 ROOT = Path(__file__).resolve().parents[2]
 HARD = "50 % of $W_{ij}$ & G_x, {a} ^2 ~ #1 \\x, 5 $ ± 1 − “q” τ ∂"
-TABLE = pd.DataFrame({"a_b": ["[1]", "x & y", "100 %"], "score": [0.5, 1.25, 3.0], "form": ["|W|^2", "{G}", "w²"]})
+TABLE = pd.DataFrame({"a_b": ["[1]", "x & y", "100 %"], "score": [0.5, 1.25, 3.0],
+                      "form": ["|W|^2", "{G}", "w²"]})
 
 
 @pytest.fixture
 def runs(home):
     """A finished run of 01 and one of 03, with a figure, a table and a table that is long."""
     for topic, rows in (("01_data", 1), ("03_baselines", 20)):
-        values = {"profile": "tiny", "method": "wanda", "methods": ["wanda"], "sparsity": 0.5, "pattern": "unstructured",
+        values = {"profile": "tiny", "method": "wanda", "methods": ["wanda"], "sparsity": 0.5,
+                  "pattern": "unstructured",
                   "patterns": ["2:4"], "scale": 1.0, "nsamples": 2, "fast": True, "model": "embedded/llama",
                   "corpus": "embedded", "windows": "", "rows": 4, "seqlen": 8, "seed": 0}
         run = pk.start_run(topic, values)
@@ -50,7 +52,7 @@ def expanded(folder: Path) -> str:
 
 
 def check_latex(text: str) -> None:
-    """Environments and braces nest; in the body no special character is bare, and columns are as many as announced."""
+    """Environments and braces nest; in the body no special character is bare, columns are as announced."""
     open_ones = []
     for word, name in re.findall(r"\\(begin|end)\{(\w+)\}", text):
         if word == "begin":
@@ -64,7 +66,8 @@ def check_latex(text: str) -> None:
         assert depth >= 0
     assert depth == 0
     body = text.partition("\\maketitle")[2]
-    for _, columns, rows in re.findall(r"\\begin\{(tabular|longtable)\}\{(\w+)\}(.*?)\\end\{\1\}", body, re.DOTALL):
+    for _, columns, rows in re.findall(r"\\begin\{(tabular|longtable)\}\{(\w+)\}(.*?)\\end\{\1\}", body,
+                                       re.DOTALL):
         lines = [line for line in rows.splitlines() if line.endswith("\\\\") and "label{" not in line]
         assert lines and all(len(re.findall(r"(?<!\\)&", line)) == len(columns) - 1 for line in lines)
         assert not re.search(r"^[\[*]", rows, re.MULTILINE)
@@ -78,8 +81,8 @@ def check_latex(text: str) -> None:
 def compiled(folder: Path) -> str:
     """What pdfLaTeX says the second time, when references are known."""
     for _ in range(2):
-        done = subprocess.run(["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "main.tex"], cwd=folder,
-                              capture_output=True, text=True, check=False)
+        done = subprocess.run(["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "main.tex"],
+                              cwd=folder, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout[-2000:]
     return done.stdout
 
@@ -92,8 +95,10 @@ def test_a_paper_is_whole_and_its_labels_are_its_own(runs, tmp_path, capsys):
     check_latex(text)
     assert sorted(re.findall(r"\\label\{(.*?)\}", text)) == [
         "fig:01-same-name", "fig:03-same-name", "tab:01-same-name", "tab:03-same-name"]
-    assert text.count("\\begin{longtable}") == 1 and text.count("\\toprule") == 3  # the long one's head comes twice
-    assert "50 \\% of $W_{ij}$ \\& G\\_x, \\{a\\} \\textasciicircum{}2" in text and "\\texttt{mul(W, \\_x)}" in text
+    # The long one's head comes twice.
+    assert text.count("\\begin{longtable}") == 1 and text.count("\\toprule") == 3
+    assert "50 \\% of $W_{ij}$ \\& G\\_x, \\{a\\} \\textasciicircum{}2" in text
+    assert "\\texttt{mul(W, \\_x)}" in text
     assert "[U+2202]" in text  # a character without a command is named, not lost
     if shutil.which("pdflatex"):
         assert "Reference" not in compiled(folder)
@@ -101,7 +106,8 @@ def test_a_paper_is_whole_and_its_labels_are_its_own(runs, tmp_path, capsys):
 
 @pytest.mark.site
 @pytest.mark.skipif(not shutil.which("pdflatex"), reason="there is no LaTeX here")
-@pytest.mark.parametrize("profile", sorted({made.parents[1].name for made in ROOT.glob("runs/*/*/manifest.json")}))
+@pytest.mark.parametrize("profile",
+                         sorted({made.parents[1].name for made in ROOT.glob("runs/*/*/manifest.json")}))
 def test_the_paper_of_every_profile_that_was_run_fits_its_pages(profile, tmp_path, monkeypatch):
     monkeypatch.setenv("PRUNEKIT_HOME", str(ROOT))
     paper.write(profile, tmp_path / "paper")
@@ -112,15 +118,18 @@ def test_the_paper_of_every_profile_that_was_run_fits_its_pages(profile, tmp_pat
 def test_wide_and_long_tables_fit():
     cells = ["a word " * 12, "x", "7"]
     rows = "".join(" & ".join(cells) + " \\\\\n" for _ in range(3))
-    wide = "\\begin{tabular}{llr}\n\\toprule\nq & b & n \\\\\n\\midrule\n" + rows + "\\bottomrule\n\\end{tabular}"
+    head = "\\begin{tabular}{llr}\n\\toprule\nq & b & n \\\\\n\\midrule\n"
+    wide = head + rows + "\\bottomrule\n\\end{tabular}"
     assert "{tabular}{llr}" in paper._table(wide, "x", "")  # made smaller as it is
-    assert re.search(r"\{tabular\}\{P\{0\.\d\d\}lr\}", paper._table(wide.replace("a word", "another word " * 2), "x", ""))
+    assert re.search(r"\{tabular\}\{P\{0\.\d\d\}lr\}",
+                     paper._table(wide.replace("a word", "another word " * 2), "x", ""))
     assert "{longtable}{llr}" in paper._table(wide.replace(rows, rows * 20), "x", "")
 
 
 def test_the_same_runs_give_the_same_bytes_and_a_second_call_replaces_the_first(runs, tmp_path):
     def content(folder):
-        return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*")
+                if path.is_file()}
 
     paper.write("tiny", tmp_path / "one")
     first = content(tmp_path / "one")
@@ -132,8 +141,10 @@ def test_the_same_runs_give_the_same_bytes_and_a_second_call_replaces_the_first(
 
 
 @pytest.mark.parametrize("spoil", [
-    lambda folder: (folder / "notes.txt").write_text("mine"), lambda folder: (folder / "main.tex").write_text("edited"),
-    lambda folder: (folder / "prunekit.json").unlink(), lambda folder: (folder / "prunekit.json").write_text("[]")])
+    lambda folder: (folder / "notes.txt").write_text("mine"),
+    lambda folder: (folder / "main.tex").write_text("edited"),
+    lambda folder: (folder / "prunekit.json").unlink(),
+    lambda folder: (folder / "prunekit.json").write_text("[]")])
 def test_what_it_has_not_written_it_does_not_touch(runs, tmp_path, spoil, capsys):
     folder = tmp_path / "paper"
     paper.write("tiny", folder)
@@ -150,7 +161,8 @@ def test_without_a_finished_run_there_is_no_paper(home, tmp_path):
     assert not (tmp_path / "paper").exists()
 
 
-@pytest.mark.parametrize("bad", ["\\begin{a}\\end{b}", "\\maketitle a & b", "\\maketitle 5 $", "{", "\\maketitle x_1",
+@pytest.mark.parametrize("bad", ["\\begin{a}\\end{b}", "\\maketitle a & b", "\\maketitle 5 $", "{",
+                                 "\\maketitle x_1",
                                  "\\maketitle\\begin{tabular}{ll}\na & b & c \\\\\n\\end{tabular}", "…"])
 def test_the_check_finds_what_it_is_for(bad):
     with pytest.raises(AssertionError):

@@ -1,4 +1,4 @@
-"""Two small notebooks from source to pages: run, fail, resume, render; the pages checked by an HTML parser."""
+"""Two small notebooks from source to pages: run, fail, resume, render; pages checked by an HTML parser."""
 from __future__ import annotations
 
 import json
@@ -15,7 +15,7 @@ import nbformat
 import pytest
 from bs4 import BeautifulSoup
 
-from prunekit.batch import notebooks
+from prunekit.batch import schedule
 from prunekit.cli import main
 from prunekit.metric.catalogue import METHODS
 from prunekit.report import html, metrics_page, site
@@ -26,13 +26,18 @@ from tests.tiny_project import profile, write_notebook
 
 SETUP = "import prunekit as pk\nrun = pk.start_run({!r}, globals())\nrun.banner"
 DATA = [
-    ("md", "# 01 · Data\n\nWhat does a **window** hold?\n\n| Reads | Writes |\n|---|---|\n| nothing | counts |"),
-    ("parameters", 'profile: str = "tiny"\nrows: int = 3   # rows of the table\npattern: str = "unstructured"\n'),
+    ("md",
+     "# 01 · Data\n\nWhat does a **window** hold?\n\n| Reads | Writes |\n|---|---|\n| nothing | counts |"),
+    ("parameters",
+     'profile: str = "tiny"\nrows: int = 3   # rows of the table\npattern: str = "unstructured"\n'),
     ("", SETUP.format("01_data")),
-    ("md", ("## 1 Method\n\nThe norm is $x_{t,j}^2$, and with two lines\n\n$$\\begin{aligned} a &= b \\\\ c &< d \\end{aligned}$$\n\n"
+    ("md", ("## 1 Method\n\nThe norm is $x_{t,j}^2$, and with two lines\n\n"
+           "$$\\begin{aligned} a &= b \\\\ c &< d \\end{aligned}$$\n\n"
            "A price of `$5` stays. [Next](03_baselines.ipynb), [gone](09_none.ipynb), [paper](https://arxiv.org/abs/2406.02924)")),
-    ("", ("import sys\nimport pandas as pd\nsys.stderr.write('  50%|##  | 1/2 [00:00<00:00, 9.00it' '/s]\\n\\x1b[A')\n"
-         "frame = run.save('counts', pd.DataFrame({'row': range(rows), 'share': [i / 4 for i in range(rows)]}))\nframe")),
+    ("", ("import sys\nimport pandas as pd\n"
+         "sys.stderr.write('  50%|##  | 1/2 [00:00<00:00, 9.00it' '/s]\\n\\x1b[A')\n"
+         "counts = pd.DataFrame({'row': range(rows), 'share': [i / 4 for i in range(rows)]})\n"
+         "frame = run.save('counts', counts)\nframe")),
     ("", "run.table(frame, 'counts', 'Counts by row.', headline=True)"),
     ("", ("import matplotlib.pyplot as plt\nfig, ax = plt.subplots(figsize=(2, 2))\nax.plot(frame['row'])\n"
          "run.figure(fig, 'counts', 'Rows & $G$ grow.', headline=True)")),
@@ -61,13 +66,15 @@ def project(home):
 
 
 def outcomes(**options):
-    return {record.topic: (record.outcome, record.reason) for record in notebooks.run_profile("tiny", progress=False, **options)}
+    return {record.topic: (record.outcome, record.reason)
+            for record in schedule.run_profile("tiny", progress=False, **options)}
 
 
 def test_two_runs_of_one_profile_do_not_meet(project, capsys):
-    with notebooks.only_one(project / "runs" / "tiny", "prunekit run tiny"):
+    with schedule.only_one(project / "runs" / "tiny", "prunekit run tiny"):
         assert main(["run", "tiny"]) == 2
-        assert f"`prunekit run tiny` is under way already, in process {os.getpid()}: wait for it, or stop it." in capsys.readouterr().err
+        sentence = f"`prunekit run tiny` is under way already, in process {os.getpid()}: wait for it, or"
+        assert sentence in capsys.readouterr().err
     assert not (project / "runs/tiny/01_data").exists()
     assert outcomes() == {"01_data": ("done", ""), "03_baselines": ("done", "")}
 
@@ -88,48 +95,59 @@ def test_notebooks_side_by_side(project, monkeypatch, capsys):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     for topic, others in {"03_baselines": ("a", "b"), "04_gp_search": ("b", "a")}.items():
         write_notebook(project / "notebooks" / f"{topic}.ipynb", [
-            ("md", f"# {topic}"), ("parameters", 'profile: str = "tiny"\nrows: int = 1\n'), ("", SETUP.format(topic)),
+            ("md", f"# {topic}"), ("parameters", 'profile: str = "tiny"\nrows: int = 1\n'),
+            ("", SETUP.format(topic)),
             ("", MEET.format(*others))])
     write_notebook(project / "notebooks" / "05_tree_analysis.ipynb", [
         ("md", "# 05"), ("parameters", 'profile: str = "tiny"\n'), ("", SETUP.format("05_tree_analysis")),
         ("", "assert run.load('04_gp_search', 'threads')\nrun.finish()")])
     assert main(["run", "tiny", "--workers", "2"]) == 0
     told = [line.split()[:2] for line in capsys.readouterr().out.splitlines()[:4]]
-    assert sorted(told) == [[topic, "done"] for topic in ("01_data", "03_baselines", "04_gp_search", "05_tree_analysis")]
-    assert told[0] == ["01_data", "done"] and told.index(["04_gp_search", "done"]) < told.index(["05_tree_analysis", "done"])
+    assert sorted(told) == [[topic, "done"]
+                            for topic in ("01_data", "03_baselines", "04_gp_search", "05_tree_analysis")]
+    assert told[0] == ["01_data", "done"]
+    assert told.index(["04_gp_search", "done"]) < told.index(["05_tree_analysis", "done"])
     threads = json.loads((project / "runs/tiny/03_baselines/threads.json").read_text())["omp"]
     assert threads == str(max(1, os.cpu_count() // 2))
-    again = [(record.topic, record.outcome) for record in notebooks.run_profile("tiny", progress=False, workers=2)]
+    again = [(record.topic, record.outcome)
+             for record in schedule.run_profile("tiny", progress=False, workers=2)]
     assert sorted(again) == [(topic, "fresh") for topic, _ in sorted(told)]
-    assert main(["run", "tiny", "--workers", "0"]) == 2 and "--workers 0: give 1 or more" in capsys.readouterr().err
+    assert main(["run", "tiny", "--workers", "0"]) == 2
+    assert "--workers 0: give 1 or more" in capsys.readouterr().err
 
 
 def test_a_worker_that_dies_is_said(project):
     write_notebook(project / "notebooks" / "02_gradients.ipynb", [
         ("md", "# 02"), ("parameters", 'profile: str = "tiny"\n'), ("", SETUP.format("02_gradients")),
         ("", "import os, signal\nos.kill(os.getppid(), signal.SIGKILL)")])
-    found = {record.topic: (record.outcome, record.reason) for record in notebooks.run_profile("tiny", progress=False, workers=2)}
+    found = {record.topic: (record.outcome, record.reason)
+             for record in schedule.run_profile("tiny", progress=False, workers=2)}
     assert found["01_data"] == ("done", "")
-    assert found["02_gradients"] == ("failed", "its worker process died; start this again, it goes on from here")
+    assert found["02_gradients"] == (
+        "failed", "its worker process died; start this again, it goes on from here")
     assert found["03_baselines"][0] == "skipped"
 
 
 def test_from_notebooks_to_pages(project, tmp_path, monkeypatch):
     monkeypatch.setattr(site, "PAGES", tmp_path)
-    (tmp_path / "10-words.md").write_text("# Some *words*\n\nThe $x_j^2$ of [01](01_data.ipynb#1-Method), [below](10-words.md#Rank-class), "
-                                          "[gone](20-gone.md).\n\n## Rank class\n\nText.")
+    (tmp_path / "10-words.md").write_text(
+        "# Some *words*\n\nThe $x_j^2$ of [01](01_data.ipynb#1-Method), [below](10-words.md#Rank-class), "
+        "[gone](20-gone.md).\n\n## Rank class\n\nText.")
     assert outcomes() == {"01_data": ("done", ""), "03_baselines": ("done", "")}
     index = site.render("tiny")
     pages = check_site(index.parent)
-    assert set(pages) == {"index.html", "01_data.html", "03_baselines.html", "words.html", "figures.html", "catalogue.html",
+    assert set(pages) == {"index.html", "01_data.html", "03_baselines.html", "words.html", "figures.html",
+                          "catalogue.html",
                           "claims.html", "run-01_data.html", "run-03_baselines.html"}
     words = pages["words.html"]
-    assert {"01_data.html#1-Method", "words.html#Rank-class"} <= set(words.links) and "gone" in words.text and "math" in words.tags
+    assert {"01_data.html#1-Method", "words.html#Rank-class"} <= set(words.links) and "gone" in words.text
+    assert "math" in words.tags
     assert all("words.html" in page.links and "Some words" in page.text for page in pages.values())
     data, front = pages["01_data.html"], pages["index.html"]
     assert "output_stderr" not in data.path.read_text()
     assert "not on the page" not in data.text and "it/s" not in data.text and "$x" not in data.text
-    assert "$5" in data.text and data.tags.count("math") == 4  # two in the text, the caption's, the displayed one
+    # Two in the text, the caption's, the displayed one.
+    assert "$5" in data.text and data.tags.count("math") == 4
     assert "mtable" in data.tags  # aligned lines
     assert "3 parameters, 1 changed by the profile" in data.text and "injected" not in data.text
     assert "03_baselines.html" in data.links and not any("09_none" in link for link in data.links)
@@ -142,7 +160,8 @@ def test_from_notebooks_to_pages(project, tmp_path, monkeypatch):
     made = manifest.read("tiny", "01_data")
     assert "run-01_data.html" in run.links and made["artifacts"]["counts"]["sha256"][:16] in run.text
     assert made["id"] in pages["run-01_data.html"].text and made["id"] in front.text and "fresh" in front.text
-    assert "prunekit 0" in run.text and "Executing Cell" not in run.text  # the log, without papermill's own lines
+    # The log, without papermill's own lines.
+    assert "prunekit 0" in run.text and "Executing Cell" not in run.text
 
 
 def test_links_of_the_documentation_work_in_the_report_as_in_the_repository(home):
@@ -174,14 +193,17 @@ def test_what_is_fresh_is_not_run_again_and_a_failure_keeps_its_trace(project):
     folder = project / "runs" / "tiny" / "03_baselines.attempt"
     assert (folder / "reason.txt").read_text() == "It was told to.\n"
     assert "It was told to." in (folder / "log.txt").read_text()
-    shown = "".join(output.get("traceback", [""])[0] for cell in nbformat.read(folder / "failed.ipynb", 4).cells
+    shown = "".join(output.get("traceback", [""])[0]
+                    for cell in nbformat.read(folder / "failed.ipynb", 4).cells
                     for output in cell.get("outputs", []) if output.output_type == "error")
     assert shown == "UsageError: It was told to." and not (folder / "executed.ipynb").exists()
-    assert notebooks.status("tiny")["03_baselines"].word == "failed"
+    assert schedule.status("tiny")["03_baselines"].word == "failed"
     pages = check_site(site.render("tiny").parent)
-    assert "It was told to." in pages["index.html"].text and "This run is failed" in pages["03_baselines.html"].text
+    assert "It was told to." in pages["index.html"].text
+    assert "This run is failed" in pages["03_baselines.html"].text
     assert outcomes() == {"01_data": ("fresh", ""), "03_baselines": ("done", "")}
-    assert outcomes(topics=["03_baselines"], force=True) == {"01_data": ("fresh", ""), "03_baselines": ("done", "")}
+    assert outcomes(topics=["03_baselines"], force=True) == {
+        "01_data": ("fresh", ""), "03_baselines": ("done", "")}
     assert not folder.exists() and (folder.with_name("03_baselines") / "executed.ipynb").exists()
 
 
@@ -193,32 +215,33 @@ def test_a_notebook_that_does_not_finish_is_a_failure_and_skips_its_readers(proj
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_killed_batch_leaves_nothing_that_looks_finished_and_resumes(project, workers):
-    code = f"from prunekit.cli import main; main(['run', 'tiny', '--set', 'wait=60', '--workers', '{workers}'])"
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    command = [sys.executable, "-m", "prunekit", "run", "tiny", "--set", "wait=60", "--workers", str(workers)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     folder = project / "runs" / "tiny" / "03_baselines.attempt"
     while not (folder / "running.json").exists():  # the second notebook has started, and waits
         assert process.poll() is None
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert notebooks.status("tiny")["01_data"].fresh
-    assert notebooks.status("tiny")["03_baselines"].word in ("running", "interrupted")
+    assert schedule.status("tiny")["01_data"].fresh
+    assert schedule.status("tiny")["03_baselines"].word in ("running", "interrupted")
     assert not {"manifest.json", "executed.ipynb"} & {path.name for path in folder.iterdir()}
     assert outcomes(workers=workers) == {"01_data": ("fresh", ""), "03_baselines": ("done", "")}
 
 
 def test_a_parameter_of_one_notebook_marks_its_readers_as_well(project):
     outcomes()
-    assert all(state.fresh for state in notebooks.status("tiny").values())
-    assert notebooks.status("tiny", {"rows": "6"}) == {
+    assert all(state.fresh for state in schedule.status("tiny").values())
+    assert schedule.status("tiny", {"rows": "6"}) == {
         "01_data": manifest.State("stale", "rows was 5, is 6"),
         "03_baselines": manifest.State("stale", "01_data is stale (rows was 5, is 6)")}
-    assert notebooks.status("tiny", {"wait": "1"}) == {
+    assert schedule.status("tiny", {"wait": "1"}) == {
         "01_data": manifest.State("fresh"), "03_baselines": manifest.State("stale", "wait was 0, is 1")}
 
 
 @pytest.mark.parametrize(("text", "left"), [
-    ("  50%|##  | 1/2 [00:00<00:00, 9.00it/s]\r", ""), ("\r      \r\x1b[A\n", ""), ("careful\n  9%|# |\r", "careful")])
+    ("  50%|##  | 1/2 [00:00<00:00, 9.00it/s]\r", ""), ("\r      \r\x1b[A\n", ""),
+    ("careful\n  9%|# |\r", "careful")])
 def test_progress_leaves_nothing_behind(text, left):
     output = nbformat.v4.new_output("stream", name="stderr", text=text)
     assert site._worth_showing(output) == bool(left)
@@ -231,18 +254,24 @@ def test_a_takeaway_on_the_front_page_shows_its_formulas():
 
 
 def test_the_metrics_page_says_what_is_proven_equal_and_no_more(project):
-    metric = metrics_page.body("tiny", [])
-    cards = {section["id"]: section.parent for section in BeautifulSoup(metric, "html.parser").select("section h2")}
-    equal = {name: {link.text for link in card.find("th", string="same masks as").parent.select("a")} for name, card in cards.items()}
+    metric = metrics_page.body([])
+    cards = {section["id"]: section.parent
+             for section in BeautifulSoup(metric, "html.parser").select("section h2")}
+    equal = {name: {link.text for link in card.find("th", string="same masks as").parent.select("a")}
+             for name, card in cards.items()}
     assert set(cards) == set(METHODS)
-    assert equal["wanda"] == {"obd-layer"} and equal["fisher"] == {"grad-weight"}  # (W²·X)^½ = W·X^½, (W²·G²)^½ = W·G
-    assert not equal["wanda-variant"] and not equal["magnitude"] and not equal["sparsegpt"]  # other groups, another update
+    # (W²·X)^½ = W·X^½, (W²·G²)^½ = W·G.
+    assert equal["wanda"] == {"obd-layer"} and equal["fisher"] == {"grad-weight"}
+    # Other groups, another update.
+    assert not equal["wanda-variant"] and not equal["magnitude"] and not equal["sparsegpt"]
     drawn = cards["ria"].find("svg")
-    assert [text.text for text in drawn.select("text")] == list(METHODS["ria"].tree) and len(drawn.select("path")) == METHODS["ria"].tree.size - 1
+    assert [text.text for text in drawn.select("text")] == list(METHODS["ria"].tree)
+    assert len(drawn.select("path")) == METHODS["ria"].tree.size - 1
 
 
 @pytest.mark.parametrize(("latex", "shown"), [
-    (r"\sqrt{G - \min G}", "<msqrt>"), (r"\unknowncommand{x}", '<code class="latex">'), (r"\left( x", '<code class="latex">'),
+    (r"\sqrt{G - \min G}", "<msqrt>"), (r"\unknowncommand{x}", '<code class="latex">'),
+    (r"\left( x", '<code class="latex">'),
 ])
 def test_formulas_become_mathml_or_stay_readable(latex, shown):
     assert shown in html.mathml(latex)

@@ -27,7 +27,8 @@ def home(folder):
 
 def start(folder, log):
     environment = {**os.environ, "PRUNEKIT_HOME": str(folder), "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen([sys.executable, "-m", "prunekit", "run", "smoke", "--workers", "2"], env=environment, stdout=log, stderr=log)
+    return subprocess.Popen([sys.executable, "-m", "prunekit", "run", "smoke", "--workers", "2"],
+                            env=environment, stdout=log, stderr=log)
 
 
 @pytest.mark.torture
@@ -37,7 +38,8 @@ def test_killed_reports_end_like_the_unbroken_one(tmp_path):
         whole, broken = home(tmp_path / "whole"), home(tmp_path / "broken")
         began = time.monotonic()
         assert start(whole, log).wait() == 0
-        reach = (time.monotonic() - began) / 2  # the longest notebook takes a quarter: some finish, some do not
+        # The longest notebook takes a quarter: some finish, some do not.
+        reach = (time.monotonic() - began) / 2
         while True:
             process = start(broken, log)
             try:

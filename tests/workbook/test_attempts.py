@@ -1,4 +1,4 @@
-"""A run is made beside the finished one: whatever becomes of it, readers have the last that was finished."""
+"""A run is made beside the finished one: whatever becomes of it, readers have the last one that finished."""
 from __future__ import annotations
 
 import json
@@ -9,13 +9,12 @@ import pytest
 from jupyter_client.manager import start_new_kernel
 
 import prunekit as pk
-from prunekit.batch import notebooks
+from prunekit.batch import schedule
 from prunekit.cli import main
 from prunekit.files import lock, write_atomic
 from prunekit.report import paper, site
 from prunekit.workbook import manifest
 from prunekit.workbook import project as places
-from prunekit.workbook import run as runs
 from tests.pages import check_site
 from tests.report.test_site import DATA, outcomes, project  # noqa: F401
 from tests.tiny_project import write_notebook
@@ -24,14 +23,14 @@ VALUES = {"profile": "tiny", "rows": 5, "pattern": "unstructured"}
 
 
 def content(folder):
-    files = (path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*")
+            if path.is_file()}
 
 
 def in_a_kernel(cells, home):
     """Run cells as JupyterLab does, and kill the kernel with -9."""
-    environment = {**os.environ, "PRUNEKIT_HOME": str(home)}
-    manager, client = start_new_kernel(cwd=str(home / "notebooks"), env=environment)
+    manager, client = start_new_kernel(cwd=str(home / "notebooks"),
+                                       env={**os.environ, "PRUNEKIT_HOME": str(home)})
     try:
         for tag, source in cells:
             if tag != "md":
@@ -45,7 +44,7 @@ def in_a_kernel(cells, home):
 
 
 def by_hand(topic="01_data"):
-    run = runs.start_run(topic, VALUES)
+    run = pk.start_run(topic, VALUES)
     run.finish()
     return run
 
@@ -77,25 +76,25 @@ def test_a_run_that_fails_even_after_its_end_leaves_the_one_before_it(project): 
     made = by_hand()
     before = content(made.folder)
     write_notebook(project / "notebooks" / "01_data.ipynb", [*DATA, ("", "run.save('late', {'a': 1})")])
-    reason = ("01_data was started anew elsewhere or is already finished: run this notebook from its set-up "
-              "cell again")
+    reason = ("01_data was started anew elsewhere or is already finished: "
+              "run this notebook from its set-up cell again")
     assert outcomes(topics=["01_data"]) == {"01_data": ("failed", f"{reason}.")}
     assert content(made.folder) == before
     assert {"failed.ipynb", "reason.txt", "log.txt"} <= content(places.attempt_folder(made.folder)).keys()
     finished = manifest.read("tiny", "01_data")["finished"]
-    assert notebooks.status("tiny")["01_data"] == manifest.State(
+    assert schedule.status("tiny")["01_data"] == manifest.State(
         "failed", f"{reason}; the run of {finished} is kept")
-    pages = check_site(site.render("tiny").parent)
-    assert f"The last attempt is failed: {reason}" in pages["01_data.html"].text
+    page = check_site(site.render("tiny").parent)["01_data.html"]
+    assert f"The last attempt is failed: {reason}" in page.text
 
 
 def test_journals_are_gone_on_with_and_all_else_is_made_anew(project):  # noqa: F811
-    first = runs.start_run("01_data", VALUES)
+    first = pk.start_run("01_data", VALUES)
     (first.folder / "journal-a.jsonl").write_text("finished\n")
     first.save("plain", {"a": 1})
     first.finish()
     for word in ("of the finished run", "of the interrupted one"):
-        again = runs.start_run("01_data", VALUES)
+        again = pk.start_run("01_data", VALUES)
         journal = again.folder / "journal-a.jsonl"
         assert (word == "of the finished run") == (journal.read_text() == "finished\n")
         assert content(again.folder).keys() == {"journal-a.jsonl", "running.json"}
@@ -108,7 +107,7 @@ def test_journals_are_gone_on_with_and_all_else_is_made_anew(project):  # noqa: 
 
 def test_a_kill_between_the_two_renames_is_mended_by_whoever_reads(project):  # noqa: F811
     first = by_hand()
-    second = runs.start_run("01_data", VALUES)
+    second = pk.start_run("01_data", VALUES)
     write_atomic(second.folder / "manifest.json", json.dumps({"id": second.id}))
     first.folder.rename(first.folder.with_name(".01_data.old"))
     assert manifest.read("tiny", "01_data")["id"] == second.id and not second.folder.exists()
@@ -117,13 +116,13 @@ def test_a_kill_between_the_two_renames_is_mended_by_whoever_reads(project):  # 
 
 
 def test_nobody_begins_a_run_that_prunekit_run_is_making(project):  # noqa: F811
-    attempt = runs.start_run("01_data", VALUES).folder
+    attempt = pk.start_run("01_data", VALUES).folder
     with open(attempt / "log.txt", "w") as log:
         lock(log.fileno(), "")
-        busy = "`prunekit run` is making runs/tiny/01_data now: wait for it, or stop it"
-        with pytest.raises(pk.UsageError, match=busy):
-            runs.start_run("01_data", VALUES)
-    assert runs.start_run("01_data", VALUES).folder == attempt
+        with pytest.raises(pk.UsageError,
+                           match="`prunekit run` is making runs/tiny/01_data now: wait for it, or stop it"):
+            pk.start_run("01_data", VALUES)
+    assert pk.start_run("01_data", VALUES).folder == attempt
 
 
 def test_a_paper_says_what_is_missing(project, tmp_path, capsys):  # noqa: F811

@@ -9,16 +9,17 @@ import pandas as pd
 import pytest
 import torch
 
+import prunekit as pk
 from prunekit import figures
 from prunekit.cli import main
 from prunekit.workbook import display, manifest
-from prunekit.workbook import run as runs
 
 mpl.use("agg")
 RNG = np.random.default_rng(0)
 PARAMETERS = {"profile": "tiny", "rows": 4, "seqlen": 8, "seed": 0}
 POINTS = pd.DataFrame({"x": [1, 2, 4, 1, 2, 4], "y": RNG.normal(size=6) / 3, "by": list("aaabbb")})
-TREES = pd.DataFrame({"i": [0, 3, 7], "formula": ["W", "W * G", "sqrt(W * $G)"], "operator": ["random", "random", "crossover"],
+TREES = pd.DataFrame({"i": [0, 3, 7], "formula": ["W", "W * G", "sqrt(W * $G)"],
+                      "operator": ["random", "random", "crossover"],
                       "parents": ["", "", "0 3"], "fitness": [3.0, 1 / 3, 0.1], "main": [True, False, True]})
 
 
@@ -28,29 +29,39 @@ def interval(frame, value):
 
 DRAWN = {
     "perplexity_curves": lambda: figures.perplexity_curves(interval(pd.DataFrame(
-        {"method": ["a", "a", "b", "b"], "sparsity": [0.1, 0.5] * 2, "ppl": [11 / 3, 20.0, 12.0, 23.0]}), "ppl"), 10 / 3),
-    "intervals": lambda: figures.intervals(interval(POINTS.rename(columns={"y": "value"}), "value"), "by", "u", np.float64(1 / 7)),
-    "rank_frequency": lambda: figures.rank_frequency({"a": RNG.integers(0, 9, 50).astype(float), "b": np.arange(5)}),
+        {"method": ["a", "a", "b", "b"], "sparsity": [0.1, 0.5] * 2, "ppl": [11 / 3, 20.0, 12.0, 23.0]}),
+        "ppl"), 10 / 3),
+    "intervals": lambda: figures.intervals(interval(POINTS.rename(columns={"y": "value"}), "value"), "by",
+                                           "u", np.float64(1 / 7)),
+    "rank_frequency": lambda: figures.rank_frequency({"a": RNG.integers(0, 9, 50).astype(float),
+                                                      "b": np.arange(5)}),
     "lines": lambda: figures.lines(interval(POINTS, "y"), "x", "y", "by", "x", "y", xlog=True),
     "matrices": lambda: figures.matrices({"$G$": torch.randn(60, 70), "keep": torch.randn(60, 70) > 0}),
     "tails": lambda: figures.tails({"q": RNG.lognormal(size=90_000), "k": RNG.lognormal(size=500)}, "G"),
     "tails of float32": lambda: figures.tails({"q": RNG.lognormal(size=9_000).astype(np.float32)}, "G"),
     "panels": lambda: figures.panels(interval(POINTS, "y"), "x", "y", "by", "x", "y"),
     "an empty table": lambda: figures.pareto(pd.DataFrame(columns=["size", "fitness", "front", "formula"])),
-    "table_map": lambda: figures.table_map(pd.DataFrame([[0.1, np.nan], [1 / 3, 2]], index=["a", "b"], columns=[0.5, 0.7]), "u"),
-    "table_map by number": lambda: figures.table_map(pd.DataFrame([[0.1, 1 / 3]], index=pd.Index([3], name="block")), "u"),
+    "table_map": lambda: figures.table_map(pd.DataFrame([[0.1, np.nan], [1 / 3, 2]], index=["a", "b"],
+                                                        columns=[0.5, 0.7]), "u"),
+    "table_map by number": lambda: figures.table_map(pd.DataFrame([[0.1, 1 / 3]],
+                                                                  index=pd.Index([3], name="block")), "u"),
     "findings": lambda: figures.findings(pd.DataFrame({
-        "kind": ["correlation", "best tenth"], "name": ["mul>W", "hoist"], "effect": [0.1, -1], "low": [0.0, -2], "high": [0.2, 1],
+        "kind": ["correlation", "best tenth"], "name": ["mul>W", "hoist"], "effect": [0.1, -1],
+        "low": [0.0, -2], "high": [0.2, 1],
         "verdict": ["lower loss", "no signal"]})),
-    "simplex": lambda: figures.simplex(pd.DataFrame({"a": [1, 0.5, 0.0], "b": [0, 0.5, 1 / 3], "c": [0, 0, 2 / 3], "fitness": [1, 2, 3.5],
+    "simplex": lambda: figures.simplex(pd.DataFrame({"a": [1, 0.5, 0.0], "b": [0, 0.5, 1 / 3],
+                                                     "c": [0, 0, 2 / 3], "fitness": [1, 2, 3.5],
                                                      "label": ["magnitude", "", "other"]})),
-    "pareto": lambda: figures.pareto(pd.DataFrame({"size": [1, 3, 9], "fitness": [1 / 3, 0.2, 0.9], "front": [True, True, False],
+    "pareto": lambda: figures.pareto(pd.DataFrame({"size": [1, 3, 9], "fitness": [1 / 3, 0.2, 0.9],
+                                                   "front": [True, True, False],
                                                    "formula": ["W", "W * G", ""]})),
     "family_tree": lambda: figures.family_tree(TREES),
     "seen_and_unseen": lambda: figures.seen_and_unseen(interval(pd.DataFrame(
-        {"metric": ["W", "G"], "search": [0.1, 0.2], "other": [1 / 3, 0.3], "chosen": [True, False]}), "other")),
+        {"metric": ["W", "G"], "search": [0.1, 0.2], "other": [1 / 3, 0.3], "chosen": [True, False]}),
+        "other")),
     "forest": lambda: figures.forest(pd.DataFrame({"metric": ["a", "b"], "tree": ["W", "mul(W, sqrt(X))"]})),
-    "anatomy": lambda: figures.anatomy(pd.DataFrame({"row": [0, 0, 1, 1], "column": [0, 1, 0, 1], "score": RNG.normal(size=4),
+    "anatomy": lambda: figures.anatomy(pd.DataFrame({"row": [0, 0, 1, 1], "column": [0, 1, 0, 1],
+                                                     "score": RNG.normal(size=4),
                                                      "kept": [True, False, False, True]}), "mul(W, sqrt(X))"),
 }
 
@@ -62,7 +73,8 @@ def test_a_figure_comes_back_from_its_table(name, tmp_path):
     frame.to_csv(tmp_path / "x.csv", index=False)
     again = display.draw(json.loads(json.dumps(made, default=display.as_plain)), tmp_path / "x.csv")
     assert display.figure_files(again) == display.figure_files(drawn)
-    assert display.figure_files(figures.lines(POINTS, "x", "y", "by", "x", "y")) != display.figure_files(drawn)
+    other = figures.lines(POINTS, "x", "y", "by", "x", "y")
+    assert display.figure_files(other) != display.figure_files(drawn)
 
 
 def test_what_is_too_large_or_drawn_by_hand_has_no_recipe():
@@ -71,11 +83,12 @@ def test_what_is_too_large_or_drawn_by_hand_has_no_recipe():
 
 
 def test_the_command_draws_again_and_the_run_stays_fresh(home, capsys):
-    run = runs.start_run("01_data", PARAMETERS)
+    run = pk.start_run("01_data", PARAMETERS)
     run.figure(DRAWN["lines"](), "curve", "A curve.")
     run.figure(mpl.figure.Figure(figsize=(1, 1)), "by-hand", "Nothing.")
     run.finish()
-    assert set(run.artifacts["figures/curve"]["files"]) == {"figures/curve.svg", "figures/curve.pdf", "figures/curve.csv"}
+    assert set(run.artifacts["figures/curve"]["files"]) == {
+        "figures/curve.svg", "figures/curve.pdf", "figures/curve.csv"}
     before = (run.folder / "figures/curve.svg").read_bytes()
     (run.folder / "figures/curve.svg").write_bytes(b"broken")
     (run.folder / "figures/curve.pdf").unlink()

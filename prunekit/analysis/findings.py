@@ -11,7 +11,7 @@ that travel together are not told apart.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -59,6 +59,22 @@ def findings(frame: pd.DataFrame, model: bool = True) -> pd.DataFrame:
     found["verdict"] = [_WORDS[row.kind][int(row.effect < 0)] if row.p_holm < LEVEL else "no signal"
                         for row in found.itertuples()]
     return found
+
+
+def replicated(found: pd.DataFrame, elsewhere: Mapping[str, pd.DataFrame], most: int = 10) -> pd.DataFrame:
+    """The strongest correlations of `findings`, and whether they are found among other metrics, too.
+
+    elsewhere: name -> `findings` of those. Columns kind, name, effect, low, high, and for each name: "yes" (its own 95 %
+    interval lies on the same side of 0), "not shown" (it does not), "not asked" (too few metrics have the trait, or lack
+    it).
+    """
+    chosen = found[(found["verdict"] != "no signal") & (found["kind"] == "correlation")].head(most)
+    table = chosen[["kind", "name", "effect", "low", "high"]].reset_index(drop=True)
+    for name, other in elsewhere.items():
+        twin = chosen[["kind", "name"]].merge(other[["kind", "name", "low", "high"]], how="left")
+        same = np.sign(twin["low"]).eq(np.sign(table["effect"])) & np.sign(twin["high"]).eq(np.sign(table["effect"]))
+        table[name] = same.map({True: "yes", False: "not shown"}).where(twin["low"].notna(), "not asked")
+    return table
 
 
 def _numbers(frame: pd.DataFrame) -> pd.DataFrame:

@@ -64,17 +64,17 @@ def findings(frame: pd.DataFrame, model: bool = True) -> pd.DataFrame:
 def replicated(found: pd.DataFrame, elsewhere: Mapping[str, pd.DataFrame], most: int = 10) -> pd.DataFrame:
     """The strongest correlations of `findings`, and whether they are found among other metrics, too.
 
-    elsewhere: name -> `findings` of those. Columns kind, name, effect, low, high, and for each name: "yes" (its own 95 %
-    interval lies on the same side of 0), "not shown" (it does not), "not asked" (too few metrics have the trait, or lack
-    it).
+    elsewhere: name -> `findings` of those. Columns name, effect, low, high, and for each of elsewhere: "yes"
+    (its own 95 % interval lies on the same side of 0), "not shown" (it does not), "not asked" (too few
+    metrics have the trait, or lack it).
     """
     chosen = found[(found["verdict"] != "no signal") & (found["kind"] == "correlation")].head(most)
-    table = chosen[["kind", "name", "effect", "low", "high"]].reset_index(drop=True)
+    table = chosen[["name", "effect", "low", "high"]].set_index("name")
     for name, other in elsewhere.items():
-        twin = chosen[["kind", "name"]].merge(other[["kind", "name", "low", "high"]], how="left")
-        same = np.sign(twin["low"]).eq(np.sign(table["effect"])) & np.sign(twin["high"]).eq(np.sign(table["effect"]))
-        table[name] = same.map({True: "yes", False: "not shown"}).where(twin["low"].notna(), "not asked")
-    return table
+        theirs = other[other["kind"] == "correlation"].set_index("name").reindex(table.index)[["low", "high"]]
+        same = np.sign(theirs).eq(np.sign(table["effect"]), axis=0).all(axis=1)
+        table[name] = same.map({True: "yes", False: "not shown"}).where(theirs["low"].notna(), "not asked")
+    return table.reset_index()
 
 
 def _numbers(frame: pd.DataFrame) -> pd.DataFrame:

@@ -123,8 +123,9 @@ def choose(evaluator: Evaluator, finalists: Sequence[Candidate], select: Sequenc
 
 
 def searches(history: pd.DataFrame) -> pd.DataFrame:
-    """With a column `search`, from the names that notebook 04 gives its journals: `journal-KIND`, and
-    `journal-KIND-SEED` of further seeds. Of the grid only its points are kept, not what replaced refused ones."""
+    """With a column `search`, from the names that notebook 04 gives its journals: `journal-KIND`, and of
+    further seeds `journal-KIND-SEED`. Of the grid only the points are kept, not what replaced refused ones.
+    """
     named = history.assign(search=history["journal"].str.split("-").str[1])
     return named[(named["search"] != "grid") | (named["operator"] == "given")]
 
@@ -137,35 +138,38 @@ def convergence(history: pd.DataFrame) -> pd.DataFrame:
     """
     curves = []
     for search, rows in history[history["same"].isna()].groupby("search", sort=False):
-        best = rows.pivot_table(index="evaluated", columns="seed", values="best", aggfunc="last").ffill().dropna()
-        curves.append(pd.DataFrame({"search": search, "evaluated": best.index, "loss": best.median(axis=1).array,
-                                    "low": best.min(axis=1).array, "high": best.max(axis=1).array}))
+        best = rows.pivot_table(index="evaluated", columns="seed", values="best", aggfunc="last")
+        over_seeds = best.ffill().dropna().agg(["median", "min", "max"], axis=1)
+        over_seeds.columns = ["loss", "low", "high"]
+        curves.append(over_seeds.reset_index().assign(search=search))
     return pd.concat(curves, ignore_index=True)
 
 
 def ends(history: pd.DataFrame) -> pd.DataFrame:
-    """What each of `searches` has ended with: columns search, seeds, evaluated (distinct; median over seeds), unbred
-    (lowest loss of what has no parents: given, sampled or planted; median), median, lowest, highest (best loss)."""
-    complete = history[history["complete"]]
-    keys = ["search", "seed"]
-    each = pd.DataFrame({"evaluated": history.groupby(keys, sort=False)["evaluated"].max(),
-                         "unbred": complete[complete["parents"] == ""].groupby(keys)["fitness"].min(),
-                         "best": complete.groupby(keys)["fitness"].min()})
+    """What each of `searches` has ended with: columns search, seeds, evaluated (distinct; median over seeds),
+    unbred (lowest loss of what has no parents: given, sampled or planted; median), and of the best losses
+    median, lowest, highest."""
+    loss = history["fitness"].where(history["complete"])
+    known = history.assign(best=loss, unbred=loss.where(history["parents"] == ""))
+    each = known.groupby(["search", "seed"], sort=False).agg(
+        evaluated=("evaluated", "max"), unbred=("unbred", "min"), best=("best", "min"))
     return each.groupby("search", sort=False).agg(
         seeds=("best", "size"), evaluated=("evaluated", "median"), unbred=("unbred", "median"),
         median=("best", "median"), lowest=("best", "min"), highest=("best", "max")).reset_index()
 
 
 def leads(history: pd.DataFrame, first: str) -> pd.DataFrame:
-    """The best loss of one of `searches` minus that of each other one, over seeds: columns search, change, low, high
-    (95 %), n (seeds), p_holm, verdict.
+    """The best loss of one of `searches` minus that of each other one, over seeds: columns search, change,
+    low, high (95 %), n (seeds), p_holm, verdict.
 
-    Seeds are paired in their order, which loses freedom but no validity, as they have nothing in common; a search that
-    draws nothing has one, which stands for itself. Student's t; of one seed nothing can be told.
+    Seeds are paired in their order, which loses freedom but no validity, as they have nothing in common; a
+    search that draws nothing has one, which stands for itself. Student's t; of one seed nothing can be told.
     """
-    best = history[history["complete"]].groupby(["seed", "search"], sort=False)["fitness"].min().unstack().ffill()
-    means = {other: mean_of((best[first] - best[other]).to_numpy(), running=False) for other in best if other != first}
-    p = holm([mean.p for mean in means.values()])
-    return pd.DataFrame([{"search": other, "change": mean.value, "low": mean.interval()[0], "high": mean.interval()[1],
-                          "n": len(best), "p_holm": holmed, "verdict": verdict(holmed, mean.value)}
-                         for (other, mean), holmed in zip(means.items(), p, strict=True)])
+    complete = history[history["complete"]]
+    best = complete.groupby(["seed", "search"], sort=False)["fitness"].min().unstack().ffill()
+    others = [search for search in best if search != first]
+    means = [mean_of((best[first] - best[search]).to_numpy(), running=False) for search in others]
+    p = holm(mean.p for mean in means)
+    rows = [(search, mean.value, *mean.interval(), len(best), holmed, verdict(holmed, mean.value))
+            for search, mean, holmed in zip(others, means, p, strict=True)]
+    return pd.DataFrame(rows, columns=["search", "change", "low", "high", "n", "p_holm", "verdict"])

@@ -157,8 +157,8 @@ def counted(frame: pd.DataFrame) -> list[str]:
 
 
 def front(frame: pd.DataFrame) -> pd.DataFrame:
-    """The completely measured metrics of `traits` by loss, with columns front (no smaller one is as good: the Pareto
-    front of size against loss) and formula (as people write it)."""
+    """The completely measured metrics of `traits` by loss, with columns front (no smaller one is as good: the
+    Pareto front of size against loss) and formula (as people write it)."""
     complete = frame[frame["complete"]].sort_values(["fitness", "size"])
     on = complete["size"].expanding().min().shift().fillna(math.inf) > complete["size"]
     return complete.assign(front=on, formula=[Tree.parse(key).infix() for key in complete["key"]])

@@ -54,10 +54,12 @@ def _keep(bench: Bench, tree: Tree, index: int, target: float | str) -> Tensor:
 
 
 def corner(bench: Bench, tree: Tree, index: int, target: float | str = 0.5, most: int = 40) -> pd.DataFrame:
-    """Scores and mask of the first rows and columns of one layer, by number: columns row, column, score, kept (bool)."""
-    keep, S = (M[:most, :most].cpu().numpy() for M in (_keep(bench, tree, index, target), bench.scores(tree, index)))
-    row, column = np.indices(S.shape)
-    return pd.DataFrame({"row": row.ravel(), "column": column.ravel(), "score": S.ravel(), "kept": keep.ravel()})
+    """Scores and mask of the first rows and columns of one layer, given by its number in the bench: columns
+    row, column, score, kept (bool)."""
+    full = _keep(bench, tree, index, target), bench.scores(tree, index)
+    keep, S = (M[:most, :most].cpu().numpy() for M in full)
+    row, column = (places.ravel() for places in np.indices(S.shape))
+    return pd.DataFrame({"row": row, "column": column, "score": S.ravel(), "kept": keep.ravel()})
 
 
 def disputed_weights(bench: Bench, first: Tree, second: Tree, target: float | str = 0.5) -> pd.DataFrame:
@@ -150,10 +152,10 @@ def distances(frame: pd.DataFrame, bench: Bench, targets: Trees, target: float |
 Setting = tuple[Evaluator, Tensor]
 
 
-def setting(model: str | nn.Module, calibration: Tensor, gradient: Tensor, windows: Tensor, *, dtype: str = "auto",
-            device: str = "auto", **measuring: Any) -> Setting:
-    """A model, by name or itself, with statistics of its own: X of the calibration windows (n, seqlen), G of the gradient
-    windows, measured on `windows`. measuring: as for `Evaluator`, such as targets."""
+def setting(model: str | nn.Module, calibration: Tensor, gradient: Tensor, windows: Tensor, *,
+            dtype: str = "auto", device: str = "auto", **measuring: Any) -> Setting:
+    """A model, by name or itself, with statistics of its own: X of the calibration windows (n, seqlen), G of
+    the gradient windows, measured on `windows`. measuring: as for `Evaluator`, such as targets."""
     network = load_model(model, dtype=dtype, device=device)[0] if isinstance(model, str) else model
     gradients = collect_gradients(network, gradient, progress=False)
     return Evaluator(Bench(network, calibration, windows, gradients=gradients), **measuring), windows
@@ -181,14 +183,14 @@ def transfer(trees: Trees, settings: Mapping[str, Setting | Callable[[], Setting
 
 
 def catalogue(trees: Trees, evaluator: Evaluator, windows: Tensor) -> pd.DataFrame:
-    """What each metric is and does: columns metric, formula, canonical form (equal: provably the same masks), homogeneous,
+    """What each metric is and does: columns metric, formula, canonical form (equal: provably the same masks),
     ppl, low, high (95 %), n; lowest perplexity first. Losses as in `transfer`, of one model."""
     losses = transfer(trees, {"": (evaluator, windows)}, progress=False).groupby("metric", sort=False)["loss"]
     dense = evaluator.benches[0].measure(windows)
-    rows = [(name, trees[name].infix(), canonical(trees[name]).infix(), trees[name].homogeneous,
-             *exp_mean(dense + loss.to_numpy()), len(loss)) for name, loss in losses]
-    return pd.DataFrame(rows, columns=["metric", "formula", "canonical form", "homogeneous", "ppl", "low", "high", "n"]
-                        ).sort_values("ppl", ignore_index=True)
+    rows = [(name, trees[name].infix(), canonical(trees[name]).infix(), *exp_mean(dense + loss.to_numpy()),
+             len(loss)) for name, loss in losses]
+    columns = ["metric", "formula", "canonical form", "ppl", "low", "high", "n"]
+    return pd.DataFrame(rows, columns=columns).sort_values("ppl", ignore_index=True)
 
 
 def atlas(frame: pd.DataFrame) -> pd.DataFrame:

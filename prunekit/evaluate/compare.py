@@ -111,9 +111,10 @@ def compare_many(pairs: Mapping[Any, tuple[Perplexity, Perplexity]]) -> pd.DataF
                                        "holm_low", "holm_high", "detectable", "verdict"])
 
 
-def compare_targets(measured: Mapping[tuple[str, str], Measured], pairs: Iterable[tuple[str, str]]) -> pd.DataFrame:
-    """`compare_many` of pairs of names at every target of `measure_targets`: columns first, second, target, and its own
-    but name."""
+def compare_targets(measured: Mapping[tuple[str, str], Measured], pairs: Iterable[tuple[str, str]]
+                    ) -> pd.DataFrame:
+    """`compare_many` of pairs of names at every target of `measure_targets`: columns first, second, target,
+    and its own but name."""
     compared = compare_many({(first, second, target): (result.perplexity, measured[second, target].perplexity)
                              for first, second in pairs
                              for (name, target), result in measured.items() if name == first})
@@ -122,9 +123,9 @@ def compare_targets(measured: Mapping[tuple[str, str], Measured], pairs: Iterabl
 
 
 def compare_draws(draws: Sequence[Mapping[tuple[str, str], Measured]], first: str) -> pd.DataFrame:
-    """Perplexity of `first` divided by every other name's where statistics are drawn anew as well as test windows.
+    """Perplexity of `first` divided by every other name's, for new draws of statistics and of test windows.
 
-    draws: results of `measure_targets`, each with calibration windows of its own; the names are those of the last.
+    draws: results of `measure_targets`, each with its own calibration windows; names are those of the last.
     Columns rival, target, draws, ratio, low, high (95 %), p_holm; see `sources`.
     """
     import pandas as pd

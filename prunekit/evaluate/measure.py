@@ -71,20 +71,22 @@ def prune_and_measure(model: nn.Module, calibration: Tensor, test: Tensor, setti
 
 
 def measure_targets(model: nn.Module, calibration: Tensor, test: Tensor, methods: Mapping[str, Any],
-                    targets: Iterable[float | str], *, gradients: Gradients | None = None, progress: bool = True,
-                    workers: int = 1, **setting: Any) -> dict[tuple[str, str], Measured]:
+                    targets: Iterable[float | str], *, gradients: Gradients | None = None,
+                    progress: bool = True, workers: int = 1, **shared: Any
+                    ) -> dict[tuple[str, str], Measured]:
     """`prune_and_measure` of every method at every target ("0.6", "2:4"): {(name, target as given): result}.
 
-    methods: name -> method of `prune`; one method under two names is measured once. setting: what all of them share,
-    such as update="obs".
+    methods: name -> method of `prune`; one method under two names is measured once. shared: what all settings
+    have in common, such as update="obs".
     """
-    places = {str(target): Target.parse(target) for target in targets}
-    settings = {(str(method), target): {"method": method, "sparsity": place.sparsity, "pattern": place.pattern, **setting}
-                for method in methods.values() for target, place in places.items()}
-    results = prune_and_measure(model, calibration, test, settings.values(), gradients=gradients, progress=progress,
-                                workers=workers)
+    goals = {str(target): Target.parse(target) for target in targets}
+    settings = {(str(method), word): {
+        "method": method, "sparsity": goal.sparsity, "pattern": goal.pattern, **shared}
+        for method in methods.values() for word, goal in goals.items()}
+    results = prune_and_measure(model, calibration, test, settings.values(), gradients=gradients,
+                                progress=progress, workers=workers)
     known = dict(zip(settings, results, strict=True))
-    return {(name, target): known[str(method), target] for name, method in methods.items() for target in places}
+    return {(name, word): known[str(method), word] for name, method in methods.items() for word in goals}
 
 
 def _side_by_side(model: nn.Module, calibration: Tensor, test: Tensor, settings: list[Mapping[str, Any]],

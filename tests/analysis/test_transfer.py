@@ -131,7 +131,8 @@ def test_a_corner_is_that_of_scores_and_mask(evaluator):
 
 def test_a_setting_has_statistics_of_its_own(evaluator):
     bench = evaluator.benches[0]
-    home, windows = transfer.setting(bench.model, bench.calibration, bench.calibration, bench.search, targets=("2:4",))
+    parts = bench.calibration, bench.calibration, bench.search
+    home, windows = transfer.setting(bench.model, *parts, targets=("2:4",))
     assert windows is bench.search and [str(target) for target in home.targets] == ["2:4"]
     G = pk.collect_gradients(bench.model, bench.calibration, progress=False)
     assert torch.allclose(home.benches[0].G[0], G[bench.layers[0].name].float())

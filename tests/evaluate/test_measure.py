@@ -66,8 +66,9 @@ def test_methods_at_targets_are_settings_and_two_names_of_one_metric_are_measure
         return plain(model, calibration, test, settings, **more)
     monkeypatch.setattr(measure, "prune_and_measure", counted)
     results = measure.measure_targets(model, calibration, test, methods, ["0.5", "2:4"], progress=False)
-    assert list(results) == [(name, target) for name in methods for target in ("0.5", "2:4")] and len(measured) == 6
-    assert results["mine", "2:4"] is results["its twin", "2:4"] and results["wanda", "2:4"].report.meta["pattern"] == "2:4"
+    assert list(results) == [(name, target) for name in methods for target in ("0.5", "2:4")]
+    assert len(measured) == 6 and results["mine", "2:4"] is results["its twin", "2:4"]
+    assert results["wanda", "2:4"].report.meta["pattern"] == "2:4"
     paired = compare.compare_targets(results, [("wanda", "W"), ("mine", "W")])
     assert list(zip(paired["first"], paired["second"], paired["target"], strict=True)) == [
         (first, "W", target) for first in ("wanda", "mine") for target in ("0.5", "2:4")]

@@ -65,7 +65,8 @@ def test_a_run_is_recorded(tmp_path, monkeypatch):
         study.record("tiny")
     (folder / "manifest.json").write_text(json.dumps(manifest | {"artifacts": {"journal-modern": {}, "evaluator": {}} | tables}))
     for name in study._TABLES:
-        pd.DataFrame({"target": ["0.50", "2:4"], "ratio": [1 / 3, 2.0]}).to_csv(folder / "tables" / f"{name}.csv", index=False)
+        frame = pd.DataFrame({"target": ["0.50", "2:4"], "ratio": [1 / 3, 2.0]})
+        frame.to_csv(folder / "tables" / f"{name}.csv", index=False)
     journal = tmp_path / "runs/tiny/04_gp_search/journal-modern.jsonl"
     list(pk.evolve(lambda tree: 1.0 / tree.size, "modern", 40, 3, journal, progress=False))
     assert study.record("tiny") < 10_000

@@ -11,7 +11,7 @@ over all of them. What is left is an association: traits that travel together ar
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -61,6 +61,22 @@ def findings(frame: pd.DataFrame, model: bool = True) -> pd.DataFrame:
     answers["verdict"] = [_WORDS[row.kind][int(row.effect < 0)] if row.p_holm < LEVEL else "no signal"
                           for row in answers.itertuples()]
     return answers
+
+
+def replicated(found: pd.DataFrame, elsewhere: Mapping[str, pd.DataFrame], most: int = 10) -> pd.DataFrame:
+    """The strongest correlations of `findings`, and whether they are found among other metrics, too.
+
+    elsewhere: name -> `findings` of those. Columns name, effect, low, high, and for each of elsewhere: "yes"
+    (its own 95 % interval lies on the same side of 0), "not shown" (it does not), "not asked" (too few
+    metrics have the trait, or lack it).
+    """
+    chosen = found[(found["verdict"] != "no signal") & (found["kind"] == "correlation")].head(most)
+    table = chosen[["name", "effect", "low", "high"]].set_index("name")
+    for name, other in elsewhere.items():
+        theirs = other[other["kind"] == "correlation"].set_index("name").reindex(table.index)[["low", "high"]]
+        same = np.sign(theirs).eq(np.sign(table["effect"]), axis=0).all(axis=1)
+        table[name] = same.map({True: "yes", False: "not shown"}).where(theirs["low"].notna(), "not asked")
+    return table.reset_index()
 
 
 def _numbers(frame: pd.DataFrame) -> pd.DataFrame:

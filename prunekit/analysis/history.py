@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from prunekit.evaluate.intervals import holm, mean_of, verdict
 from prunekit.metric.tree import Tree
 from prunekit.search import journal as journals
 from prunekit.search.presets import Preset
@@ -121,3 +122,59 @@ def choose(evaluator: Evaluator, finalists: Sequence[Candidate], select: Sequenc
                      "search": candidate.fitness, "select": loss, "optimism": loss - candidate.fitness,
                      **{f"select[{part}]": value for part, value in parts.items()}})
     return pd.DataFrame(rows).sort_values(["select", "size", "i"], ignore_index=True)
+
+
+# Several searches, several seeds of each --------------------------------------------------------------------
+
+
+def searches(history: pd.DataFrame) -> pd.DataFrame:
+    """With a column `search`, from the names that notebook 04 gives its journals: `journal-KIND`, and of
+    further seeds `journal-KIND-SEED`. Of the grid only the points are kept, not what replaced refused ones.
+    """
+    named = history.assign(search=history["journal"].str.split("-").str[1])
+    return named[(named["search"] != "grid") | (named["operator"] == "given")]
+
+
+def convergence(history: pd.DataFrame) -> pd.DataFrame:
+    """Best loss so far against distinct evaluations, over the seeds of each of `searches`.
+
+    Columns: search, evaluated, loss (median), low, high (range). A curve starts where every seed has a loss,
+    and ends with the longest of its seeds; one that has ended keeps its last loss until then.
+    """
+    curves = []
+    for search, rows in history[history["same"].isna()].groupby("search", sort=False):
+        best = rows.pivot_table(index="evaluated", columns="seed", values="best", aggfunc="last")
+        over_seeds = best.ffill().dropna().agg(["median", "min", "max"], axis=1)
+        over_seeds.columns = ["loss", "low", "high"]
+        curves.append(over_seeds.reset_index().assign(search=search))
+    return pd.concat(curves, ignore_index=True)
+
+
+def ends(history: pd.DataFrame) -> pd.DataFrame:
+    """What each of `searches` has ended with: columns search, seeds, evaluated (distinct; median over seeds),
+    unbred (lowest loss of what has no parents: given, sampled or planted; median), and of the best losses
+    median, lowest, highest."""
+    loss = history["fitness"].where(history["complete"])
+    known = history.assign(best=loss, unbred=loss.where(history["parents"] == ""))
+    each = known.groupby(["search", "seed"], sort=False).agg(
+        evaluated=("evaluated", "max"), unbred=("unbred", "min"), best=("best", "min"))
+    return each.groupby("search", sort=False).agg(
+        seeds=("best", "size"), evaluated=("evaluated", "median"), unbred=("unbred", "median"),
+        median=("best", "median"), lowest=("best", "min"), highest=("best", "max")).reset_index()
+
+
+def leads(history: pd.DataFrame, first: str) -> pd.DataFrame:
+    """The best loss of one of `searches` minus that of each other one, over seeds: columns search, change,
+    low, high (95 %), n (seeds), p_holm, verdict.
+
+    Seeds are paired in their order, which loses freedom but no validity, as they have nothing in common; a
+    search that draws nothing has one, which stands for itself. Student's t; of one seed nothing can be told.
+    """
+    complete = history[history["complete"]]
+    best = complete.groupby(["seed", "search"], sort=False)["fitness"].min().unstack().ffill()
+    others = [search for search in best if search != first]
+    means = [mean_of((best[first] - best[search]).to_numpy(), running=False) for search in others]
+    p = holm(mean.p for mean in means)
+    rows = [(search, mean.value, *mean.interval(), len(best), holmed, verdict(holmed, mean.value))
+            for search, mean, holmed in zip(others, means, p, strict=True)]
+    return pd.DataFrame(rows, columns=["search", "change", "low", "high", "n", "p_holm", "verdict"])

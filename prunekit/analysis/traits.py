@@ -159,6 +159,14 @@ def counted(frame: pd.DataFrame) -> list[str]:
     return [name for name in symbols("extended") if name in frame]
 
 
+def front(frame: pd.DataFrame) -> pd.DataFrame:
+    """The completely measured metrics of `traits` by loss, with columns front (no smaller one is as good: the
+    Pareto front of size against loss) and formula (as people write it)."""
+    complete = frame[frame["complete"]].sort_values(["fitness", "size"])
+    on = complete["size"].expanding().min().shift().fillna(math.inf) > complete["size"]
+    return complete.assign(front=on, formula=[Tree.parse(key).infix() for key in complete["key"]])
+
+
 def lineage(history: pd.DataFrame, i: int) -> pd.DataFrame:
     """The ancestors of candidate i and itself, oldest first; history: of one journal.
 

@@ -4,18 +4,22 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from scipy.stats import kendalltau
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from prunekit.choices import Target
 from prunekit.errors import UsageError
-from prunekit.evaluate.intervals import mean_of, percentiles, resampled
+from prunekit.evaluate.intervals import exp_mean, mean_of, percentiles, resampled
+from prunekit.metric.rank import canonical
 from prunekit.metric.tree import Tree, defect
+from prunekit.models import load_model
+from prunekit.pruning.gradients import collect_gradients
 from prunekit.pruning.masks import keep_mask, zero_out
 from prunekit.search.bench import Bench
 from prunekit.search.evaluator import Evaluator
@@ -49,6 +53,15 @@ def _keep(bench: Bench, tree: Tree, index: int, target: float | str) -> Tensor:
         raise UsageError(f"the metric {tree} is {why} in layer {bench.layers[index].name}, so it has no mask "
                          "there.")
     return keep_mask(S, *Target.parse(target))
+
+
+def corner(bench: Bench, tree: Tree, index: int, target: float | str = 0.5, most: int = 40) -> pd.DataFrame:
+    """Scores and mask of the first rows and columns of one layer, given by its number in the bench: columns
+    row, column, score, kept (bool)."""
+    full = _keep(bench, tree, index, target), bench.scores(tree, index)
+    keep, S = (M[:most, :most].cpu().numpy() for M in full)
+    row, column = (places.ravel() for places in np.indices(S.shape))
+    return pd.DataFrame({"row": row, "column": column, "score": S.ravel(), "kept": keep.ravel()})
 
 
 def disputed_weights(bench: Bench, first: Tree, second: Tree, target: float | str = 0.5) -> pd.DataFrame:
@@ -135,6 +148,15 @@ def distances(frame: pd.DataFrame, bench: Bench, targets: Trees, target: float |
 # Transfer ---------------------------------------------------------------------------------------------------
 
 
+def setting(model: str | nn.Module, calibration: Tensor, gradient: Tensor, windows: Tensor, *,
+            dtype: str = "auto", device: str = "auto", **measuring: Any) -> Setting:
+    """A model, by name or itself, with statistics of its own: X of the calibration windows (n, seqlen), G of
+    the gradient windows, measured on `windows`. measuring: as for `Evaluator`, such as targets."""
+    network = load_model(model, dtype=dtype, device=device)[0] if isinstance(model, str) else model
+    gradients = collect_gradients(network, gradient, progress=False)
+    return Evaluator(Bench(network, calibration, windows, gradients=gradients), **measuring), windows
+
+
 def transfer(trees: Trees, settings: Mapping[str, Setting | Callable[[], Setting]], *,
              progress: bool = True) -> pd.DataFrame:
     """Every metric in every setting, window by window: columns metric, setting, window, loss (nll pruned -
@@ -154,6 +176,17 @@ def transfer(trees: Trees, settings: Mapping[str, Setting | Callable[[], Setting
                 losses = np.full(len(windows), np.nan)
             rows += [(metric, name, window, loss) for window, loss in enumerate(losses)]
     return pd.DataFrame(rows, columns=["metric", "setting", "window", "loss"])
+
+
+def catalogue(trees: Trees, evaluator: Evaluator, windows: Tensor) -> pd.DataFrame:
+    """What each metric is and does: columns metric, formula, canonical form (equal: provably the same masks),
+    ppl, low, high (95 %), n; lowest perplexity first. Losses as in `transfer`, of one model."""
+    losses = transfer(trees, {"": (evaluator, windows)}, progress=False).groupby("metric", sort=False)["loss"]
+    dense = evaluator.benches[0].measure(windows)
+    rows = [(name, trees[name].infix(), canonical(trees[name]).infix(), *exp_mean(dense + loss.to_numpy()),
+             len(loss)) for name, loss in losses]
+    columns = ["metric", "formula", "canonical form", "ppl", "low", "high", "n"]
+    return pd.DataFrame(rows, columns=columns).sort_values("ppl", ignore_index=True)
 
 
 def atlas(frame: pd.DataFrame) -> pd.DataFrame:

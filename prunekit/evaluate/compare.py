@@ -11,7 +11,7 @@ The statistics are those of `evaluate/intervals.py`.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -29,12 +29,14 @@ from prunekit.evaluate.intervals import (
     mean_of,
     neighbours,
     pooled,
+    sources,
     verdict,
 )
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from prunekit.evaluate.measure import Measured
     from prunekit.evaluate.perplexity import Perplexity
 
 
@@ -107,6 +109,33 @@ def compare_many(pairs: Mapping[Any, tuple[Perplexity, Perplexity]]) -> pd.DataF
                      "holm_high": high, "detectable": c.detectable, "verdict": verdict(p_holm, c.ratio - 1)})
     return pd.DataFrame(rows, columns=["name", "ratio", "low", "high", "n", "correlation", "p", "p_holm",
                                        "holm_low", "holm_high", "detectable", "verdict"])
+
+
+def compare_targets(measured: Mapping[tuple[str, str], Measured], pairs: Iterable[tuple[str, str]]
+                    ) -> pd.DataFrame:
+    """`compare_many` of pairs of names at every target of `measure_targets`: columns first, second, target,
+    and its own but name."""
+    compared = compare_many({(first, second, target): (result.perplexity, measured[second, target].perplexity)
+                             for first, second in pairs
+                             for (name, target), result in measured.items() if name == first})
+    compared[["first", "second", "target"]] = compared.pop("name").tolist()
+    return compared
+
+
+def compare_draws(draws: Sequence[Mapping[tuple[str, str], Measured]], first: str) -> pd.DataFrame:
+    """Perplexity of `first` divided by every other name's, for new draws of statistics and of test windows.
+
+    draws: results of `measure_targets`, each with its own calibration windows; names are those of the last.
+    Columns rival, target, draws, ratio, low, high (95 %), p_holm; see `sources`.
+    """
+    import pandas as pd
+
+    nll = {key: np.array([drawn[key].perplexity.nll for drawn in draws]) for key in draws[-1]}
+    over = {key: sources(nll[first, key[1]] - nll[key], running=True) for key in nll if key[0] != first}
+    p = holm(change.p for change in over.values())
+    rows = [(*key, len(draws), *np.exp([change.mean, *change.interval]), holmed)
+            for (key, change), holmed in zip(over.items(), p, strict=True)]
+    return pd.DataFrame(rows, columns=["rival", "target", "draws", "ratio", "low", "high", "p_holm"])
 
 
 def _differences(a: Perplexity, b: Perplexity) -> np.ndarray:

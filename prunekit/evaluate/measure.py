@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from prunekit.choices import Target
 from prunekit.evaluate.perplexity import Perplexity, perplexity
 from prunekit.models import prunable_layers
 from prunekit.pruning.gradients import Gradients
@@ -67,6 +68,25 @@ def prune_and_measure(model: nn.Module, calibration: Tensor, test: Tensor, setti
             restore()
     finally:
         restore()
+
+
+def measure_targets(model: nn.Module, calibration: Tensor, test: Tensor, methods: Mapping[str, Any],
+                    targets: Iterable[float | str], *, gradients: Gradients | None = None,
+                    progress: bool = True, workers: int = 1, **shared: Any
+                    ) -> dict[tuple[str, str], Measured]:
+    """`prune_and_measure` of every method at every target ("0.6", "2:4"): {(name, target as given): result}.
+
+    methods: name -> method of `prune`; one method under two names is measured once. shared: what all settings
+    have in common, such as update="obs".
+    """
+    goals = {str(target): Target.parse(target) for target in targets}
+    settings = {(str(method), word): {
+        "method": method, "sparsity": goal.sparsity, "pattern": goal.pattern, **shared}
+        for method in methods.values() for word, goal in goals.items()}
+    results = prune_and_measure(model, calibration, test, settings.values(), gradients=gradients,
+                                progress=progress, workers=workers)
+    known = dict(zip(settings, results, strict=True))
+    return {(name, word): known[str(method), word] for name, method in methods.items() for word in goals}
 
 
 def _side_by_side(model: nn.Module, calibration: Tensor, test: Tensor, settings: list[Mapping[str, Any]],

@@ -34,7 +34,7 @@ def recorded(name: str) -> pd.DataFrame:
     names = {file.name.removesuffix(".gz").removesuffix(".csv"): file for file in FOLDER.glob("*.csv*")}
     if name not in names:
         raise UsageError(f"nothing is recorded as {name!r:.60}{did_you_mean(name, names)}")
-    frame = pd.read_csv(names[name], dtype={"parents": str, "regime": str})
+    frame = pd.read_csv(names[name], dtype={"parents": str, "target": str})
     return frame.fillna({"parents": ""}) if "parents" in frame else frame
 
 

@@ -11,7 +11,7 @@ import torch
 from scipy import stats
 
 import prunekit as pk
-from prunekit.analysis import findings, traits
+from prunekit.analysis import findings, history, traits
 from prunekit.analysis.history import _COLUMNS
 from prunekit.errors import UsageError
 from prunekit.evaluate import intervals
@@ -299,3 +299,67 @@ def test_a_hundred_times_luck_that_is_inherited(tmp_path):
         frame["fitness"] = frame["family"].map(luck) + rng.normal(0, 0.5, len(frame))
         false += not significant(pk.findings(frame, model=False)).empty
     assert false <= 10
+
+
+# Several searches -------------------------------------------------------------------------------------------
+
+
+def several():
+    """Two seeds of `modern`, and a grid with a point that was refused and replaced."""
+    rows = [("modern", 0, "", 3.0), ("modern", 0, "0", 1.0), ("modern", 1, "", 5.0), ("modern", 1, "", 4.0),
+            ("modern", 1, "1", 2.0), ("grid", 0, "", 2.5), ("grid", 0, "", 0.1)]
+    frame = pd.DataFrame(rows, columns=["search", "seed", "parents", "fitness"])
+    frame["journal"] = "journal-" + frame.pop("search") + frame["seed"].map({0: "", 1: "-1"})
+    frame["operator"] = np.where(frame["fitness"] == 0.1, "random", "given")
+    frame["evaluated"] = frame.groupby("journal").cumcount() + 1
+    return frame.assign(best=frame.groupby("journal")["fitness"].cummin(), complete=True, same=np.nan)
+
+
+def test_searches_are_known_by_their_journals_and_the_grid_by_its_points():
+    named = history.searches(several())
+    assert named["search"].tolist() == ["modern"] * 5 + ["grid"]
+
+
+def test_curves_and_ends_of_several_seeds_by_hand():
+    named = history.searches(several())
+    curves = history.convergence(named)
+    modern = curves[curves["search"] == "modern"]
+    assert modern[["evaluated", "loss", "low", "high"]].values.tolist() == [
+        [1, 4.0, 3.0, 5.0], [2, 2.5, 1.0, 4.0], [3, 1.5, 1.0, 2.0]]
+    ends = history.ends(named).set_index("search")
+    assert ends.loc["modern"].tolist() == [2, 2.5, 3.5, 1.5, 1.0, 2.0]
+    assert ends.loc["grid"].tolist() == [1, 1, 2.5, 2.5, 2.5, 2.5]
+
+
+def test_a_lead_over_seeds_is_students():
+    [lead] = history.leads(history.searches(several()), "modern").itertuples()
+    expected = stats.ttest_1samp([1.0 - 2.5, 2.0 - 2.5], 0)
+    assert (lead.search, lead.change, lead.n, lead.verdict) == ("grid", -1.0, 2, "indistinguishable")
+    assert lead.p_holm == pytest.approx(expected.pvalue)
+    assert (lead.low, lead.high) == pytest.approx(tuple(expected.confidence_interval()))
+    one_seed = several().query("seed == 0")
+    assert history.leads(history.searches(one_seed), "modern")["verdict"].tolist() == ["indistinguishable"]
+
+
+def test_the_front_has_nothing_that_is_smaller_and_as_good():
+    frame = pk.traits(invented(80))
+    front = traits.front(frame)
+    assert front["fitness"].is_monotonic_increasing and len(front) == len(frame)
+    for row in front.itertuples():
+        dominated = ((frame["size"] <= row.size) & (frame["fitness"] < row.fitness)
+                     | (frame["size"] < row.size) & (frame["fitness"] <= row.fitness)).any()
+        assert row.front == (not dominated)
+
+
+def test_what_is_replicated_is_on_the_same_side_elsewhere():
+    columns = ["kind", "name", "low", "high", "effect", "verdict"]
+    found = pd.DataFrame([["correlation", "W", -0.6, -0.4, -0.5, "lower loss"],
+                          ["correlation", "sub", 0.4, 0.6, 0.5, "higher loss"],
+                          ["correlation", "G", 0.3, 0.5, 0.4, "higher loss"],
+                          ["correlation", "X", 0.0, 0.2, 0.1, "no signal"]], columns=columns)
+    other = pd.DataFrame([["correlation", "W", -0.4, -0.1], ["correlation", "sub", -0.1, 0.3],
+                          ["best tenth", "G", 0.1, 0.2]], columns=columns[:4])
+    table = findings.replicated(found, {"elsewhere": other, "nowhere": other.head(0)})
+    assert table["name"].tolist() == ["W", "sub", "G"]
+    assert table["elsewhere"].tolist() == ["yes", "not shown", "not asked"]
+    assert table["nowhere"].tolist() == ["not asked"] * 3

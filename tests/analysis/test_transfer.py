@@ -84,7 +84,7 @@ def test_transfer_is_the_evaluators_loss_and_invalid_metrics_have_none(evaluator
         other.losses(TREES["wanda"]).mean(), abs=1e-6)
     means = transfer.atlas(found).set_index(["metric", "setting"])
     assert means.loc["invalid", "loss"].isna().all() and means.loc[("g", "home"), "loss"] == pytest.approx(part.mean())
-    assert evaluator.targets == [(0.5, "unstructured")]
+    assert [str(target) for target in evaluator.targets] == ["0.5"]
 
 
 def test_tau_is_kendalls_and_its_interval_holds_it():
@@ -118,3 +118,32 @@ def test_the_winners_curse_is_what_choosing_by_noise_costs():
     harder = frame.assign(loss=frame["loss"].where(frame["setting"] == "home", frame["loss"] * 3))
     assert transfer.winners_curse(harder, "home", "new", best)[1]["excess"] == pytest.approx(curse["excess"])
     assert np.isnan(transfer.winners_curse(frame, "home", "new", [])[1]["excess"])
+
+
+def test_a_corner_is_that_of_scores_and_mask(evaluator):
+    bench = evaluator.benches[0]
+    corner = transfer.corner(bench, TREES["wanda"], 1, "2:4", most=8)
+    scores = bench.scores(TREES["wanda"], 1)[:8, :8]
+    assert torch.equal(torch.tensor(corner["score"].to_numpy()).reshape(8, 8), scores.cpu())
+    kept = corner.pivot(index="row", columns="column", values="kept").to_numpy()
+    assert (kept.reshape(8, 2, 4).sum(-1) == 2).all()
+
+
+def test_a_setting_has_statistics_of_its_own(evaluator):
+    bench = evaluator.benches[0]
+    parts = bench.calibration, bench.calibration, bench.search
+    home, windows = transfer.setting(bench.model, *parts, targets=("2:4",))
+    assert windows is bench.search and [str(target) for target in home.targets] == ["2:4"]
+    G = pk.collect_gradients(bench.model, bench.calibration, progress=False)
+    assert torch.allclose(home.benches[0].G[0], G[bench.layers[0].name].float())
+
+
+def test_the_catalogue_is_perplexity_and_provable_sameness(evaluator):
+    bench = evaluator.benches[0]
+    table = transfer.catalogue(TREES, evaluator, bench.search).set_index("metric")
+    assert table["ppl"].is_monotonic_increasing
+    assert table.loc["wanda", "canonical form"] == table.loc["w2x", "canonical form"]
+    settings = [{"method": TREES["wanda"], "sparsity": 0.5, "one_shot": True}]
+    [ours] = pk.prune_and_measure(bench.model, bench.calibration, bench.search, settings, progress=False)
+    assert table.loc["wanda", ["ppl", "low", "high"]].tolist() == pytest.approx(
+        [ours.perplexity.value, *ours.perplexity.interval], rel=1e-5)

@@ -3,6 +3,7 @@ import pytest
 import torch
 
 import prunekit as pk
+from prunekit.evaluate import compare, measure
 from prunekit.search.bench import without_gradients
 
 
@@ -53,3 +54,28 @@ def test_what_cannot_be_is_said_and_leaves_the_model_dense(parts, workers):
                                   workers=workers))
     next(pk.prune_and_measure(model, calibration, test, SETTINGS, progress=False, workers=workers))  # and nobody waits for the rest
     assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+
+
+def test_methods_at_targets_are_settings_and_two_names_of_one_metric_are_measured_once(parts, monkeypatch):
+    model, calibration, test = parts
+    methods = {"wanda": "wanda", "W": "magnitude", "mine": pk.Tree.parse("W"), "its twin": pk.Tree.parse("W")}
+    plain, measured = measure.prune_and_measure, []
+
+    def counted(model, calibration, test, settings, **more):
+        measured.extend(settings)
+        return plain(model, calibration, test, settings, **more)
+    monkeypatch.setattr(measure, "prune_and_measure", counted)
+    results = measure.measure_targets(model, calibration, test, methods, ["0.5", "2:4"], progress=False)
+    assert list(results) == [(name, target) for name in methods for target in ("0.5", "2:4")]
+    assert len(measured) == 6 and results["mine", "2:4"] is results["its twin", "2:4"]
+    assert results["wanda", "2:4"].report.meta["pattern"] == "2:4"
+    paired = compare.compare_targets(results, [("wanda", "W"), ("mine", "W")])
+    assert list(zip(paired["first"], paired["second"], paired["target"], strict=True)) == [
+        (first, "W", target) for first in ("wanda", "mine") for target in ("0.5", "2:4")]
+    expected = results["wanda", "2:4"].perplexity.value / results["W", "2:4"].perplexity.value
+    assert paired.loc[1, "ratio"] == pytest.approx(expected)
+    draws = [results, measure.measure_targets(model, test[:4], test, methods, ["0.5"], progress=False)]
+    redrawn = compare.compare_draws(draws, "W").set_index("rival")
+    ratios = [draw["W", "0.5"].perplexity.value / draw["wanda", "0.5"].perplexity.value for draw in draws]
+    assert redrawn.loc["wanda", "ratio"] == pytest.approx(np.sqrt(np.prod(ratios)))
+    assert (redrawn["draws"] == 2).all() and set(redrawn["target"]) == {"0.5"}

@@ -32,9 +32,9 @@ def test_the_recorded_tables_are_of_these_searches():
     assert winner in set(history["tree"])
     result = pk.recorded("result")
     assert set(result[result["method"] == "winner"]["tree"]) == {winner}
-    paired, ppl = pk.recorded("paired"), result.set_index(["method", "regime"])["ppl"]
+    paired, ppl = pk.recorded("paired"), result.set_index(["method", "target"])["ppl"]
     for row in paired.itertuples():
-        assert row.ratio == pytest.approx(ppl["winner", row.regime] / ppl[row.rival, row.regime], rel=1e-4)
+        assert row.ratio == pytest.approx(ppl["winner", row.target] / ppl[row.rival, row.target], rel=1e-4)
         assert row.low <= row.ratio <= row.high
 
 
@@ -69,13 +69,13 @@ def test_a_run_is_recorded(tmp_path, monkeypatch):
         study.record("tiny")
     (folder / "manifest.json").write_text(json.dumps(manifest | {"artifacts": searched | tables}))
     for name in study._TABLES:
-        frame = pd.DataFrame({"regime": ["0.50", "2:4"], "ratio": [1 / 3, 2.0]})
+        frame = pd.DataFrame({"target": ["0.50", "2:4"], "ratio": [1 / 3, 2.0]})
         frame.to_csv(folder / "tables" / f"{name}.csv", index=False)
     journal = tmp_path / "runs/tiny/04_gp_search/journal-modern.jsonl"
     list(pk.evolve(lambda tree: 1.0 / tree.size, "modern", 40, 3, journal, progress=False))
     assert study.record("tiny") < 10_000
     assert pk.recorded_by() == "recorded on 2026-01-31, commit 0123456"
-    assert pk.recorded("paired")["regime"].tolist() == ["0.50", "2:4"]
+    assert pk.recorded("paired")["target"].tolist() == ["0.50", "2:4"]
     again, whole = pk.recorded("history"), pk.history(journal)
     expected = whole[list(again)].astype({"same": float})
     pd.testing.assert_frame_equal(again, expected, check_dtype=False, rtol=1e-5)

@@ -1,4 +1,5 @@
-"""What a search learned: traits and statistics against hand calculation and scipy, planted effects, and the null."""
+"""What a search learned: traits and statistics against hand calculation and scipy, planted effects, and the
+null."""
 from __future__ import annotations
 
 import random
@@ -36,9 +37,10 @@ def invented(n, seed=0, loss=noise, depths=(1, 2, 3)):
     """A history without a search: random trees, no parents."""
     rng = random.Random(seed)
     trees = [half_and_half(rng, depths, Alphabet(binary=0.5)) for _ in range(n)]
-    rows = [{"journal": "j", "preset": "p", "seed": seed, "i": i, "tree": str(t), "raw": str(t), "operator": "random", "parents": "",
-             "size": t.size, "depth": t.depth, "fitness": loss(t), "complete": True, "evaluated": i + 1, "group": "row",
-             "grammar": "reference", "measured": "x"} for i, t in enumerate(trees)]
+    same = {"journal": "j", "preset": "p", "seed": seed, "operator": "random", "parents": "",
+            "complete": True, "group": "row", "grammar": "reference", "measured": "x"}
+    rows = [{**same, "i": i, "tree": str(t), "raw": str(t), "size": t.size, "depth": t.depth,
+             "fitness": loss(t), "evaluated": i + 1} for i, t in enumerate(trees)]
     return pd.DataFrame(rows, columns=_COLUMNS)
 
 
@@ -46,7 +48,7 @@ def significant(found):
     return found[found["verdict"] != "no signal"]
 
 
-# Traits -----------------------------------------------------------------------------------------------------------------
+# Traits -----------------------------------------------------------------------------------------------------
 
 
 def test_a_metric_counts_once_however_it_is_written(tmp_path):
@@ -54,31 +56,36 @@ def test_a_metric_counts_once_however_it_is_written(tmp_path):
     history = searched(tmp_path, noise, 5, "random", seeds=[pk.Tree.parse(text) for text in texts])
     frame = pk.traits(history)
     assert list(frame["i"]) == [0, 2, 3]
-    assert list(frame["fitness"]) == pytest.approx([noise(texts[0]), noise(texts[2]), noise(texts[3])], rel=1e-6)
+    assert list(frame["fitness"]) == pytest.approx([noise(texts[i]) for i in (0, 2, 3)], rel=1e-6)
     assert frame.loc[0, ["a", "b", "c"]].tolist() == pytest.approx([2 / 3, 0, 1 / 3])
     assert frame.loc[1, ["key", "size", "depth", "a", "pairs"]].tolist() == ["W", 1, 0, 1.0, ""]
     assert frame.loc[2, ["key", "size", "depth", "W", "G", "X", "add", "mms", "sqrt"]].tolist() == \
         ["add(W, mms(G))", 4, 2, 1, 1, 0, 1, 1, 0]
-    assert frame.loc[2, "pairs"] == "add>W add>mms mms>G" and np.isnan(frame.loc[2, "a"]) and frame.loc[2, "homogeneous"]
+    assert frame.loc[2, "pairs"] == "add>W add>mms mms>G" and frame.loc[2, "homogeneous"]
+    assert np.isnan(frame.loc[2, "a"])
 
 
-@pytest.mark.parametrize("text", ["mul(W, sqrt(X))", "sqr(mul(sqrt(sqrt(G)), mul(W, W)))", "abs(mul(X, sqr(W)))", "G"])
+@pytest.mark.parametrize("text", ["mul(W, sqrt(X))", "sqr(mul(sqrt(sqrt(G)), mul(W, W)))",
+                                  "abs(mul(X, sqr(W)))", "G"])
 def test_exponents_are_the_slopes_of_the_score(text):
     torch.manual_seed(0)
     W, G, X = torch.rand(20, 9) + 0.1, torch.rand(20, 9) + 0.1, torch.rand(1, 9) + 0.1
     S = pk.Tree.parse(text).score(W, G, X).log().flatten().double()
     logs = torch.stack([m.expand(20, 9).log().flatten().double() for m in (W, G, X)], 1)
     slopes = torch.linalg.lstsq(logs, S[:, None]).solution.flatten()
-    assert traits.exponents(pk.Tree.parse(text)) == pytest.approx((slopes / slopes.abs().sum()).tolist(), abs=1e-4)
+    wanted = (slopes / slopes.abs().sum()).tolist()
+    assert traits.exponents(pk.Tree.parse(text)) == pytest.approx(wanted, abs=1e-4)
 
 
 def test_what_is_no_product_has_no_exponents():
-    assert [traits.exponents(pk.Tree.parse(t)) for t in ("add(W, G)", "mul(W, mms(G))", "neg(W)")] == [None] * 3
+    for text in ("add(W, G)", "mul(W, mms(G))", "neg(W)"):
+        assert traits.exponents(pk.Tree.parse(text)) is None
 
 
 def test_journals_of_two_grammars_or_evaluators_are_not_mixed():
     one, other = invented(5), invented(5).assign(journal="k", grammar="extended")
-    with pytest.raises(UsageError, match=r"different grammars \(k: extended, j: reference\).*history.groupby\('grammar'\)"):
+    sentence = r"different grammars \(k: extended, j: reference\).*history.groupby\('grammar'\)"
+    with pytest.raises(UsageError, match=sentence):
         pk.traits(pd.concat([one, other]))
     with pytest.raises(UsageError, match="different evaluators"):
         pk.traits(pd.concat([one, one.assign(journal="k", measured="y")]))
@@ -118,17 +125,18 @@ def test_ten_thousand_candidates():
 
 
 def test_lineage_by_hand():
-    history = invented(5).assign(i=[0, 1, 3, 4, 6], parents=["", "", "0 1", "3", "1"], fitness=[3.0, 1.0, 2.0, 2.5, 0.5])
+    history = invented(5).assign(i=[0, 1, 3, 4, 6], parents=["", "", "0 1", "3", "1"],
+                                 fitness=[3.0, 1.0, 2.0, 2.5, 0.5])
     found = pk.lineage(history, 4)
     assert found["i"].tolist() == [0, 1, 3, 4] and found["main"].tolist() == [True, False, True, True]
     assert found["best"].tolist() == [True, False, True, False]
-    assert found["gain"].tolist()[2:] == [1.0, -0.5] and found["gain"].isna().tolist() == [True, True, False, False]
+    assert found["gain"].tolist() == pytest.approx([np.nan, np.nan, 1.0, -0.5], nan_ok=True)
     for frame, i in ((history, 5), (pd.concat([history, history.assign(journal="k", i=9)]), 4)):
         with pytest.raises(UsageError, match=f"not one candidate {i} here"):
             pk.lineage(frame, i)
 
 
-# Statistics against other ways to compute them ----------------------------------------------------------------------------
+# Statistics against other ways to compute them --------------------------------------------------------------
 
 
 def test_correlations_are_spearmans():
@@ -136,10 +144,11 @@ def test_correlations_are_spearmans():
     found = pk.findings(frame, model=False).query("kind == 'correlation'").set_index("name")
     assert len(found) > 20
     for name, row in found.iterrows():
-        values = frame["pairs"].str.split().map(lambda held, name=name: name in held) if ">" in name else frame[name]
+        pairs = frame["pairs"].str.split()
+        values = pairs.map(lambda held, name=name: name in held) if ">" in name else frame[name]
         by_scipy = stats.spearmanr(values.astype(float), frame["fitness"], nan_policy="omit")
         assert row["effect"] == pytest.approx(by_scipy.statistic, abs=1e-6)
-        assert row["p"] > 0.8 * by_scipy.pvalue  # never more certain than independent metrics would be, by much
+        assert row["p"] > 0.8 * by_scipy.pvalue  # never much more certain than of independent metrics
 
 
 def test_log_odds_are_those_of_the_table():
@@ -148,14 +157,15 @@ def test_log_odds_are_those_of_the_table():
     best = frame["fitness"].rank() <= len(frame) // 10
     for name in ("sqrt", "G", "mul>W"):
         has = frame["pairs"].str.contains(f"{name}(?: |$)") if ">" in name else frame[name] > 0
-        table = np.array([[(has & best).sum(), (has & ~best).sum()], [(~has & best).sum(), (~has & ~best).sum()]]) + 0.5
+        table = np.array([[(rows & best).sum(), (rows & ~best).sum()] for rows in (has, ~has)]) + 0.5
         odds = table[0, 0] * table[1, 1] / table[0, 1] / table[1, 0]
         assert found.loc[name, "effect"] == pytest.approx(np.log(odds))
         assert found.loc[name, "high"] - found.loc[name, "effect"] >= 1.95 * np.sqrt((1 / table).sum())
 
 
 def test_relatives_do_not_count_as_witnesses():
-    """Fifty families of one metric each, and the same ten times over: ten times the rows are no more evidence."""
+    """Fifty families of one metric each, and the same ten times over: ten times the rows are no more
+    evidence."""
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(2, 50))
 
@@ -169,7 +179,8 @@ def test_relatives_do_not_count_as_witnesses():
 
 @pytest.mark.parametrize("carriers", [1, 2])
 def test_one_lucky_family_is_no_evidence(carriers):
-    """Of thirty families of ten metrics, `carriers` alone have a trait, and the best tenth: a luck of a few draws."""
+    """Of thirty families of ten metrics, `carriers` alone have a trait, and the best tenth: a luck of a few
+    draws."""
     family = pd.Series(np.repeat(np.arange(30), 10))
     lucky = (family < carriers).to_numpy()
     best = (family < 3).to_numpy()
@@ -179,9 +190,11 @@ def test_one_lucky_family_is_no_evidence(carriers):
 
 
 def test_presets_that_improve_less_often_do_not_speak_against_their_operators():
-    """Two operators of either preset improve equally often, in one preset on nine of ten parents, in the other on one."""
+    """Two operators of either preset improve equally often, in one preset on nine of ten parents, in the
+    other on one."""
     n = 400
-    frame = pd.DataFrame({"preset": np.repeat(["modern", "paper"], n // 2), "operator": np.tile(["insert", "swap"], n // 2),
+    frame = pd.DataFrame({"preset": np.repeat(["modern", "paper"], n // 2),
+                          "operator": np.tile(["insert", "swap"], n // 2),
                           "family": [f"f{i}" for i in range(n)], "gain": 1.0, "journal": "j",
                           "parents": [f"{i // 20} 7" for i in range(n)]})
     rare = np.arange(n) // 2 % 10 == 0
@@ -193,21 +206,28 @@ def test_presets_that_improve_less_often_do_not_speak_against_their_operators():
 
 
 def test_children_are_compared_with_children_of_the_same_parent():
-    """Two of three parents: the bad one, which everything improves on, mostly breeds by swap. Within each, swap does no better."""
-    frame = pd.DataFrame([{"journal": "j", "preset": "modern", "parents": parent, "operator": operator, "gain": 1.0 if i < improved else -1.0}
-                          for parent, operator, n, improved in (("0", "swap", 60, 48), ("0", "insert", 20, 16), ("1", "swap", 20, 4),
-                                                                ("1", "insert", 60, 12), ("2", "insert", 1, 0)) for i in range(n)])
+    """Two of three parents: the bad one, which everything improves on, mostly breeds by swap. Within each,
+    swap does no better."""
+    children = (("0", "swap", 60, 48), ("0", "insert", 20, 16), ("1", "swap", 20, 4), ("1", "insert", 60, 12),
+                ("2", "insert", 1, 0))
+    rows = [(parent, operator, 1.0 if i < improved else -1.0)
+            for parent, operator, n, improved in children for i in range(n)]
+    frame = pd.DataFrame(rows, columns=["parents", "operator", "gain"]).assign(journal="j", preset="modern")
     found = pd.DataFrame(findings._operators(frame)).set_index("name")
-    assert found["effect"].abs().max() < 1e-9 and found["families"].tolist() == [2, 2] and found["n"].tolist() == [160, 160]
+    assert found["effect"].abs().max() < 1e-9
+    assert found["families"].tolist() == [2, 2] and found["n"].tolist() == [160, 160]
 
 
 def test_the_odds_among_siblings_by_hand():
-    """One parent, 20 children: 8 of 10 by swap improve, 3 of 10 by insert. U = 8 - 10 * 11 / 20; V = 10 * 10 * 11 * 9 / (400 * 19)."""
-    has, hit = pd.Series([True] * 10 + [False] * 10), pd.Series([True] * 8 + [False] * 2 + [True] * 3 + [False] * 7)
+    """One parent, 20 children: 8 of 10 by swap improve, 3 of 10 by insert. U = 8 - 10 * 11 / 20; V = 10 * 10
+    * 11 * 9 / (400 * 19)."""
+    has = pd.Series([True] * 10 + [False] * 10)
+    hit = pd.Series([True] * 8 + [False] * 2 + [True] * 3 + [False] * 7)
     twice = pd.Series(["a"] * 20 + ["b"] * 20)
-    found = findings._siblings(pd.concat([has, has], ignore_index=True), pd.concat([hit, hit], ignore_index=True), twice)
+    found = findings._siblings(*(pd.concat([rows, rows], ignore_index=True) for rows in (has, hit)), twice)
     U, V = 2 * 2.5, 2 * 9900 / 7600
-    assert found["effect"] == pytest.approx(U / V) and found["high"] - found["effect"] == pytest.approx(1.959964 / V**0.5)
+    assert found["effect"] == pytest.approx(U / V)
+    assert found["high"] - found["effect"] == pytest.approx(1.959964 / V**0.5)
     assert found["p"] == pytest.approx(stats.chi2.sf(U * U / V, 1))
     assert findings._siblings(has, hit, twice[:20]) is None
 
@@ -220,9 +240,9 @@ def test_skill_is_what_folds_by_family_leave():
     row, rules = findings.skill(frame)
     X, y = findings._numbers(frame).fillna(-1).to_numpy(), stats.rankdata(frame["fitness"])
     model, plain = np.empty(len(y)), np.empty(len(y))
+    tree = DecisionTreeRegressor(max_depth=3, min_samples_leaf=max(5, len(y) // 50), random_state=0)
     for train, test in GroupKFold(5).split(X, y, frame["family"]):
-        model[test] = DecisionTreeRegressor(max_depth=3, min_samples_leaf=max(5, len(y) // 50), random_state=0).fit(
-            X[train], y[train]).predict(X[test])
+        model[test] = tree.fit(X[train], y[train]).predict(X[test])
         plain[test] = y[train].mean()
     assert row["effect"] == pytest.approx(1 - ((y - model) ** 2).sum() / ((y - plain) ** 2).sum(), abs=1e-6)
     assert row["low"] > 0.1 and rules.startswith("|--- W <= 1.50")
@@ -236,7 +256,7 @@ def test_without_scikit_learn_one_sentence(monkeypatch):
     assert len(pk.findings(frame, model=False)) > 10
 
 
-# Planted and null ---------------------------------------------------------------------------------------------------------
+# Planted and null -------------------------------------------------------------------------------------------
 
 
 def test_a_planted_effect_is_found(tmp_path):
@@ -247,7 +267,7 @@ def test_a_planted_effect_is_found(tmp_path):
 
 def test_the_better_operator_is_found(tmp_path):
     frame = pk.traits(searched(tmp_path, noise, 300))
-    gain = [noise(f"{i}") - 1.5 + 2 * (name == "insert") for i, name in zip(frame["i"], frame["operator"], strict=True)]
+    gain = [noise(f"{row.i}") - 1.5 + 2 * (row.operator == "insert") for row in frame.itertuples()]
     frame["gain"] = frame["gain"].where(frame["gain"].isna(), gain)
     found = significant(pk.findings(frame, model=False)).set_index("name")
     assert found.loc["insert (modern)", ["kind", "verdict"]].tolist() == ["operator", "improves more often"]
@@ -268,11 +288,13 @@ def test_fitness_that_means_nothing_teaches_nothing(tmp_path):
 
 @pytest.mark.torture
 def test_a_hundred_searches_for_nothing(tmp_path):
-    """A whole search on shuffled losses, a hundred times: at most ten may find anything at the level of 0.05."""
+    """A whole search on shuffled losses, a hundred times: at most ten may find anything at the level of
+    0.05."""
     losses = tuple(np.random.default_rng(0).lognormal(size=500))
     false = 0
     for seed in range(100):
-        history = searched(tmp_path, pk.Shuffled(losses, seed), 300, ("modern", "paper")[seed % 2], f"j{seed}", seed=seed)
+        preset = ("modern", "paper")[seed % 2]
+        history = searched(tmp_path, pk.Shuffled(losses, seed), 300, preset, f"j{seed}", seed=seed)
         false += not significant(pk.findings(pk.traits(history))).empty
     assert false <= 10
 
@@ -290,7 +312,8 @@ def test_a_long_search_for_nothing(tmp_path):
 
 @pytest.mark.torture
 def test_a_hundred_times_luck_that_is_inherited(tmp_path):
-    """One search, in which a hundred times every family is drawn a luck that all its members share, whatever their traits."""
+    """One search, in which a hundred times every family is drawn a luck that all its members share, whatever
+    their traits."""
     frame = pk.traits(searched(tmp_path, noise, 300)).assign(gain=np.nan)
     false = 0
     for seed in range(100):

@@ -11,8 +11,8 @@ import prunekit as pk
 from prunekit.analysis import transfer
 from prunekit.errors import UsageError
 
-TREES = {"magnitude": pk.Tree.parse("W"), "wanda": pk.Tree.parse("mul(W, sqrt(X))"), "w2x": pk.Tree.parse("mul(sqr(W), X)"),
-         "g": pk.Tree.parse("mul(W, G)")}
+TREES = {"magnitude": pk.Tree.parse("W"), "wanda": pk.Tree.parse("mul(W, sqrt(X))"),
+         "w2x": pk.Tree.parse("mul(sqr(W), X)"), "g": pk.Tree.parse("mul(W, G)")}
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,8 @@ def evaluator():
     golden = Path(__file__).parents[1] / "golden"
     ids = load_file(golden / "calib.safetensors")["calib"]
     model = pk.load_model(golden / "llama")[0]
-    return pk.Evaluator(pk.Bench(model, ids[:4], ids[4:], gradients=pk.Gradients.load(golden / "llama-grad-l2.pth")), (0.5,))
+    gradients = pk.Gradients.load(golden / "llama-grad-l2.pth")
+    return pk.Evaluator(pk.Bench(model, ids[:4], ids[4:], gradients=gradients), (0.5,))
 
 
 def test_agreement_is_that_of_pruned_models(evaluator):
@@ -33,18 +34,21 @@ def test_agreement_is_that_of_pruned_models(evaluator):
     assert (found.query("first == 'wanda' and second == 'w2x'")["agreement"] == 1).all()
     kept = {}
     for name in ("magnitude", "wanda"):
-        for _ in pk.prune_and_measure(bench.model, bench.calibration, bench.search,
-                                      [{"method": TREES[name], "sparsity": 0.5, "one_shot": True}], progress=False):
+        setting = {"method": TREES[name], "sparsity": 0.5, "one_shot": True}
+        for _ in pk.prune_and_measure(bench.model, bench.calibration, bench.search, [setting],
+                                      progress=False):
             kept[name] = pk.kept_weights(bench.model)
     part = found.query("first == 'magnitude' and second == 'wanda'")
     for row in part.itertuples():
         one, other = ({row.layer: masks[row.layer]} for masks in kept.values())
         assert row.agreement == pytest.approx(pk.pruned_in_common(one, other), abs=1e-6)
-        assert row.disputed == pytest.approx((one[row.layer] != other[row.layer]).float().mean().item(), abs=1e-6)
+        disputed = (one[row.layer] != other[row.layer]).float().mean()
+        assert row.disputed == pytest.approx(disputed.item(), abs=1e-6)
 
 
 def test_disputed_weights_lie_where_their_metric_looks(evaluator):
-    found = transfer.disputed_weights(evaluator.benches[0], TREES["magnitude"], TREES["wanda"]).set_index(["kind", "kept"])
+    found = transfer.disputed_weights(evaluator.benches[0], TREES["magnitude"], TREES["wanda"])
+    found = found.set_index(["kind", "kept"])
     for kind in found.index.levels[0]:
         first, second = found.loc[(kind, "first")], found.loc[(kind, "second")]
         assert first["share"] == pytest.approx(second["share"])  # both remove half of every row
@@ -68,7 +72,8 @@ def test_flips_add_up_to_the_other_metric(evaluator):
 def test_distances_along_a_search(evaluator):
     frame = pd.DataFrame({"journal": "j", "i": range(4), "evaluated": range(1, 5), "fitness": 0.0,
                           "key": ["W", "mul(W, sqrt(X))", "neg(W)", "div(W, sub(G, G))"]})
-    found = transfer.distances(frame, evaluator.benches[0], {"magnitude": TREES["magnitude"]}).set_index("i")["distance"]
+    targets = {"magnitude": TREES["magnitude"]}
+    found = transfer.distances(frame, evaluator.benches[0], targets).set_index("i")["distance"]
     assert found[0] == 0 and 0 < found[1] < 0.5 and found[2] > 0.9 and 3 not in found
 
 
@@ -79,19 +84,22 @@ def test_transfer_is_the_evaluators_loss_and_invalid_metrics_have_none(evaluator
     found = transfer.transfer(trees, settings, progress=False)
     part = found.query("metric == 'g' and setting == 'home'")["loss"]
     assert part.to_numpy() == pytest.approx(evaluator.losses(TREES["g"])[0, 0])
-    other = pk.Evaluator(pk.Bench(evaluator.benches[0].model, evaluator.benches[0].calibration, windows), ("2:4",))
+    bench = evaluator.benches[0]
+    other = pk.Evaluator(pk.Bench(bench.model, bench.calibration, windows), ("2:4",))
     assert found.query("metric == 'wanda' and setting == '2:4'")["loss"].mean() == pytest.approx(
         other.losses(TREES["wanda"]).mean(), abs=1e-6)
     means = transfer.atlas(found).set_index(["metric", "setting"])
-    assert means.loc["invalid", "loss"].isna().all() and means.loc[("g", "home"), "loss"] == pytest.approx(part.mean())
-    assert [str(target) for target in evaluator.targets] == ["0.5"]
+    assert means.loc["invalid", "loss"].isna().all()
+    assert means.loc[("g", "home"), "loss"] == pytest.approx(part.mean())
+    assert evaluator.targets == [(0.5, "unstructured")]
 
 
 def test_tau_is_kendalls_and_its_interval_holds_it():
     rng = np.random.default_rng(0)
     true = np.linspace(0, 1, 8)
     rows = [{"metric": f"m{m}", "setting": setting, "window": w, "loss": sign * true[m] + rng.normal(0, 0.1)}
-            for setting, sign in (("home", 1), ("again", 1), ("reverse", -1)) for m in range(8) for w in range(30)]
+            for setting, sign in (("home", 1), ("again", 1), ("reverse", -1))
+            for m in range(8) for w in range(30)]
     frame = pd.DataFrame(rows)
     found = transfer.rank_agreement(frame, "home").set_index("setting")
     wide = transfer.atlas(frame).pivot(index="metric", columns="setting", values="loss")
@@ -103,9 +111,10 @@ def test_tau_is_kendalls_and_its_interval_holds_it():
 
 
 def test_the_winners_curse_is_what_choosing_by_noise_costs():
-    """Two hundred equal metrics, the best ten by their first windows: on new windows they are no better than the others."""
+    """Two hundred equal metrics, the best ten by their first windows: on new windows they are no better than
+    the others."""
     rng = np.random.default_rng(1)
-    losses = {"home": rng.normal(1, 0.3, (200, 25)), "new": rng.normal(1.5, 0.3, (200, 25))}  # the new windows are harder
+    losses = {"home": rng.normal(1, 0.3, (200, 25)), "new": rng.normal(1.5, 0.3, (200, 25))}  # new: harder
     frame = pd.DataFrame([{"metric": f"m{m}", "setting": s, "window": w, "loss": values[m, w]}
                           for s, values in losses.items() for m in range(200) for w in range(25)])
     best = [f"m{m}" for m in losses["home"].mean(1).argsort()[:10]]

@@ -18,13 +18,15 @@ SCRIPT = textwrap.dedent("""
     import prunekit as pk
     from tests.search.toy import Racing, slow_distance
     evaluator = Racing() if sys.argv[2] == "racing" else slow_distance
-    for generation in pk.evolve(evaluator, "modern", int(sys.argv[3]), seed=3, journal=sys.argv[1], population=20, progress=False):
+    for generation in pk.evolve(evaluator, "modern", int(sys.argv[3]), seed=3, journal=sys.argv[1],
+                                population=20, progress=False):
         pass
 """)
 
 
 def script(path, budget=120, evaluator="slow", **kwargs):
-    return subprocess.Popen([sys.executable, "-c", SCRIPT, str(path), evaluator, str(budget)], stderr=subprocess.PIPE, **kwargs)
+    command = [sys.executable, "-c", SCRIPT, str(path), evaluator, str(budget)]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, **kwargs)
 
 
 def lines(path):
@@ -32,13 +34,14 @@ def lines(path):
 
 
 def search(path, budget=60, **kwargs):
-    return list(pk.evolve(Racing(), "modern", budget, seed=3, journal=path, population=20, progress=False, **kwargs))
+    kwargs |= {"seed": 3, "journal": path, "population": 20, "progress": False}
+    return list(pk.evolve(Racing(), "modern", budget, **kwargs))
 
 
 def test_losses_survive_as_float32():
     values = [0.1, -3.5e-8, 7e30]
-    assert list(journals.unpack(journals.pack(values))) == list(journals.unpack(journals.pack(journals.unpack(journals.pack(values)))))
-    assert list(journals.unpack(journals.pack(values))) == pytest.approx(values, rel=1e-7)
+    once = journals.unpack(journals.pack(values))
+    assert list(once) == list(journals.unpack(journals.pack(once))) == pytest.approx(values, rel=1e-7)
 
 
 @pytest.mark.parametrize("patience", [250, 4])
@@ -108,8 +111,8 @@ def test_a_missing_or_doubled_line_is_found(tmp_path):
 
 
 @pytest.mark.parametrize("change, named", [
-    ({"seed": 4}, "seed"), ({"population": 21}, "preset.population"), ({"evaluator": distance}, "evaluator.function"),
-    ({"seeds": [pk.Tree.parse("W")]}, "seeds"),
+    ({"seed": 4}, "seed"), ({"population": 21}, "preset.population"),
+    ({"evaluator": distance}, "evaluator.function"), ({"seeds": [pk.Tree.parse("W")]}, "seeds"),
 ])
 def test_a_journal_of_another_search_is_refused_or_set_aside(tmp_path, change, named):
     path = tmp_path / "j.jsonl"
@@ -121,7 +124,8 @@ def test_a_journal_of_another_search_is_refused_or_set_aside(tmp_path, change, n
         list(pk.evolve(evaluator, "modern", 25, journal=path, progress=False, **arguments))
     assert path.read_bytes() == before
     list(pk.evolve(evaluator, "modern", 25, journal=path, progress=False, restart=True, **arguments))
-    assert (tmp_path / "j.jsonl~").read_bytes() == before and journals.read(path)[0] != journals.read(tmp_path / "j.jsonl~")[0]
+    aside = tmp_path / "j.jsonl~"
+    assert aside.read_bytes() == before and journals.read(path)[0] != journals.read(aside)[0]
 
 
 def test_two_searches_cannot_write_one_journal(tmp_path):
@@ -136,12 +140,13 @@ def test_two_searches_cannot_write_one_journal(tmp_path):
 
 
 def test_a_full_disk_loses_nothing(tmp_path):
-    """The file may not grow beyond a limit; what was written before is whole, and the search goes on from there."""
+    """The file may not grow beyond a limit; what was written before is whole, and the search goes on from
+    there."""
     path = tmp_path / "j.jsonl"
     limited = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); " \
               "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))\n" + SCRIPT
-    found = subprocess.run([sys.executable, "-c", limited, str(path), "racing", "60"], capture_output=True, text=True,
-                           check=False)
+    found = subprocess.run([sys.executable, "-c", limited, str(path), "racing", "60"], capture_output=True,
+                           text=True, check=False)
     assert "cannot be written (File too large): make room" in found.stderr
     assert 15000 < path.stat().st_size <= 20000 and path.read_bytes().endswith(b"\n")
     search(path), search(tmp_path / "whole.jsonl")
@@ -150,7 +155,8 @@ def test_a_full_disk_loses_nothing(tmp_path):
 
 @pytest.mark.parametrize("content, sentence", [
     (b"", "does not begin with a header"), (b"text\n", "its first line is no header"),
-    (b"x" * 100_000_000, "its first line is no header"), (b"[" * 10_000 + b"\n", "its first line is no header"),
+    (b"x" * 100_000_000, "its first line is no header"),
+    (b"[" * 10_000 + b"\n", "its first line is no header"),
     (b'{"event": "header", "format"', "does not begin with a header"),
 ])
 def test_files_that_are_no_journal(tmp_path, content, sentence):
@@ -186,13 +192,14 @@ def test_tables_of_a_journal(tmp_path):
     assert family["i"].iloc[-1] == replayed.best.index and family["best"].iloc[-1]
     assert all(int(parent) in set(family["i"]) for parents in family["parents"] for parent in parents.split())
     chosen = pk.finalists(replayed.candidates.values(), 5)
-    assert chosen[0] is replayed.best and {one.index for one in replayed.front} <= {one.index for one in chosen}
+    assert chosen[0] is replayed.best and set(replayed.front) <= set(chosen)
 
 
 def test_a_journal_that_does_not_tell_tasks_apart_reads_as_it_did(tmp_path):
     search(tmp_path / "new.jsonl", 30)
     header, *events = journals.read(tmp_path / "new.jsonl")
-    with journals.Journal(tmp_path / "old.jsonl", {key: header[key] for key in header if key not in ("event", "format", "crc")}) as old:
+    kept = {key: header[key] for key in header if key not in ("event", "format", "crc")}
+    with journals.Journal(tmp_path / "old.jsonl", kept) as old:
         for event in events:
             old.append({key: event[key] for key in event if key not in ("by_task", "crc")})
     one, other = (pk.history(tmp_path / f"{name}.jsonl").drop(columns="journal") for name in ("old", "new"))

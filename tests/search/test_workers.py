@@ -44,12 +44,12 @@ def test_threads_of_the_standard_library_do_as_well(tmp_path, serial):
 
 def test_a_tree_that_kills_two_workers_is_quarantined_and_no_other(tmp_path):
     search(tmp_path / "j.jsonl", {"kind": "processes", "workers": 2}, Deadly(), 40)
-    proposed = {event["i"]: event["tree"]
-                for event in events(tmp_path / "j.jsonl") if event["event"] == "propose"}
-    rejected = [event for event in events(tmp_path / "j.jsonl") if event["event"] == "reject"]
+    lines = events(tmp_path / "j.jsonl")
+    proposed = {event["i"]: event["tree"] for event in lines if event["event"] == "propose"}
+    rejected = [event for event in lines if event["event"] == "reject"]
     killers = [proposed[event["i"]] for event in rejected if event["why"] == KILLED]
     assert killers and all("tanh" in tree for tree in killers)
-    settled = [proposed[event["i"]] for event in events(tmp_path / "j.jsonl") if event["event"] == "evaluate"]
+    settled = [proposed[event["i"]] for event in lines if event["event"] == "evaluate"]
     assert not any("tanh" in tree for tree in settled)
 
 

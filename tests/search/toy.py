@@ -23,8 +23,8 @@ def slow_distance(tree):
 
 
 class Racing:
-    """Forty windows of noise around `distance`; stops as a real evaluator does. Masks are the sets of symbols. Of its two
-    tasks one is always 0.2 harder."""
+    """Forty windows of noise around `distance`; stops as a real evaluator does. Masks are the sets of
+    symbols. Of its two targets one is always 0.2 harder."""
 
     group = "row"
     rungs = (8, 20, 40)
@@ -47,11 +47,13 @@ class Racing:
                 if not race.audit:
                     break
         mean = sum(losses) / len(losses)
-        return Outcome(losses, len(losses) == 40, stopped, masks, by_task={"0.5": mean - 0.1, "2:4": mean + 0.1})
+        by_target = {"0.5": mean - 0.1, "2:4": mean + 0.1}
+        return Outcome(losses, len(losses) == 40, stopped, masks, by_task=by_target)
 
 
 class Deadly(Racing):
-    """Kills its process on trees with `tanh`, always, or (`once` given, a file) only the first time anywhere."""
+    """Kills its process on trees with `tanh`, always, or (`once` given, a file) only the first time
+    anywhere."""
 
     identity: ClassVar = {"toy": "deadly"}
 

@@ -3,8 +3,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -341,6 +341,29 @@ def prunable_layers(model: nn.Module) -> list[list[Layer]]:
     for index, block in enumerate(blocks):
         _refuse_unseen(model, block, f"{path}.{index}", {id(layer.parameter) for layer in layers[index]})
     return layers
+
+
+def layers(model: nn.Module) -> list[Layer]:
+    """Every prunable layer, block by block; UsageError as of `prunable_layers`."""
+    return [layer for block in prunable_layers(model) for layer in block]
+
+
+@contextmanager
+def as_it_was(model: nn.Module) -> Iterator[Callable[[], None]]:
+    """Afterwards the model's prunable weights are as they were before, bit for bit; what it yields puts them back
+    on the way. (A copy of them is kept for that.)"""
+    with torch.no_grad():
+        before = [(layer, layer.weight.clone()) for layer in layers(model)]
+
+    @torch.no_grad()
+    def restore() -> None:
+        for layer, weight in before:
+            layer.weight.copy_(weight)
+
+    try:
+        yield restore
+    finally:
+        restore()
 
 
 def _refuse_unseen(model: nn.Module, block: nn.Module, prefix: str, seen: set[int]) -> None:

@@ -19,13 +19,13 @@ from torch import Tensor
 from prunekit import __version__
 from prunekit.errors import UsageError
 from prunekit.files import locked
-from prunekit.metric.catalogue import Method
+from prunekit.metric.catalogue import Method, resolve
 from prunekit.metric.tree import Tree
 from prunekit.models import Layer, fingerprint, locate, prunable_layers
 from prunekit.pruning import walk
 from prunekit.pruning.gradients import Gradients
 from prunekit.pruning.obs import ObsOptions
-from prunekit.pruning.prune import Plan, Report, measured_blocks, refuse_not_finite
+from prunekit.pruning.prune import Plan, Report, refuse_not_finite
 from prunekit.streaming.checkpoint import INDEX, Checkpoint, Entry, write_json, write_safetensors
 from prunekit.streaming.skeleton import Skeleton, Streamed
 
@@ -73,21 +73,20 @@ def prune_checkpoint(source_dir: str | Path, target_dir: str | Path, windows: Te
     source = _local(source_dir)
     stored = _stored_gradients(gradients) if isinstance(gradients, (str, Path)) else gradients
     skeleton = Skeleton(source, dtype)
-    plan = Plan.make(skeleton.model, windows, method, sparsity, pattern, stored, group, update, obs)
-    request = _request(source, skeleton, plan, windows, stored)
-    run = _Run(source, Path(target_dir), request, _needs(skeleton, plan, windows), len(skeleton.blocks))
-    meta = plan.meta(windows, False) | {"dtype": request["dtype"]} | run.needs
+    plan = Plan(skeleton.model, windows, resolve(method, group, update), sparsity, pattern, stored, obs)
+    request = _request(source, skeleton, plan)
+    run = _Run(source, Path(target_dir), request, _needs(skeleton, plan), len(skeleton.blocks))
+    meta = plan.meta() | {"dtype": request["dtype"]} | run.needs
     with run.alone(), torch.no_grad():
         if not run.complete:
-            _prune_blocks(skeleton, plan, windows, run, progress)
+            _prune_blocks(skeleton, plan, run, progress)
             run.finish({skeleton.stored_name(name): skeleton.entry(name) for name in skeleton.outside}, meta)
     return Report(run.rows, meta | {"seconds": round(time.perf_counter() - started, 3)})
 
 
-def _prune_blocks(skeleton: Skeleton, plan: Plan, windows: Tensor | None, run: _Run, progress: bool) -> None:
+def _prune_blocks(skeleton: Skeleton, plan: Plan, run: _Run, progress: bool) -> None:
     resident = Streamed(skeleton, run.pruned)
-    for index, layers, inputs in measured_blocks(skeleton.model, windows, plan, False, progress,
-                                                 resident=resident, finished=run.finished):
+    for index, layers, inputs in plan.blocks(progress, resident, run.finished):
         path = f"{skeleton.path}.{index}"
         refuse_not_finite(skeleton.model.get_submodule(path), path)
         rows = [plan.prune_layer(layer, inputs.get(layer.name)) for layer in layers]
@@ -102,8 +101,8 @@ def checkpoint_needs(source_dir: str | Path, windows: Tensor | None, method: str
     An estimate from shapes, meant to be within a fifth. Raises UsageError as `prune_checkpoint` does.
     """
     skeleton = Skeleton(_local(source_dir), dtype)
-    plan = Plan.make(skeleton.model, windows, method, 0.5, "unstructured", _Unread({}), None, update, ObsOptions())
-    return _needs(skeleton, plan, windows)
+    plan = Plan(skeleton.model, windows, resolve(method, update=update), 0.5, gradients=_Unread({}))
+    return _needs(skeleton, plan)
 
 
 class _Unread(Gradients):
@@ -131,7 +130,7 @@ def _local(source: str | Path) -> Path:
 # --- how much it takes ----------------------------------------------------------------------------------------------
 
 
-def _needs(skeleton: Skeleton, plan: Plan, windows: Tensor | None) -> dict[str, int]:
+def _needs(skeleton: Skeleton, plan: Plan) -> dict[str, int]:
     """The largest of what the stages hold: embedding, a pass through a block, scoring its largest layer, the rest."""
     head = skeleton.model.get_output_embeddings()
     outside = {name: skeleton.size([name]) for name in skeleton.outside}
@@ -139,8 +138,8 @@ def _needs(skeleton: Skeleton, plan: Plan, windows: Tensor | None) -> dict[str, 
     block = max(skeleton.size(names) for names in skeleton.blocks)
     hidden = statistics = forward = 0
     if plan.reads_inputs:
-        hidden = windows.numel() * skeleton.model.config.get_text_config().hidden_size * skeleton.dtype.itemsize
-        forward = _forward(skeleton, plan, windows)
+        hidden = plan.windows.numel() * skeleton.model.config.get_text_config().hidden_size * skeleton.dtype.itemsize
+        forward = _forward(skeleton, plan)
         if plan.method.update:
             statistics = max(4 * sum(width**2 for width in _inputs(layers)) for layers in prunable_layers(skeleton.model))
     scoring = max(_scoring(layer, plan) for layer in plan.layers)
@@ -151,12 +150,13 @@ def _needs(skeleton: Skeleton, plan: Plan, windows: Tensor | None) -> dict[str, 
     return {"memory": memory + _MARGIN, "disk": disk + _MARGIN}
 
 
-def _forward(skeleton: Skeleton, plan: Plan, windows: Tensor) -> int:
+def _forward(skeleton: Skeleton, plan: Plan) -> int:
     """Bytes of one batch in a block: two states beside the widest input, which has three copies in a gated MLP, or is
     measured in float32."""
     number, width = skeleton.dtype.itemsize, skeleton.model.config.get_text_config().hidden_size
     wide = max(layer.weight.shape[1] for layer in plan.layers)
-    tokens = min(len(windows), max(1, walk.BATCH_TOKENS // windows.shape[1])) * windows.shape[1]
+    n, seqlen = plan.windows.shape
+    tokens = min(n, max(1, walk.BATCH_TOKENS // seqlen)) * seqlen
     exact = 0 if number == 4 else 4  # a float32 copy
     measured = number + exact + 4
     if plan.method.update:
@@ -186,10 +186,10 @@ def _inputs(layers: list[Layer]) -> list[int]:
 # --- the target directory -------------------------------------------------------------------------------------------
 
 
-def _request(source: Path, skeleton: Skeleton, plan: Plan, windows: Tensor | None, gradients: Gradients | None
-             ) -> dict[str, Any]:
+def _request(source: Path, skeleton: Skeleton, plan: Plan) -> dict[str, Any]:
     """All that the result depends on."""
-    asked = plan.meta(windows, False) | {"sparsity": plan.sparsities, "obs": asdict(plan.obs)}
+    windows, gradients = plan.windows, plan.gradients
+    asked = plan.meta() | {"sparsity": plan.sparsities, "obs": asdict(plan.obs)}
     asked |= {
         "prunekit": __version__, "torch": torch.__version__, "source": fingerprint(source),
         "dtype": str(skeleton.dtype).removeprefix("torch."), "batch_tokens": walk.BATCH_TOKENS,

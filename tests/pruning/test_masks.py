@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from prunekit import UsageError
 from prunekit.choices import parse_pattern, per_block
-from prunekit.pruning.masks import keep_mask, kth_smallest
+from prunekit.pruning.masks import keep_mask, kth_smallest, nonzero
 
 
 def scores(seed: int, rows: int, columns: int, levels: int) -> torch.Tensor:
@@ -90,3 +90,8 @@ def test_one_sparsity_per_block():
     for bad, pattern in (([0.5], "unstructured"), (0.6, "2:4"), (1.0, "unstructured"), (True, "unstructured")):
         with pytest.raises(UsageError):
             per_block(bad, pattern, 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.bfloat16, torch.float16, torch.float32])
+def test_both_zeros_count_as_zero(dtype):
+    assert nonzero(torch.tensor([[0.0, -0.0, 1e-7], [-2.0, 0.0, 3.0]]).to(dtype)) == 3

@@ -10,6 +10,7 @@ from prunekit.search import journal as journals
 from prunekit.search.bench import fast_dtype, without_gradients
 from prunekit.search.controls import monomial
 from prunekit.search.records import Race
+from tests.pruning.families import FAMILIES, windows
 
 WANDA = pk.Tree.parse("mul(W, sqrt(X))")
 TREES = [pk.Tree.parse(text) for text in ("W", "mul(W, sqrt(X))", "mul(abs(mul(W, W)), mms(G))", "mul(W, G)", "X")]
@@ -53,6 +54,21 @@ def test_fitness_is_that_of_pruning_and_measuring(parts, tree, update):
     assert bool(outcome.masks) == (update is None)
     assert list(outcome.by_task) == ["0.7", "2:4"] and list(outcome.by_task.values()) == pytest.approx(
         evaluator.losses(tree)[0].mean(1), abs=1e-6)
+
+
+@pytest.mark.parametrize("update", [None, "obs", "obs-iter"])
+@pytest.mark.parametrize("tree", ["mul(W, sqrt(X))", "mul(W, G)"])
+def test_a_mixture_is_searched_as_it_is_pruned(tree, update):
+    """Three tokens reach few of the experts; of the others magnitude decides, here as there."""
+    model, tree = FAMILIES["Qwen3-MoE"].model(num_experts_per_tok=1), pk.Tree.parse(tree)
+    gradients = pk.collect_gradients(model, windows(1, 3), progress=False)
+    evaluator = pk.Evaluator(pk.Bench(model, windows(1, 3), windows(6, 12), gradients=gradients), ["0.5"], update=update)
+    bench, setting = evaluator.benches[0], {"method": tree, "sparsity": 0.5, "one_shot": True, "update": update}
+    with without_gradients(threads=1):
+        [pruned] = pk.prune_and_measure(model, windows(1, 3), bench.search, [setting], gradients=gradients, progress=False)
+    assert {True, False} <= set(pruned.report.to_frame()["unseen"].dropna())
+    assert np.allclose(evaluator.losses(tree), pruned.perplexity.nll - bench.nll, atol=1e-5)
+    assert not evaluator(tree).defect and not bench.known(bench.smallest).unseen("GX")
 
 
 def test_on_other_windows_and_tasks(parts, evaluator):

@@ -25,7 +25,7 @@ _MAGNITUDE = Tree.parse("W")
 
 @dataclass(frozen=True)
 class Known:
-    """What a decision about a layer rests on. W: (out, in), any dtype; G: (out, in) float32; inputs: X and H."""
+    """What a decision about a layer rests on: W (out, in), any dtype; G (out, in) float32; X and H."""
 
     W: Tensor
     G: Tensor | None = None
@@ -74,7 +74,7 @@ class Decision:
 
 def decide(known: Known, method: Method, target: Target, options: Any = None, S: Tensor | None = None
            ) -> Decision:
-    """How a method prunes a layer; nothing is written. options: of its weight update. S: its scores, if known.
+    """How a method prunes a layer; nothing is written. options: of its update. S: its scores, if known.
 
     Raises UsageError if the scores rank nothing, and if the model's dtype cannot hold the update's weights.
     """
@@ -84,7 +84,8 @@ def decide(known: Known, method: Method, target: Target, options: Any = None, S:
     decision = SOLVERS[method.update].solve(known, method, target, options, S)
     largest, dtype = max(map(abs, decision.W.aminmax())), known.W.dtype
     if largest > torch.finfo(dtype).max:
-        raise UsageError(f"the update makes a weight of {largest:.3g}, too large for {dtype}; {remedy(dtype)}.")
+        raise UsageError(f"the update makes a weight of {largest:.3g}, too large for {dtype}; "
+                         f"{remedy(dtype)}.")
     return decision
 
 

@@ -60,7 +60,7 @@ def collect_inputs(step: Step, n: int, *, hessian: bool = False) -> dict[str, In
 
 
 def _gram(x: Tensor) -> Tensor:
-    """x^T x in float32. A product of two bfloat16 numbers is exact in float32, so the fast unit loses nothing."""
+    """x^T x in float32. Products of two bfloat16 numbers are exact there, so the fast unit loses nothing."""
     exact = x.float()
     if x.dtype != torch.bfloat16 or x.device.type != "cpu":
         return exact.T @ exact

@@ -1,4 +1,4 @@
-"""Pruning a model: metric + comparison group + optional weight update, applied by the one walk over its blocks."""
+"""Pruning a model: metric + comparison group + (optional) weight update, by the one walk over its blocks."""
 from __future__ import annotations
 
 import time
@@ -70,9 +70,9 @@ class Report:
 
 
 def prune(model: nn.Module, windows: Tensor | None, method: str | Tree | Method,
-          sparsity: float | Sequence[float], pattern: str = "unstructured", *, gradients: Gradients | None = None,
-          group: str | None = None, update: str | None = None, one_shot: bool = False,
-          obs: ObsOptions = ObsOptions(), progress: bool = True) -> Report:
+          sparsity: float | Sequence[float], pattern: str = "unstructured", *,
+          gradients: Gradients | None = None, group: str | None = None, update: str | None = None,
+          one_shot: bool = False, obs: ObsOptions = ObsOptions(), progress: bool = True) -> Report:
     """Prune the linear layers of a model's decoder blocks in place.
 
     windows: calibration token ids (n, seqlen); may be None for a method that reads W or W and G only. method:
@@ -119,7 +119,7 @@ def refuse_not_finite(module: nn.Module, path: str) -> None:
 
 @dataclass
 class Plan:
-    """Everything that is asked for. Raises UsageError on all that can be seen to be impossible without a pass."""
+    """Everything that is asked for. Raises UsageError on what is seen to be impossible without a pass."""
 
     model: nn.Module
     windows: Tensor | None
@@ -138,7 +138,8 @@ class Plan:
         ratio = parse_pattern(self.pattern)
         for layer in self.layers if ratio else ():
             if (inputs := layer.weight.shape[1]) % ratio[1]:
-                raise UsageError(f"pattern {self.pattern} does not divide the {inputs} inputs of layer {layer.name}.")
+                raise UsageError(f"pattern {self.pattern} does not divide the {inputs} inputs of layer "
+                                 f"{layer.name}.")
         if "G" in self.method.needs:
             if self.gradients is None:
                 raise UsageError(f"method {self.method.name} reads G; pass "
@@ -171,7 +172,8 @@ class Plan:
                 with (resident or Resident()).block(index):
                     yield index, block, {}
             return
-        for step in Walk(self.model, self.windows, one_shot=self.one_shot, progress=progress, resident=resident):
+        for step in Walk(self.model, self.windows, one_shot=self.one_shot, progress=progress,
+                         resident=resident):
             if step.index < finished:
                 continue
             inputs = collect_inputs(step, len(self.windows), hessian=self.method.update is not None)

@@ -61,7 +61,7 @@ class Bench:
         self.nll = np.zeros(0)
 
     def prepare(self, update: str | None, options: Any) -> None:
-        """Collect X (and factor H as a weight update wants it), and the dense losses of the search windows."""
+        """Collect X (and factor H as a weight update wants it), and the dense losses of the search."""
         by_name: dict[str, InputStatistics] = {}
         for step in Walk(self.model, self.calibration, one_shot=True, progress=False):
             by_name |= (here := collect_inputs(step, len(self.calibration), hessian=update is not None))
@@ -97,8 +97,7 @@ class Bench:
 
     def decide(self, method: Method, index: int, targets: Sequence[Target], options: Any = None
                ) -> list[Decision]:
-        """What becomes of one layer of the dense model, target by target. Raises UsageError if the metric is
-        none there."""
+        """What becomes of one layer, target by target. Raises UsageError if the metric is none there."""
         known = self.known(index)
         method = known.ranked_by(method)
         S = known.score(method.tree, check=False)

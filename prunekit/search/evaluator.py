@@ -1,12 +1,11 @@
-"""What a metric costs: the dense models, their statistics and the search windows stay resident; a tree is scores,
-masks, a masked forward pass, and everything as it was before."""
+"""What a metric costs: the dense models, their statistics and the search windows stay resident; a tree is
+scores, masks, a masked forward pass, and everything as it was before."""
 from __future__ import annotations
 
 import copy
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
@@ -39,16 +38,16 @@ Decided = list[list[list[Decision]]]  # by model, target and layer
 
 
 class Evaluator:
-    """Fitness of metrics: the mean over models, targets and search windows of ln(ppl pruned / ppl dense), one-shot.
+    """Fitness of metrics, one-shot: the mean over models, targets and windows of ln(ppl pruned / ppl dense).
 
-    benches: one model or several (with equally many search windows). targets: what to prune to, each a sparsity
-    (0.6: unstructured, per row) or a pattern ("2:4"). update: None, or the weight update that every candidate is
-    scored with; the factored Hessians are shared. rungs: the numbers of windows after which a hopeless candidate
-    may be stopped; the windows are taken in one fixed random order. threads: per evaluation, since sums depend
-    on it. What becomes of a layer is `pruning.decide`'s word, as in `prune`.
+    benches: one model or several (with equally many search windows). targets: what to prune to, each a
+    sparsity (0.6: unstructured, per row) or a pattern ("2:4"). update: None, or the weight update that every
+    candidate is scored with; the factored Hessians are shared. rungs: the numbers of windows after which a
+    hopeless candidate may be stopped; the windows are taken in one fixed random order. threads: per
+    evaluation, since sums depend on it. What becomes of a layer is `pruning.decide`'s word, as in `prune`.
 
-    Raises UsageError if there is no target or an impossible one, an unknown update, rungs that do not grow, or
-    models with different numbers of windows.
+    Raises UsageError if there is no target or an impossible one, an unknown update, rungs that do not grow,
+    or models with different numbers of windows.
     """
 
     def __init__(self, benches: Bench | Sequence[Bench], targets: Sequence[float | str] = (0.5,), *,
@@ -81,13 +80,13 @@ class Evaluator:
 
     @property
     def group(self) -> str:
-        """The comparison group that proofs of sameness must hold in: obs-iter has a threshold per block of columns."""
+        """The group that proofs of sameness must hold in: obs-iter has a threshold per block of columns."""
         unstructured = any(pattern == "unstructured" for _, pattern in self.targets)
         return "layer" if self.update == "obs-iter" and unstructured else "row"
 
     @property
     def parts(self) -> list[str]:
-        """What fitness is the mean over, model by model: the targets, after the model's name where there are several."""
+        """What fitness is the mean over: the targets, after the model's name where there are several."""
         targets = [str(target) for target in self.targets]
         models = [bench.name or type(bench.model).__name__ for bench in self.benches]
         if len(models) == 1:
@@ -103,13 +102,14 @@ class Evaluator:
                 "tasks": [list(target) for target in self.targets], "update": self.update or "",
                 "rungs": self.rungs, "threads": self.threads, "seed": self.seed, "torch": torch.__version__}
 
-    # One metric -------------------------------------------------------------------------------------------------
+    # One metric ---------------------------------------------------------------------------------------------
 
     def __call__(self, tree: Tree, race: Race | None = None, seen: Mapping[str, int] | None = None,
                  raw: Tree | None = None) -> Outcome:
         """Measure one metric. seen: masks measured before, not measured again (never with a weight update).
 
-        raw: the tree as bred; a form that is valid only because simplifying removed the invalid part is refused.
+        raw: the tree as bred; a form that is valid only because simplifying removed the invalid part is
+        refused.
         """
         with without_gradients(self.threads):
             trees = dict.fromkeys((raw or tree, tree))  # in order, since the first reason is written down
@@ -126,9 +126,10 @@ class Evaluator:
             finally:
                 self._restore()
 
-    def on(self, windows: Sequence[Tensor] | None = None, targets: Sequence[float | str] | None = None) -> Evaluator:
-        """The same models and statistics on other windows, one tensor (n, seqlen) per model, or pruned to other
-        targets. The dense models read the new windows once, here; they keep their order."""
+    def on(self, windows: Sequence[Tensor] | None = None,
+           targets: Sequence[float | str] | None = None) -> Evaluator:
+        """The same models and statistics on other windows, one tensor (n, seqlen) per model, or pruned to
+        other targets. The dense models read the new windows once, here; they keep their order."""
         benches = [copy.copy(bench) for bench in self.benches]
         with without_gradients(self.threads):
             for bench, given in zip(benches, windows or (), strict=bool(windows)):
@@ -151,7 +152,8 @@ class Evaluator:
 
     def _decided(self, tree: Tree) -> tuple[Decided, str]:
         """What becomes of every layer, and one hash of all masks."""
-        method, sha, decided = Method(str(tree), tree, update=self.update), hashlib.blake2b(digest_size=12), []
+        method = Method(str(tree), tree, update=self.update)
+        sha, decided = hashlib.blake2b(digest_size=12), []
         for bench in self.benches:
             by_layer = [bench.decide(method, i, self.targets, self.obs) for i in range(len(bench.layers))]
             for decision in () if self.update else chain(*by_layer):
@@ -160,7 +162,7 @@ class Evaluator:
         return decided, "" if self.update else sha.hexdigest()
 
     def _losses(self, decided: Decided, part: slice = slice(None)) -> np.ndarray:
-        """What pruning adds to the nll of a part of the windows, (models * targets, windows); it leaves them pruned."""
+        """What pruning adds to the nll of some windows, (models * targets, windows); they stay pruned."""
         losses = []
         for bench, by_target in zip(self.benches, decided, strict=True):
             for decisions in by_target:
@@ -203,11 +205,12 @@ class Evaluator:
         removed = ~keep_mask(S, *self.targets[0]).flatten()[largest]
         return "inverted" if removed.float().mean() > _MOST else ""
 
-    # In other processes -----------------------------------------------------------------------------------------
+    # In other processes -------------------------------------------------------------------------------------
 
     def save(self, path: str | Path) -> Path:
-        """Write all statistics and windows to a .safetensors file, so that workers (also on other machines that
-        see it) can load the same evaluator. Raises UsageError for a model that was given as an object."""
+        """Write all statistics and windows to a .safetensors file, so that workers (also on other machines
+        that see it) can load the same evaluator. Raises UsageError for a model that was given as an
+        object."""
         if any(not bench.name for bench in self.benches):
             raise UsageError("an evaluator of a model that was given as an object cannot be saved: give the "
                              "model's name.")
@@ -230,7 +233,7 @@ class Evaluator:
 
     @classmethod
     def load(cls, path: str | Path) -> Evaluator:
-        """An evaluator as it was saved. Raises UsageError if the file is none, or if its model has changed."""
+        """An evaluator as it was saved. Raises UsageError if there is none, or its model has changed."""
         path = Path(path)
         if not path.is_file():
             raise UsageError(f"there is no saved evaluator {path}: make one with Evaluator(…).save(path).")
@@ -238,8 +241,8 @@ class Evaluator:
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self.home is None:
-            raise UsageError("this evaluator lives in this process only: save it first (evaluator.save(path)), so "
-                             "that other processes can load it.")
+            raise UsageError("this evaluator lives in this process only: save it first "
+                             "(evaluator.save(path)), so that other processes can load it.")
         return Evaluator.load, (self.home,)
 
     @classmethod
@@ -261,7 +264,8 @@ class Evaluator:
         self._set(benches, [str(Target(*target)) for target in meta["tasks"]], meta["rungs"])
         self.home = path
         if meta["models"] != self.identity["models"]:
-            raise UsageError(f"the evaluator {path} was made with another state of {benches[0].name}: make it anew.")
+            raise UsageError(f"the evaluator {path} was made with another state of {benches[0].name}: make "
+                             "it anew.")
         return self
 
 
@@ -271,8 +275,8 @@ def _resident(path: str, changed: int) -> Evaluator:
     return Evaluator._read(Path(path))
 
 
-def _read_bench(tensors: Mapping[str, Tensor], number: int, update: str | None, name: str, dtype: str, device: str
-                ) -> Bench:
+def _read_bench(tensors: Mapping[str, Tensor], number: int, update: str | None, name: str, dtype: str,
+                device: str) -> Bench:
     by_kind: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         whose, kind, *layer = key.split("/", 2)
@@ -280,11 +284,12 @@ def _read_bench(tensors: Mapping[str, Tensor], number: int, update: str | None, 
             by_kind.setdefault(kind, {})["".join(layer)] = tensor
     G, calibration, search = by_kind.get("G"), by_kind["calibration"][""], by_kind["search"][""]
     bench = Bench(name, calibration, search, dtype=dtype, device=device, gradients=G and Gradients(G))
-    shared = SOLVERS[update].shared if update else None
     for layer in bench.layers:
         here = {kind: by_layer[layer.name].to(layer.weight.device) for kind, by_layer in by_kind.items()
                 if layer.name in by_layer}
-        made = shared and shared(damping=0.0, **{f.name: here[f.name] for f in fields(shared) if f.name in here})
-        bench.inputs.append(InputStatistics(len(calibration), here["X"], shared=made))
+        bench.inputs.append(InputStatistics(len(calibration), here.pop("X")))
+        here.pop("G", None)
+        if update:  # the rest is what the update's layers share
+            bench.inputs[-1].shared = SOLVERS[update].shared(**here, damping=0.0)
     bench.nll = by_kind["nll"][""].numpy()
     return bench

@@ -72,9 +72,11 @@ def test_selection_equals_a_sort():
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    (dict(S=torch.rand(2, 6), sparsity=0.5, pattern="2:4"), "pattern 2:4 needs inputs in multiples of 4, but the layer has 6."),
+    (dict(S=torch.rand(2, 6), sparsity=0.5, pattern="2:4"),
+     "pattern 2:4 needs inputs in multiples of 4, but the layer has 6."),
     (dict(S=torch.tensor([[1.0, float("nan")]]), sparsity=0.5), "the scores are not finite"),
-    (dict(S=torch.rand(2, 4), sparsity=0.5, group="rows"), "group 'rows' is not known (did you mean 'row'?)."),
+    (dict(S=torch.rand(2, 4), sparsity=0.5, group="rows"),
+     "group 'rows' is not known (did you mean 'row'?)."),
     (dict(S=-torch.rand(2, 4), sparsity=0.5, group="variant"), "the variant cumulates scores"),
     (dict(S=torch.rand(2, 4), sparsity=0.5, pattern="4:2"), "pattern '4:2' is not known"),
 ])
@@ -87,7 +89,8 @@ def test_what_is_refused(arguments, message):
 def test_one_sparsity_per_block():
     assert per_block(0.5, "unstructured", 3) == [0.5] * 3
     assert per_block([0.4, 0.6], "unstructured", 2) == [0.4, 0.6]
-    for bad, pattern in (([0.5], "unstructured"), (0.6, "2:4"), (1.0, "unstructured"), (True, "unstructured")):
+    for bad, pattern in (([0.5], "unstructured"), (0.6, "2:4"), (1.0, "unstructured"),
+                         (True, "unstructured")):
         with pytest.raises(UsageError):
             per_block(bad, pattern, 2)
 

@@ -61,8 +61,7 @@ def load_model(source: str | Path, *, dtype: str = "auto", device: str = "auto",
         if bars:
             logging.enable_progress_bar()
     if getattr(model.config, "is_encoder_decoder", False):
-        raise UsageError(f"model '{source}' is an encoder-decoder; only decoder-only models can be pruned "
-                         "here.")
+        raise UsageError(f"model '{source}' is an encoder-decoder; only decoders can be pruned here.")
     refuse_unfilled(source, model, found)
     if "device" in placement:
         model.to(placement["device"])
@@ -343,10 +342,10 @@ def prunable_layers(model: nn.Module) -> list[list[Layer]]:
     if any(kind.__module__.startswith("peft.") for kind in kinds):  # by name: most models need no peft loaded
         raise UsageError("the model carries adapters; merge them into its weights first, or load it anew.")
     path, blocks = decoder_blocks(model)
-    layers = [list(_layers_of(block, f"{path}.{index}", index)) for index, block in enumerate(blocks)]
+    by_block = [list(_layers_of(block, f"{path}.{index}", index)) for index, block in enumerate(blocks)]
     for index, block in enumerate(blocks):
-        _refuse_unseen(model, block, f"{path}.{index}", {id(layer.parameter) for layer in layers[index]})
-    return layers
+        _refuse_unseen(model, block, f"{path}.{index}", {id(layer.parameter) for layer in by_block[index]})
+    return by_block
 
 
 def layers(model: nn.Module) -> list[Layer]:
@@ -372,9 +371,21 @@ def as_it_was(model: nn.Module) -> Iterator[Callable[[], None]]:
         restore()
 
 
+@contextmanager
+def in_eval_mode(*models: nn.Module) -> Iterator[None]:
+    """For a while; afterwards each is in the mode that it was in."""
+    before = [(model, model.training) for model in models]
+    try:
+        for model in models:
+            model.eval()
+        yield
+    finally:
+        for model, training in before:
+            model.train(training)
+
+
 def _refuse_unseen(model: nn.Module, block: nn.Module, prefix: str, seen: set[int]) -> None:
-    """Convolutions and routers are small and stay dense; a large matrix that does so in silence is
-    refused."""
+    """Convolutions and routers are small and stay dense; a large matrix that does so in silence is not."""
     whole = sum(parameter.numel() for parameter in block.parameters())
     for name, parameter in block.named_parameters():
         if parameter.ndim > 1 and id(parameter) not in seen and parameter.numel() > whole / 10:
@@ -408,11 +419,10 @@ def _layers_of(block: nn.Module, prefix: str, index: int) -> Iterator[Layer]:
         elif isinstance(module, Conv1D):
             yield Layer(name, index, module, transposed=True)
         elif path in experts:
+            transposed = bool(getattr(module, "is_transposed", type(module).__name__ in _TRANSPOSED))
             for key, parameter in module.named_parameters(recurse=False):
                 for expert in range(len(parameter)) if parameter.ndim == 3 else ():
-                    yield Layer(f"{name}.{key}[{expert}]", index, module, key, expert=expert,
-                                transposed=bool(getattr(module, "is_transposed",
-                                                        type(module).__name__ in _TRANSPOSED)))
+                    yield Layer(f"{name}.{key}[{expert}]", index, module, key, transposed, expert)
 
 
 def _routes(path: str, experts: Iterable[str]) -> bool:

@@ -7,12 +7,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from prunekit.errors import UsageError
 from prunekit.evaluate.intervals import mean_of
-from prunekit.evaluate.perplexity import BATCH_TOKENS, cut, logit_pieces
-from prunekit.models import check_windows
+from prunekit.evaluate.perplexity import batches, cut, logit_pieces
+from prunekit.models import check_windows, in_eval_mode
 
 
 @dataclass(frozen=True)
@@ -54,18 +53,12 @@ def divergence(model: nn.Module, dense: nn.Module, tokens: Tensor, seqlen: int =
                          "distributions to compare; give the dense model that was pruned.")
     check_windows(model, windows)
     kl, changed = [], []
-    training = [one.training for one in (model, dense)]
-    try:
-        with torch.no_grad():
-            here, there = (logit_pieces(one.eval()) for one in (model, dense))
-            for batch in tqdm(windows.split(max(1, BATCH_TOKENS // seqlen)), desc="divergence",
-                              disable=not progress, leave=False):
-                parts = [_compare(q, p.to(q.device)) for q, p in zip(here(batch), there(batch), strict=True)]
-                for kept, found in zip((kl, changed), zip(*parts, strict=True), strict=True):
-                    kept.append(torch.cat(found).double().view(len(batch), -1).mean(1).cpu())
-    finally:
-        model.train(training[0])
-        dense.train(training[1])
+    with in_eval_mode(model, dense), torch.no_grad():
+        here, there = logit_pieces(model), logit_pieces(dense)
+        for batch in batches(windows, "divergence", progress):
+            parts = [_compare(q, p.to(q.device)) for q, p in zip(here(batch), there(batch), strict=True)]
+            for kept, values in zip((kl, changed), zip(*parts, strict=True), strict=True):
+                kept.append(torch.cat(values).double().view(len(batch), -1).mean(1).cpu())
     return Divergence(torch.cat(kl).numpy(), torch.cat(changed).numpy(), {"seqlen": seqlen, **(meta or {})})
 
 

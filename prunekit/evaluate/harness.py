@@ -210,8 +210,8 @@ def _load(manager: Any, spec: str | dict[str, Any], configs: Mapping[str, Mappin
     except ImportError as error:
         raise UsageError(f"task {_named(configs)} needs the package '{error.name}'; install it.") from error
     except Exception as error:  # the hub client and datasets raise a dozen kinds of error for one fact
-        named = [(c["dataset_path"], c.get("dataset_name")) for c in configs.values() if c.get("dataset_path")]
-        data = dict.fromkeys(f"'{path}'" + (f" ({name})" if name else "") for path, name in named)
+        named = [(c.get("dataset_path"), c.get("dataset_name")) for c in configs.values()]
+        data = dict.fromkeys(f"'{path}'" + (f" ({name})" if name else "") for path, name in named if path)
         cause = error.__cause__ or error
         reason = next(iter(str(cause).strip().splitlines()), "")[:150] or type(cause).__name__
         if folder:

@@ -14,10 +14,10 @@ from tqdm import tqdm
 from prunekit.data import check_seqlen
 from prunekit.errors import UsageError
 from prunekit.evaluate.intervals import exp_mean
-from prunekit.models import check_windows
+from prunekit.models import check_windows, in_eval_mode
 
 LOGIT_BUDGET = 2**25  # logits alive at once: 128 MiB in float32
-BATCH_TOKENS = 4096
+BATCH_TOKENS = 4096  # per forward call
 
 
 @dataclass(frozen=True)
@@ -65,20 +65,18 @@ def perplexity(model: nn.Module, tokens: Tensor, seqlen: int = 128, *, progress:
     """
     windows = cut(tokens, seqlen)
     check_windows(model, windows)
-    training = model.training
-    model.eval()
-    losses = []
-    try:
-        with torch.no_grad():
-            loss = window_losses(model)
-            for batch in tqdm(windows.split(max(1, BATCH_TOKENS // seqlen)), desc="perplexity",
-                              disable=not progress, leave=False):
-                losses.append(loss(batch).double().cpu())
-    finally:
-        model.train(training)
-    nll = torch.cat(losses).numpy()
+    with in_eval_mode(model), torch.no_grad():
+        losses = window_losses(model)
+        parts = [losses(batch).double().cpu() for batch in batches(windows, "perplexity", progress)]
+    nll = torch.cat(parts).numpy()
     return Perplexity(nll, {"seqlen": seqlen, "windows": len(nll),
                             "dtype": str(model.dtype).removeprefix("torch."), **(meta or {})})
+
+
+def batches(windows: Tensor, task: str = "", progress: bool = False) -> Iterator[Tensor]:
+    """Windows (n, seqlen) in batches of BATCH_TOKENS tokens or fewer, with a bar."""
+    parts = windows.split(max(1, BATCH_TOKENS // windows.shape[1]))
+    return iter(tqdm(parts, desc=task, disable=not progress, leave=False))
 
 
 def cut(tokens: Tensor, seqlen: int) -> Tensor:

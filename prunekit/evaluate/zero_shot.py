@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from prunekit.errors import UsageError
 from prunekit.evaluate.harness import load_tasks, quiet, with_fewshot
 from prunekit.evaluate.intervals import Mean, pooled, wilson
+from prunekit.models import in_eval_mode
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -52,19 +53,15 @@ def zero_shot(model: nn.Module, tokenizer: Any, tasks: Sequence[str] | Mapping[s
     if limit is not None and limit <= 0:
         raise UsageError(f"limit = {limit!r} leaves no documents; give a number, a share below 1, or None "
                          "for all.")
-    training = model.training
-    try:
-        with quiet(progress):
-            if not isinstance(tasks, Mapping):
-                tasks = load_tasks(tasks, datasets=datasets, include_path=include_path, allow_code=allow_code)
-            wrapped = HFLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size,
-                           trust_remote_code=False)
-            found = evaluate(lm=wrapped, task_dict=with_fewshot(tasks, num_fewshot), limit=limit,
-                             confirm_run_unsafe_code=allow_code)
-    finally:
-        model.train(training)
-    documents = _documents(found["samples"])
-    frame = _frame(found, documents, limit)
+    with quiet(progress), in_eval_mode(model):
+        if not isinstance(tasks, Mapping):
+            tasks = load_tasks(tasks, datasets=datasets, include_path=include_path, allow_code=allow_code)
+        wrapped = HFLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size,
+                       trust_remote_code=False)
+        answers = evaluate(lm=wrapped, task_dict=with_fewshot(tasks, num_fewshot), limit=limit,
+                           confirm_run_unsafe_code=allow_code)
+    documents = _documents(answers["samples"])
+    frame = _frame(answers, documents, limit)
     return (frame, documents) if return_documents else frame
 
 

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from prunekit.errors import UsageError, did_you_mean
 from prunekit.files import replacing_file
-from prunekit.models import Layer, check_windows, decoder_blocks, layers, refuse_offloaded
+from prunekit.models import Layer, check_windows, decoder_blocks, in_eval_mode, layers, refuse_offloaded
 from prunekit.pruning.masks import finite
 from prunekit.pruning.walk import InputGroup, Walk
 
@@ -72,8 +72,8 @@ class LayerTensors(Mapping[str, Tensor]):
             tensor, wanted = self[layer.name], self._shape(layer)
             whose = f"the {self.kind} of layer {layer.name}"
             if tensor.shape != wanted:
-                raise UsageError(f"{whose} has shape {tuple(tensor.shape)} where the model needs {wanted}; it "
-                                 "was made with another model (collect it with this one).")
+                raise UsageError(f"{whose} has shape {tuple(tensor.shape)} where the model needs {wanted}; "
+                                 "it was made with another model (collect it with this one).")
             if not finite(tensor):
                 raise UsageError(f"{whose} is not finite; collect it again, in float32.")
             if tensor.min() < 0:
@@ -271,33 +271,25 @@ def _oriented(layer: Layer, total: Tensor) -> Tensor:
     return (total.T if layer.transposed else total).cpu()
 
 
-class _differentiating:
+@contextmanager
+def _differentiating(model: nn.Module, parameters: list[nn.Parameter],
+                     receive: Callable[[nn.Parameter], None]) -> Iterator[None]:
     """For a while, let gradients flow to the given parameters only; each is handed over once complete."""
-
-    def __init__(self, model: nn.Module, parameters: list[nn.Parameter],
-                 receive: Callable[[nn.Parameter], None]):
-        self.model, self.parameters, self.receive = model, parameters, receive
-
-    def __enter__(self) -> None:
-        self.before = [(p, p.requires_grad) for p in self.model.parameters()]
-        self.training = self.model.training
-        self.model.eval()
-        self.model.requires_grad_(False)
-        for parameter in self.parameters:
-            parameter.requires_grad_(True)
-            parameter.grad = None  # what a caller left there is no sample
-        self.handles = [p.register_post_accumulate_grad_hook(self.receive) for p in self.parameters]
-        self.grad = torch.enable_grad()
-        self.grad.__enter__()
-
-    def __exit__(self, *exception: object) -> None:
-        self.grad.__exit__(*exception)
-        for handle in self.handles:
+    before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    model.requires_grad_(False)
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+        parameter.grad = None  # what a caller left there is no sample
+    handles = [parameter.register_post_accumulate_grad_hook(receive) for parameter in parameters]
+    try:
+        with in_eval_mode(model), torch.enable_grad():
+            yield
+    finally:
+        for handle in handles:
             handle.remove()
-        for parameter, flag in self.before:
+        for parameter, flag in before:
             parameter.requires_grad_(flag)
             parameter.grad = None
-        self.model.train(self.training)
 
 
 # --- the published `--task activation` ----------------------------------------------------------------------
@@ -317,7 +309,8 @@ def collect_activations(model: nn.Module, windows: Tensor, *, norm: str = "l2", 
     for step in Walk(model, windows, one_shot=True, progress=progress):
         sums = {id(group): torch.zeros(group.inputs) for group in step.groups}
         step.collect(partial(_add_columns, sums, measure))
-        norms |= {layer.name: sums[id(group)] / len(windows) for group in step.groups for layer in group.layers}
+        for group in step.groups:
+            norms |= {layer.name: sums[id(group)] / len(windows) for layer in group.layers}
     made = {"kind": "activation", "norm": norm, "n": len(windows), "seqlen": windows.shape[1], **(meta or {})}
     return Activations(norms, made)
 

@@ -13,7 +13,7 @@ from prunekit.pruning.masks import check_scores, finite, keep_above, keep_n_of_m
 
 # Scores of a slice of columns, from the weights as updated so far (out, columns); float32
 SliceScore = Callable[[slice, Tensor], Tensor]
-# Columns updated one by one before the rest of the block is updated at once: a panel of rows stays in the cache
+# Columns updated one by one before the rest of the block is updated at once; so few stay in the cache
 _PANEL = 32
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from prunekit.choices import Target
 from prunekit.errors import UsageError
-from prunekit.evaluate.perplexity import BATCH_TOKENS, window_losses
+from prunekit.evaluate.perplexity import batches, window_losses
 from prunekit.metric.catalogue import Method
 from prunekit.metric.tree import Tree, defect
 from prunekit.models import check_windows, fingerprint, layers, load_model
@@ -73,8 +73,7 @@ class Bench:
     @torch.no_grad()
     def measure(self, windows: Tensor) -> np.ndarray:
         """Mean negative log-likelihood of each window under the model as it is now, float64 (n,)."""
-        batches = windows.split(max(1, BATCH_TOKENS // windows.shape[1]))
-        return torch.cat([self.losses(batch).double().cpu() for batch in batches]).numpy()
+        return torch.cat([self.losses(batch).double().cpu() for batch in batches(windows)]).numpy()
 
     @property
     def X(self) -> list[Tensor]:

@@ -3,8 +3,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ DTYPES = {name: getattr(torch, name) for name in _DTYPES}
 _HASHED_WHOLE = 256 * 2**20  # bytes; of larger files 64 pieces of 1 MiB, evenly spread
 
 
-# --- loading -----------------------------------------------------------------------------------------------------
+# --- loading ------------------------------------------------------------------------------------------------
 
 
 def load_model(source: str | Path, *, dtype: str = "auto", device: str = "auto", cache_dir: str | None = None
@@ -32,8 +32,9 @@ def load_model(source: str | Path, *, dtype: str = "auto", device: str = "auto",
     source: `embedded/llama`, `embedded/opt`, a Hugging Face directory, or a hub id. Weights are read from
     safetensors only and no code is taken from the source. dtype: `float32`, `bfloat16`, `float16`, or `auto`:
     float32 on the CPU, the checkpoint's own dtype elsewhere. device: a torch device, `auto` (the GPU if there
-    is one, spread by accelerate if there are several, else the CPU) or `balanced` (accelerate's device map over the GPUs
-    there are; what they cannot hold it offloads, which is enough to evaluate a model, not to prune it).
+    is one, spread by accelerate if there are several, else the CPU) or `balanced` (accelerate's device map
+    over the GPUs there are; what they cannot hold it offloads, which is enough to evaluate a model, not to
+    prune it).
 
     Raises UsageError if there is no such model, if it is not a decoder, if it holds pickled or quantized
     weights or an adapter, and if what its files hold is not what its config.json asks for.
@@ -60,7 +61,7 @@ def load_model(source: str | Path, *, dtype: str = "auto", device: str = "auto",
         if bars:
             logging.enable_progress_bar()
     if getattr(model.config, "is_encoder_decoder", False):
-        raise UsageError(f"model '{source}' is an encoder-decoder; only decoder-only models can be pruned here.")
+        raise UsageError(f"model '{source}' is an encoder-decoder; only decoders can be pruned here.")
     refuse_unfilled(source, model, found)
     if "device" in placement:
         model.to(placement["device"])
@@ -68,7 +69,7 @@ def load_model(source: str | Path, *, dtype: str = "auto", device: str = "auto",
 
 
 def locate(source: str | Path) -> str:
-    """The directory or hub id behind a model's name, as a string. Raises UsageError for a path that is not there."""
+    """The directory or hub id behind a model's name. Raises UsageError for a path that is not there."""
     name = str(source)
     if name in EMBEDDED:
         return str(EMBEDDED[name])
@@ -77,11 +78,12 @@ def locate(source: str | Path) -> str:
     path = Path(name).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise UsageError(f"model '{name}' is a directory without config.json; give a Hugging Face model directory.")
+            raise UsageError(f"model '{name}' is a directory without config.json; give a Hugging Face model "
+                             "directory.")
         return str(path)
     if path.exists() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith("."):
-        raise UsageError(f"model '{name}' is not a directory; give embedded/llama, embedded/opt, a Hugging Face "
-                         "model directory, or a hub id such as facebook/opt-125m.")
+        raise UsageError(f"model '{name}' is not a directory; give embedded/llama, embedded/opt, a Hugging "
+                         "Face model directory, or a hub id such as facebook/opt-125m.")
     return name
 
 
@@ -128,7 +130,8 @@ def _placement(device: str) -> dict[str, Any]:
         place = torch.device(device)
         torch.empty(1, device=place)
     except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"device '{device}' is not available here; use auto, cpu, or one that torch can see.") from error
+        raise UsageError(f"device '{device}' is not available here; use auto, cpu, or one that torch can "
+                         "see.") from error
     return {"device": place}
 
 
@@ -144,20 +147,21 @@ def _dtype(name: str, placement: dict[str, Any]) -> torch.dtype | str:
 def _load_error(source: str, path: str, error: Exception) -> UsageError:
     local = Path(path).is_dir()
     if local and not list(Path(path).glob("*.safetensors")):
-        return UsageError(f"model '{source}' holds no .safetensors weights; convert it first (pickled weights are "
-                          "never loaded, since they can run code).")
+        return UsageError(f"model '{source}' holds no .safetensors weights; convert it first (pickled "
+                          "weights are never loaded, since they can run code).")
     if "trust_remote_code" in str(error):
         return UsageError(f"model '{source}' needs code of its own, and no code of a model is run here; give "
                           "a model of a family that transformers knows.")
     reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
     if local:
         return UsageError(f"model '{source}' cannot be loaded: {reason}")
-    return UsageError(f"model '{source}' is neither a directory here nor a hub model that can be reached and loaded "
-                      f"without its own code; check the spelling and the network, or give a directory ({reason})")
+    return UsageError(f"model '{source}' is neither a directory here nor a hub model that can be reached and "
+                      "loaded without its own code; check the spelling and the network, or give a directory "
+                      f"({reason})")
 
 
 def load_tokenizer(source: str | Path, *, cache_dir: str | None = None) -> Any:
-    """The tokenizer of a model, without its weights; `None` if the directory has none. Raises UsageError if it is broken."""
+    """The tokenizer of a model; `None` if the directory has none. Raises UsageError if it is broken."""
     from transformers import AutoTokenizer
 
     path = locate(source)
@@ -168,7 +172,8 @@ def load_tokenizer(source: str | Path, *, cache_dir: str | None = None) -> Any:
         with _source(path):
             return AutoTokenizer.from_pretrained(path, cache_dir=cache_dir, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise UsageError(f"the tokenizer of model '{source}' cannot be loaded: {str(error).splitlines()[0][:200]}") from error
+        raise UsageError(f"the tokenizer of model '{source}' cannot be loaded: "
+                         f"{str(error).splitlines()[0][:200]}") from error
 
 
 # --- what a checkpoint holds -----------------------------------------------------------------------------
@@ -281,12 +286,12 @@ def positions(model: nn.Module) -> int | None:
     return min(sizes, default=config.max_seq_len if config.model_type == "mpt" else None)
 
 
-# --- what can be pruned ------------------------------------------------------------------------------------------
+# --- what can be pruned -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """One prunable linear map y = W x: a linear module, or one expert's slice of a three-dimensional parameter.
+    """One prunable linear map y = W x: a linear module, or an expert's slice of a 3-D parameter.
 
     `weight` is a view of shape (out, in) on the model's own storage: writing to it prunes the model.
     """
@@ -320,8 +325,8 @@ def decoder_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     for path, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and module in language and len(module) == depth and depth:
             return path, module
-    raise UsageError(f"{type(model).__name__} has no list of {depth} decoder blocks; only decoder-only language models "
-                     "can be pruned here.")
+    raise UsageError(f"{type(model).__name__} has no list of {depth} decoder blocks; only decoder-only "
+                     "language models can be pruned here.")
 
 
 def prunable_layers(model: nn.Module) -> list[list[Layer]]:
@@ -334,26 +339,64 @@ def prunable_layers(model: nn.Module) -> list[list[Layer]]:
     if any(kind.__module__.startswith("peft.") for kind in kinds):  # by name: most models need no peft loaded
         raise UsageError("the model carries adapters; merge them into its weights first, or load it anew.")
     path, blocks = decoder_blocks(model)
-    layers = [list(_layers_of(block, f"{path}.{index}", index)) for index, block in enumerate(blocks)]
+    by_block = [list(_layers_of(block, f"{path}.{index}", index)) for index, block in enumerate(blocks)]
     for index, block in enumerate(blocks):
-        _refuse_unseen(model, block, f"{path}.{index}", {id(layer.parameter) for layer in layers[index]})
-    return layers
+        _refuse_unseen(model, block, f"{path}.{index}", {id(layer.parameter) for layer in by_block[index]})
+    return by_block
+
+
+def layers(model: nn.Module) -> list[Layer]:
+    """Every prunable layer, block by block; UsageError as of `prunable_layers`."""
+    return [layer for block in prunable_layers(model) for layer in block]
+
+
+@contextmanager
+def as_it_was(model: nn.Module) -> Iterator[Callable[[], None]]:
+    """Afterwards the prunable weights are as before, bit for bit (a copy is kept); call what it yields to put
+    them back on the way."""
+    with torch.no_grad():
+        before = [(layer, layer.weight.clone()) for layer in layers(model)]
+
+    @torch.no_grad()
+    def restore() -> None:
+        for layer, weight in before:
+            layer.weight.copy_(weight)
+
+    try:
+        yield restore
+    finally:
+        restore()
+
+
+@contextmanager
+def in_eval_mode(*models: nn.Module) -> Iterator[None]:
+    """For a while; afterwards each is in the mode that it was in."""
+    before = [(model, model.training) for model in models]
+    try:
+        for model in models:
+            model.eval()
+        yield
+    finally:
+        for model, training in before:
+            model.train(training)
 
 
 def _refuse_unseen(model: nn.Module, block: nn.Module, prefix: str, seen: set[int]) -> None:
-    """Convolutions and routers stay dense and are small; a large matrix that stays dense in silence is no sparsity."""
+    """Convolutions and routers are small and stay dense; a large matrix that does so in silence is not."""
     whole = sum(parameter.numel() for parameter in block.parameters())
     for name, parameter in block.named_parameters():
         if parameter.ndim > 1 and id(parameter) not in seen and parameter.numel() > whole / 10:
-            raise UsageError(f"{type(model).__name__} cannot be pruned here: {prefix}.{name} holds {parameter.numel() / whole:.0%} "
+            raise UsageError(f"{type(model).__name__} cannot be pruned here: {prefix}.{name} holds "
+                             f"{parameter.numel() / whole:.0%} "
                              "of its block's weights and is neither a linear layer nor a stack of experts.")
 
 
 def refuse_offloaded(model: nn.Module) -> None:
-    """Raise UsageError if some of the weights are only brought for a forward pass (by accelerate) and dropped after."""
+    """Raise UsageError if weights are only brought (by accelerate) for a forward pass and dropped after."""
     if any(parameter.is_meta for parameter in model.parameters()):
-        raise UsageError("parts of the model are offloaded to disk or the CPU, where they can be neither measured nor "
-                         "changed; load it whole, or prune it from disk to disk with prune_checkpoint.")
+        raise UsageError("parts of the model are offloaded to disk or the CPU, where they can be neither "
+                         "measured nor changed; load it whole, or prune it from disk to disk with "
+                         "prune_checkpoint.")
 
 
 _TRANSPOSED = ("Llama4TextExperts",)  # experts stored (in, out) that do not say so
@@ -362,7 +405,8 @@ _TRANSPOSED = ("Llama4TextExperts",)  # experts stored (in, out) that do not say
 def _layers_of(block: nn.Module, prefix: str, index: int) -> Iterator[Layer]:
     from transformers.pytorch_utils import Conv1D
 
-    experts = [path for path, module in block.named_modules() if not isinstance(module, nn.modules.conv._ConvNd)
+    experts = [path for path, module in block.named_modules()
+               if not isinstance(module, nn.modules.conv._ConvNd)
                and any(parameter.ndim == 3 for parameter in module.parameters(recurse=False))]
     for path, module in block.named_modules():
         name = f"{prefix}.{path}"
@@ -372,13 +416,14 @@ def _layers_of(block: nn.Module, prefix: str, index: int) -> Iterator[Layer]:
         elif isinstance(module, Conv1D):
             yield Layer(name, index, module, transposed=True)
         elif path in experts:
+            transposed = bool(getattr(module, "is_transposed", type(module).__name__ in _TRANSPOSED))
             for key, parameter in module.named_parameters(recurse=False):
                 for expert in range(len(parameter)) if parameter.ndim == 3 else ():
-                    yield Layer(f"{name}.{key}[{expert}]", index, module, key, expert=expert,
-                                transposed=bool(getattr(module, "is_transposed", type(module).__name__ in _TRANSPOSED)))
+                    yield Layer(f"{name}.{key}[{expert}]", index, module, key, transposed, expert)
 
 
 def _routes(path: str, experts: Iterable[str]) -> bool:
-    """Does a linear module choose among experts, or weigh a shared one? It is named so, and stands next to them."""
+    """Does a linear module choose among experts, or weigh a shared one? Its name says so, next to theirs."""
     mixtures = {expert.rpartition(".")[0] + "." for expert in experts}
-    return any(path.startswith(mixture) and re.match(r"(\w*_)?(gate|router)\b", path[len(mixture):]) for mixture in mixtures)
+    return any(path.startswith(mixture) and re.match(r"(\w*_)?(gate|router)\b", path[len(mixture):])
+               for mixture in mixtures)

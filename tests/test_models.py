@@ -30,7 +30,8 @@ def test_without_a_gpu_balanced_is_the_processor(monkeypatch):
     assert model.dtype == torch.float32 and model.device.type == "cpu"
 
 
-@pytest.mark.parametrize(("device", "gpus", "expected"), [("auto", 2, True), ("balanced", 2, True), ("balanced", 1, True),
+@pytest.mark.parametrize(("device", "gpus", "expected"),
+                         [("auto", 2, True), ("balanced", 2, True), ("balanced", 1, True),
                                                           ("cpu", 2, False)])
 def test_several_gpus_share_a_model_by_accelerates_map(device, gpus, expected, monkeypatch):
     asked = {}
@@ -51,8 +52,8 @@ def test_a_directory_without_tokenizer_gives_none():
     assert tokenizer is None
     names = [layer.name for layer in prunable_layers(model)[1]]
     assert names == [f"model.layers.1.{kind}" for kind in (
-        "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj",
-        "mlp.down_proj")]
+        "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj",
+        "mlp.up_proj", "mlp.down_proj")]
 
 
 def test_fingerprint_follows_the_content(tmp_path):

@@ -252,6 +252,7 @@ def _mcnemar(only_first: int, only_second: int) -> float:
 
 
 def _mcnemar_floor(n: int, power: float = 0.8) -> float:
-    """The difference at which n documents, all disagreements one way, are significant with that probability."""
+    """The difference at which n documents, disagreeing one way only, are significant with that
+    probability."""
     fewest = math.ceil(1 - math.log2(LEVEL))  # 2 / 2^6 < 0.05
     return float(stats.beta.ppf(power, fewest, n - fewest + 1)) if n >= fewest else math.inf

@@ -1,4 +1,4 @@
-"""How far a pruned model's predictions are from the dense model's, token by token: what perplexity averages away."""
+"""How far a pruned model's predictions are from the dense model's, which perplexity averages away."""
 from __future__ import annotations
 
 from dataclasses import dataclass, field
@@ -7,20 +7,19 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from prunekit.errors import UsageError
 from prunekit.evaluate.intervals import mean_of
-from prunekit.evaluate.perplexity import BATCH_TOKENS, cut, logit_pieces
-from prunekit.models import check_windows
+from prunekit.evaluate.perplexity import batches, cut, logit_pieces
+from prunekit.models import check_windows, in_eval_mode
 
 
 @dataclass(frozen=True)
 class Divergence:
     """Of a model from the dense one, per window (n,), float64.
 
-    kl: mean over the window's predictions of KL(p_dense || p) = sum_v p_dense(v) ln(p_dense(v) / p(v)), nats per token;
-    changed: share of predictions whose most probable token is another one.
+    kl: mean over the window's predictions of KL(p_dense || p) = sum_v p_dense(v) ln(p_dense(v) / p(v)), nats
+    per token; changed: share of predictions whose most probable token is another one.
     """
 
     kl: np.ndarray
@@ -37,40 +36,34 @@ class Divergence:
         return row
 
 
-def divergence(model: nn.Module, dense: nn.Module, tokens: Tensor, seqlen: int = 128, *, progress: bool = True,
-               meta: dict[str, Any] | None = None) -> Divergence:
+def divergence(model: nn.Module, dense: nn.Module, tokens: Tensor, seqlen: int = 128, *,
+               progress: bool = True, meta: dict[str, Any] | None = None) -> Divergence:
     """Compare two models' next-token distributions on the same tokens: `Divergence`, one value per window.
 
-    tokens: a text (1-D), cut into consecutive windows of seqlen with the rest dropped, or windows (n, seqlen). Both models
-    are in memory; of their logits never more than `perplexity.LOGIT_BUDGET` each at once. Sums in float32, means in float64.
+    tokens: a text (1-D), cut into consecutive windows of seqlen with the rest dropped, or windows (n,
+    seqlen). Both models are in memory; of their logits never more than `perplexity.LOGIT_BUDGET` each at
+    once. Sums in float32, means in float64.
 
-    Raises UsageError if the vocabularies differ, if there is not one whole window, or if the model cannot
-    read the windows.
+    Raises UsageError if the vocabularies differ, and where `perplexity` does.
     """
     windows = cut(tokens, seqlen)
     sizes = [one.get_input_embeddings().num_embeddings for one in (model, dense)]
     if sizes[0] != sizes[1]:
-        raise UsageError(f"models with vocabularies of {sizes[0]} and {sizes[1]} tokens have no distributions to compare; give "
-                         "the dense model that was pruned.")
+        raise UsageError(f"models with vocabularies of {sizes[0]} and {sizes[1]} tokens have no "
+                         "distributions to compare; give the dense model that was pruned.")
     check_windows(model, windows)
     kl, changed = [], []
-    training = [one.training for one in (model, dense)]
-    try:
-        with torch.no_grad():
-            here, there = (logit_pieces(one.eval()) for one in (model, dense))
-            for batch in tqdm(windows.split(max(1, BATCH_TOKENS // seqlen)), desc="divergence", disable=not progress,
-                              leave=False):
-                parts = [_compare(q, p.to(q.device)) for q, p in zip(here(batch), there(batch), strict=True)]
-                for kept, found in zip((kl, changed), zip(*parts, strict=True), strict=True):
-                    kept.append(torch.cat(found).double().view(len(batch), -1).mean(1).cpu())
-    finally:
-        model.train(training[0])
-        dense.train(training[1])
+    with in_eval_mode(model, dense), torch.no_grad():
+        here, there = logit_pieces(model), logit_pieces(dense)
+        for batch in batches(windows, "divergence", progress):
+            parts = [_compare(q, p.to(q.device)) for q, p in zip(here(batch), there(batch), strict=True)]
+            for kept, values in zip((kl, changed), zip(*parts, strict=True), strict=True):
+                kept.append(torch.cat(values).double().view(len(batch), -1).mean(1).cpu())
     return Divergence(torch.cat(kl).numpy(), torch.cat(changed).numpy(), {"seqlen": seqlen, **(meta or {})})
 
 
 def _compare(q: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits (t, vocabulary) of the model and of the dense one -> KL (t,) and whether the first choice differs (t,)."""
+    """Logits (t, vocabulary) of the model, of the dense one -> KL (t,), does the first choice differ (t,)."""
     log_q, log_p = q.float().log_softmax(-1), p.float().log_softmax(-1)
     return (log_p.exp() * (log_p - log_q)).sum(-1), q.argmax(-1) != p.argmax(-1)
 

@@ -44,7 +44,7 @@ class Mean:
 
     @property
     def detectable(self) -> float:
-        """By the error's median-unbiased estimate: of few windows the error itself is usually found too small."""
+        """By the error's median-unbiased estimate: of few windows the error itself is found too small."""
         middle = math.sqrt(self.freedom / stats.chi2.median(self.freedom)) if self.freedom else 1.0
         return detectable(self.error * middle, freedom=self.freedom)
 
@@ -240,7 +240,8 @@ def sources(values: np.ndarray, *, running: bool = False) -> Sources:
     whole, parts = seeds + items - rest, np.array([seeds, items, rest])
     error = math.sqrt(whole / y.size)
     satterthwaite = whole ** 2 / (parts ** 2 / freedom).sum() if error else 1.0
-    found = Mean(float(mean), error, float(max(satterthwaite, freedom.min())))  # less: of a difference of squares
+    # less: of a difference of squares
+    found = Mean(float(mean), error, float(max(satterthwaite, freedom.min())))
     return Sources(found.value, error, found.interval(), found.p,
                    {"seeds": (seeds - rest) / n, "items": (items - rest) / s, "rest": rest}, (s, n))
 

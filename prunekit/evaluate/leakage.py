@@ -1,8 +1,9 @@
-"""How much of one method's lead over another is text: the factorial of gradient, calibration and test corpus."""
+"""How much of one method's lead is text: the factorial of gradient, calibration and test corpus."""
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 
@@ -12,11 +13,13 @@ from prunekit.evaluate.intervals import RESAMPLES
 
 @dataclass(frozen=True)
 class Leakage:
-    """Leads are differences in nll (nats per token), averaged over test corpora; each is (value, low, high), 95 %.
+    """Leads are differences in nll (nats per token), averaged over test corpora; each is (value, low, high),
+    95 %.
 
-    lead: where only the leader has read the test corpus, as in the published comparison. clean: neither has; read: both
-    have. share: what of `lead` is gone when both have read alike, 1 - (clean + read) / (2 lead); NaN where `lead` cannot be
-    told from zero or is negative, since there is nothing to explain then. seeds, windows: how many of each.
+    lead: where only the leader has read the test corpus, as in the published comparison. clean: neither has;
+    read: both have. share: what of `lead` is gone when both have read alike, 1 - (clean + read) / (2 lead);
+    NaN where `lead` cannot be told from zero or is negative, since there is nothing to explain then. seeds,
+    windows: how many of each.
     """
 
     lead: tuple[float, float, float]
@@ -30,22 +33,24 @@ class Leakage:
 def leakage(cells: Mapping[tuple[str, str, str, int], tuple[np.ndarray, np.ndarray]]) -> Leakage:
     """What leakage explains of the leader's lead over its rival (Pruner-Zero's over Wanda's).
 
-    cells: (gradient corpus, calibration corpus, test corpus, seed) -> (nll of the leader, nll of the rival), each one value
-    per test window, float (windows,). The leader reads gradients, the rival calibration text. All combinations of the same
-    corpora in the three places and of the seeds must be there, and windows of one test corpus must be the same ones.
+    cells: (gradient corpus, calibration corpus, test corpus, seed) -> (nll of the leader, nll of the rival),
+    each one value per test window, float (windows,). The leader reads gradients, the rival calibration text.
+    All combinations of the same corpora in the three places and of the seeds must be there, and windows of
+    one test corpus must be the same ones.
 
-    The interval is a paired bootstrap: windows (of each test corpus) and seeds are drawn anew, the same for all cells. Few
-    seeds say little about seeds: with two it is too narrow. Raises UsageError for an incomplete factorial.
+    The interval is a paired bootstrap: windows (of each test corpus) and seeds are drawn anew, the same for
+    all cells. Few seeds say little about seeds: with two it is too narrow. Raises UsageError for an
+    incomplete factorial.
     """
     corpora = sorted({cell[2] for cell in cells})
     seeds = sorted({cell[3] for cell in cells})
     wanted = [(g, c, t, seed) for t in corpora for g in corpora for c in corpora for seed in seeds]
     if len(corpora) < 2 or set(wanted) != set(cells):
-        raise UsageError(f"{len(cells)} cells are not the factorial of {len(corpora)} corpora in three places and "
-                         f"{len(seeds)} seeds: give every combination of at least two corpora.")
+        raise UsageError(f"{len(cells)} cells are not the factorial of {len(corpora)} corpora in three "
+                         f"places and {len(seeds)} seeds: give every combination of at least two corpora.")
     generator = np.random.default_rng(0)
     by_seed = _counts(generator, len(seeds))
-    arms = np.zeros((4, 1 + RESAMPLES))  # rival out, rival in, leader out, leader in
+    arms = np.zeros((4, 1 + RESAMPLES))  # the rival out, in, the leader out, in
     windows = 0
     for test in corpora:
         of_test = {cell: np.asarray(values, dtype=float) for cell, values in cells.items() if cell[2] == test}
@@ -54,9 +59,9 @@ def leakage(cells: Mapping[tuple[str, str, str, int], tuple[np.ndarray, np.ndarr
             raise UsageError(f"the cells tested on {test} hold different windows: evaluate all on the same.")
         by_window = _counts(generator, shapes.pop()[1])
         windows += by_window.shape[1]
-        for arm, (place, method, inside) in enumerate(((1, 1, False), (1, 1, True), (0, 0, False), (0, 0, True))):
-            values = np.array([np.mean([v[method] for cell, v in of_test.items() if cell[3] == seed
-                                        and (cell[place] == test) == inside], axis=0) for seed in seeds])
+        for arm, (reader, inside) in enumerate(product((1, 0), (False, True))):
+            values = np.array([np.mean([v[reader] for cell, v in of_test.items() if cell[3] == seed
+                                        and (cell[reader] == test) == inside], axis=0) for seed in seeds])
             arms[arm] += np.einsum("rs,sn,rn->r", by_seed, values, by_window) / len(corpora)
     rival_out, rival_in, leader_out, leader_in = arms
     lead, clean, read = rival_out - leader_in, rival_out - leader_out, rival_in - leader_in

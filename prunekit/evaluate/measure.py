@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from prunekit.choices import Target
 from prunekit.evaluate.perplexity import Perplexity, perplexity
-from prunekit.models import prunable_layers
+from prunekit.models import as_it_was, layers
 from prunekit.pruning.gradients import Gradients
 from prunekit.pruning.inputs import collect_inputs
 from prunekit.pruning.prune import Report, prune
@@ -32,42 +32,35 @@ class Measured:
     perplexity: Perplexity
 
     def row(self) -> dict[str, Any]:
-        """The row of a result table: setting, reached sparsity, perplexity with its 95 % interval over n windows."""
+        """The row of a result table: setting, sparsity reached, perplexity with 95 % interval, windows."""
         low, high = self.perplexity.interval
         meta = self.report.meta
-        return {"method": meta["method"], "metric": "perplexity", "sparsity": self.report.target, "pattern": meta["pattern"],
-                "ppl": self.perplexity.value, "low": low, "high": high, "reached": self.report.sparsity,
-                "n": len(self.perplexity.nll), "calibration_windows": meta["n"], "tree": meta["tree"], "group": meta["group"],
-                "update": meta["update"], "seconds": meta["seconds"]}
+        return {"method": meta["method"], "metric": "perplexity", "sparsity": self.report.target,
+                "pattern": meta["pattern"], "ppl": self.perplexity.value, "low": low, "high": high,
+                "reached": self.report.sparsity, "n": len(self.perplexity.nll), "calibration_windows": meta["n"],
+                "tree": meta["tree"], "group": meta["group"], "update": meta["update"],
+                "seconds": meta["seconds"]}
 
 
-def prune_and_measure(model: nn.Module, calibration: Tensor, test: Tensor, settings: Iterable[Mapping[str, Any]], *,
-                      gradients: Gradients | None = None, progress: bool = True, workers: int = 1) -> Iterator[Measured]:
-    """For every setting (keyword arguments of `prune`): prune the model, measure its perplexity on test windows, yield.
+def prune_and_measure(model: nn.Module, calibration: Tensor, test: Tensor,
+                      settings: Iterable[Mapping[str, Any]], *, gradients: Gradients | None = None,
+                      progress: bool = True, workers: int = 1) -> Iterator[Measured]:
+    """For every setting (keyword arguments of `prune`): prune, measure perplexity on test windows, yield.
 
-    While a result is being looked at the model is pruned; before the next one, and at the end, its weights are the
-    dense ones again, bit for bit (a copy of the prunable weights is kept for that). With more than one of `workers` the
-    settings are shared among as many threads, each with its own copy of the model, which itself stays dense then; a small
-    model on a processor gains most, since one matrix product does not keep all cores busy.
+    While a result is being looked at the model is pruned; before the next one, and at the end, its weights
+    are the dense ones again, bit for bit (a copy of the prunable weights is kept for that). With more than
+    one of `workers` the settings are shared among as many threads, each with its own copy of the model, which
+    itself stays dense then; a small model on a processor gains most, since one matrix product does not keep
+    all cores busy.
     """
     if workers > 1:
         yield from _side_by_side(model, calibration, test, list(settings), gradients, progress, workers)
         return
-    layers = [layer for block in prunable_layers(model) for layer in block]
-    dense = [layer.weight.clone() for layer in layers]
-
-    def restore() -> None:
-        with torch.no_grad():
-            for layer, weight in zip(layers, dense, strict=True):
-                layer.weight.copy_(weight)
-
-    try:
+    with as_it_was(model) as restore:
         for setting in tqdm(list(settings), desc="settings", disable=not progress):
             report = prune(model, calibration, gradients=gradients, progress=False, **setting)
             yield Measured(report, perplexity(model, test, test.shape[1], progress=False))
             restore()
-    finally:
-        restore()
 
 
 def measure_targets(model: nn.Module, calibration: Tensor, test: Tensor, methods: Mapping[str, Any],
@@ -99,7 +92,8 @@ def _side_by_side(model: nn.Module, calibration: Tensor, test: Tensor, settings:
         mine.model = copy.deepcopy(model)
 
     def one(setting: Mapping[str, Any]) -> Measured:
-        [found] = prune_and_measure(mine.model, calibration, test, [setting], gradients=gradients, progress=False)
+        [found] = prune_and_measure(mine.model, calibration, test, [setting], gradients=gradients,
+                                    progress=False)
         return found
 
     pool = ThreadPoolExecutor(workers, initializer=start)
@@ -110,8 +104,8 @@ def _side_by_side(model: nn.Module, calibration: Tensor, test: Tensor, settings:
 
 
 def kept_weights(model: nn.Module) -> dict[str, Tensor]:
-    """The keep mask of every prunable layer as it is now: bool (out, in), True where the weight is not zero."""
-    return {layer.name: layer.weight != 0 for block in prunable_layers(model) for layer in block}
+    """The keep mask of every prunable layer as it is now: bool (out, in), True where a weight is not zero."""
+    return {layer.name: layer.weight != 0 for layer in layers(model)}
 
 
 def pruned_in_common(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> float:
@@ -121,21 +115,24 @@ def pruned_in_common(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) 
     return both / either if either else 1.0
 
 
-def layer_errors(pruned: nn.Module, dense: nn.Module, windows: Tensor, *, progress: bool = True) -> pd.DataFrame:
+def layer_errors(pruned: nn.Module, dense: nn.Module, windows: Tensor, *,
+                 progress: bool = True) -> pd.DataFrame:
     """Relative reconstruction error of every prunable layer, on the dense model's inputs: one row per layer.
 
-    error = ||(W - V) x||^2 / ||W x||^2 summed over the tokens of windows (n, seqlen), with W the dense and V the pruned
-    weight; computed as tr(D H D^T) / tr(W H W^T) with D = W - V, from H (in, in), float32.
+    error = ||(W - V) x||^2 / ||W x||^2 summed over the tokens of windows (n, seqlen), with W the dense and V
+    the pruned weight; computed as tr(D H D^T) / tr(W H W^T) with D = W - V, from H (in, in), float32.
     """
     import pandas as pd
 
-    others = {layer.name: layer for block in prunable_layers(pruned) for layer in block}
+    others = {layer.name: layer for layer in layers(pruned)}
     rows = []
     with torch.no_grad():
         for step in Walk(dense, windows, one_shot=True, progress=progress):
             inputs = collect_inputs(step, len(windows), hessian=True)
             for layer in step.layers:
                 W, H = layer.weight.float(), inputs[layer.name].H
-                error, total = (((M @ H) * M).sum().item() for M in (W - others[layer.name].weight.float(), W))
-                rows.append({"layer": layer.name, "block": layer.block, "kind": layer.kind, "error": error / total})
+                D = W - others[layer.name].weight.float()
+                error, total = (((M @ H) * M).sum().item() for M in (D, W))
+                rows.append({"layer": layer.name, "block": layer.block, "kind": layer.kind,
+                             "error": error / total})
     return pd.DataFrame(rows)

@@ -14,18 +14,18 @@ from tqdm import tqdm
 from prunekit.data import check_seqlen
 from prunekit.errors import UsageError
 from prunekit.evaluate.intervals import exp_mean
-from prunekit.models import check_windows
+from prunekit.models import check_windows, in_eval_mode
 
 LOGIT_BUDGET = 2**25  # logits alive at once: 128 MiB in float32
-BATCH_TOKENS = 4096
+BATCH_TOKENS = 4096  # per forward call
 
 
 @dataclass(frozen=True)
 class Perplexity:
     """exp(mean of `nll`).
 
-    nll: mean negative log-likelihood of each window, nats per predicted token, float64 (n,). Raises UsageError if
-    there is no loss, or one that is not finite.
+    nll: mean negative log-likelihood of each window, nats per predicted token, float64 (n,). Raises
+    UsageError if there is no loss, or one that is not finite.
     """
 
     nll: np.ndarray
@@ -56,42 +56,42 @@ def perplexity(model: nn.Module, tokens: Tensor, seqlen: int = 128, *, progress:
                meta: dict[str, Any] | None = None) -> Perplexity:
     """ppl = exp(mean over windows of (1/(seqlen-1)) * sum over t of -ln p(x_t | x_<t)).
 
-    tokens: a text (1-D), cut into consecutive windows of seqlen with the rest dropped, or windows (n, seqlen). The
-    mean is over windows, as in the published lib/eval.py; context length is part of the metric's name.
+    tokens: a text (1-D), cut into consecutive windows of seqlen with the rest dropped, or windows (n,
+    seqlen). The mean is over windows, as in the published lib/eval.py; context length is part of the metric's
+    name.
 
     Raises UsageError if there is not one whole window, if the model cannot read the windows, or if a loss is
     not finite.
     """
     windows = cut(tokens, seqlen)
     check_windows(model, windows)
-    training = model.training
-    model.eval()
-    losses = []
-    try:
-        with torch.no_grad():
-            loss = window_losses(model)
-            for batch in tqdm(windows.split(max(1, BATCH_TOKENS // seqlen)), desc="perplexity", disable=not progress,
-                              leave=False):
-                losses.append(loss(batch).double().cpu())
-    finally:
-        model.train(training)
-    nll = torch.cat(losses).numpy()
-    return Perplexity(nll, {"seqlen": seqlen, "windows": len(nll), "dtype": str(model.dtype).removeprefix("torch."), **(meta or {})})
+    with in_eval_mode(model), torch.no_grad():
+        losses = window_losses(model)
+        parts = [losses(batch).double().cpu() for batch in batches(windows, "perplexity", progress)]
+    nll = torch.cat(parts).numpy()
+    return Perplexity(nll, {"seqlen": seqlen, "windows": len(nll),
+                            "dtype": str(model.dtype).removeprefix("torch."), **(meta or {})})
+
+
+def batches(windows: Tensor, task: str = "", progress: bool = False) -> Iterator[Tensor]:
+    """Windows (n, seqlen) in batches of BATCH_TOKENS tokens or fewer, with a bar."""
+    parts = windows.split(max(1, BATCH_TOKENS // windows.shape[1]))
+    return iter(tqdm(parts, desc=task, disable=not progress, leave=False))
 
 
 def cut(tokens: Tensor, seqlen: int) -> Tensor:
-    """Consecutive windows (n, seqlen) of a text (1-D), the rest dropped; windows pass if they have that length."""
+    """Consecutive windows (n, seqlen) of a text (1-D), the rest dropped; windows of that length pass."""
     check_seqlen(seqlen)
     if tokens.ndim == 2 and tokens.shape[1] == seqlen and len(tokens):
         return tokens
     if tokens.ndim != 1 or len(tokens) < seqlen:
-        raise UsageError(f"tokens of shape {tuple(tokens.shape)} hold no window of {seqlen}; give more text, windows of that "
-                         "length, or a shorter seqlen.")
+        raise UsageError(f"tokens of shape {tuple(tokens.shape)} hold no window of {seqlen}; give more text, "
+                         "windows of that length, or a shorter seqlen.")
     return tokens[:len(tokens) // seqlen * seqlen].view(-1, seqlen)
 
 
 def window_losses(model: nn.Module) -> Callable[[Tensor], Tensor]:
-    """ids (n, seqlen) -> mean loss of each window, (n,) float32, with at most LOGIT_BUDGET logits alive at once."""
+    """ids (n, seqlen) -> mean loss of each window, (n,) float32, at most LOGIT_BUDGET logits at once."""
     pieces = logit_pieces(model)
 
     def losses(ids: Tensor) -> Tensor:
@@ -121,7 +121,8 @@ def logit_pieces(model: nn.Module) -> Callable[[Tensor], Iterator[Tensor]]:
             yield from (head(part) for part in hidden.split(chunk))
         else:  # heads that scale or cap their logits: whole windows through the model itself
             few = max(1, chunk // ids.shape[1])
-            yield from (model(input_ids=part, use_cache=False).logits[:, :-1].flatten(0, 1) for part in ids.split(few))
+            yield from (model(input_ids=part, use_cache=False).logits[:, :-1].flatten(0, 1)
+                        for part in ids.split(few))
     return pieces
 
 
@@ -133,4 +134,5 @@ def _head_is_all(model: nn.Module, body: nn.Module, head: nn.Module, device: tor
     except (TypeError, RuntimeError):
         return False
     logits = model(input_ids=ids, use_cache=False).logits
-    return plain.shape == logits.shape and torch.allclose(plain, logits.to(plain.device), rtol=1e-3, atol=1e-3)
+    same_shape = plain.shape == logits.shape
+    return same_shape and torch.allclose(plain, logits.to(plain.device), rtol=1e-3, atol=1e-3)

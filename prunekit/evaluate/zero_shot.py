@@ -1,9 +1,9 @@
-"""Zero-shot tasks through lm-eval, unmodified: every metric by its own name, with its uncertainty and its protocol.
+"""Zero-shot tasks through lm-eval, unmodified: metrics by their own names, with uncertainty and protocol.
 
-    frame = pk.zero_shot(model, tokenizer, ["embedded"])           # or ["boolq", "rte"], or anything lm-eval knows
-    pk.mean_over(frame, "acc")                                     # a mean of one metric; never of a mixture
+    frame = pk.zero_shot(model, tokenizer, ["embedded"])    # or ["boolq", "rte"], or anything lm-eval knows
+    pk.mean_over(frame, "acc")                              # a mean of one metric; never of a mixture
     frame, documents = pk.zero_shot(model, tokenizer, ["embedded"], return_documents=True)
-    pk.compare_documents(documents, other, "acc")                  # against another model, question by question
+    pk.compare_documents(documents, other, "acc")           # against another model, question by question
 """
 from __future__ import annotations
 
@@ -16,31 +16,34 @@ from typing import TYPE_CHECKING, Any
 from prunekit.errors import UsageError
 from prunekit.evaluate.harness import load_tasks, quiet, with_fewshot
 from prunekit.evaluate.intervals import Mean, pooled, wilson
+from prunekit.models import in_eval_mode
 
 if TYPE_CHECKING:
     import pandas as pd
     from torch import nn
 
 
-def zero_shot(model: nn.Module, tokenizer: Any, tasks: Sequence[str] | Mapping[str, Any], limit: float | None = None,
-              num_fewshot: int | None = 0, *, batch_size: int | str = 32, datasets: Mapping[str, str | Path] | None = None,
-              include_path: str | Path | None = None, allow_code: bool = False, return_documents: bool = False,
+def zero_shot(model: nn.Module, tokenizer: Any, tasks: Sequence[str] | Mapping[str, Any],
+              limit: float | None = None, num_fewshot: int | None = 0, *, batch_size: int | str = 32,
+              datasets: Mapping[str, str | Path] | None = None, include_path: str | Path | None = None,
+              allow_code: bool = False, return_documents: bool = False,
               progress: bool = True) -> pd.DataFrame | tuple[pd.DataFrame, pd.DataFrame]:
     """Evaluate a model in memory on lm-eval's tasks: one row per task and metric.
 
-    Columns: task, metric (acc and acc_norm are two; one of several filters is named as lm-eval does, `exact_match,strict`),
-    value, low, high (95 %: Wilson's where answers are right or wrong, else Student's), stderr (lm-eval's), n
-    (documents), num_fewshot, chance (of guessing among the choices; NaN where that means nothing), limit (0: none),
-    task_version, harness.
+    Columns: task, metric (acc and acc_norm are two; one of several filters is named as lm-eval does,
+    `exact_match,strict`), value, low, high (95 %: Wilson's where answers are right or wrong, else Student's),
+    stderr (lm-eval's), n (documents), num_fewshot, chance (of guessing among the choices; NaN where that
+    means nothing), limit (0: none), task_version, harness.
 
-    tasks: names of tasks, groups or tags: `embedded` (the package's seven), `embedded_recall`, boolq, rte, hellaswag …; or
-    what `harness.load_tasks` gave, so that many models are asked and the data are read once.
-    limit: the first documents of each task only, a number or a share; for trying out, since it is another protocol.
-    num_fewshot: worked examples before each question; None: the task's own number. batch_size: a number, or "auto".
-    datasets, include_path, allow_code: see `harness.load_tasks`. return_documents: also a frame with a row per document:
-    task, metric, document (number and hash), value.
+    tasks: names of tasks, groups or tags: `embedded` (the package's seven), `embedded_recall`, boolq, rte,
+    hellaswag …; or what `harness.load_tasks` gave, so that many models are asked and the data are read once.
+    limit: the first documents of each task only, a number or a share; for trying out, since it is another
+    protocol. num_fewshot: worked examples before each question; None: the task's own number. batch_size: a
+    number, or "auto". datasets, include_path, allow_code: see `harness.load_tasks`. return_documents: also a
+    frame with a row per document: task, metric, document (number and hash), value.
 
-    Raises UsageError for unknown tasks, tasks that run code, data sets that cannot be had, and a missing tokenizer.
+    Raises UsageError for unknown tasks, tasks that run code, data sets that cannot be had, and a missing
+    tokenizer.
     """
     from lm_eval.evaluator import evaluate
     from lm_eval.models.huggingface import HFLM
@@ -48,44 +51,43 @@ def zero_shot(model: nn.Module, tokenizer: Any, tasks: Sequence[str] | Mapping[s
     if tokenizer is None:
         raise UsageError("the model has no tokenizer, and tasks are text; give a model with one.")
     if limit is not None and limit <= 0:
-        raise UsageError(f"limit = {limit!r} leaves no documents; give a number, a share below 1, or None for all.")
-    training = model.training
-    try:
-        with quiet(progress):
-            loaded = tasks if isinstance(tasks, Mapping) else load_tasks(tasks, datasets=datasets, include_path=include_path,
-                                                                         allow_code=allow_code)
-            wrapped = HFLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size,
-                           trust_remote_code=False)
-            found = evaluate(lm=wrapped, task_dict=with_fewshot(loaded, num_fewshot), limit=limit, confirm_run_unsafe_code=allow_code)
-    finally:
-        model.train(training)
-    documents = _documents(found["samples"])
-    frame = _frame(found, documents, limit)
+        raise UsageError(f"limit = {limit!r} leaves no documents; give a number, a share below 1, or None "
+                         "for all.")
+    with quiet(progress), in_eval_mode(model):
+        if not isinstance(tasks, Mapping):
+            tasks = load_tasks(tasks, datasets=datasets, include_path=include_path, allow_code=allow_code)
+        wrapped = HFLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size,
+                       trust_remote_code=False)
+        answers = evaluate(lm=wrapped, task_dict=with_fewshot(tasks, num_fewshot), limit=limit,
+                           confirm_run_unsafe_code=allow_code)
+    documents = _documents(answers["samples"])
+    frame = _frame(answers, documents, limit)
     return (frame, documents) if return_documents else frame
 
 
 def mean_over(frame: pd.DataFrame, metric: str | None = None) -> pd.Series:
-    """The mean of one metric over tasks, each with the same weight: metric, tasks, value, low, high, stderr, chance, n.
+    """The mean of one metric over tasks: metric, tasks, value, low, high, stderr, chance, n.
 
     stderr = sqrt(sum of the tasks' squared errors) / tasks; the interval is Student's. frame: rows of
     `zero_shot` for one model.
 
-    Raises UsageError if no metric is named and the frame holds several, if a task has no such metric (a mean that takes
-    acc_norm where there is one and acc elsewhere is a mean of nothing), or if a task occurs twice.
+    Raises UsageError if no metric is named and the frame holds several, if a task has no such metric (a mean
+    that takes acc_norm where there is one and acc elsewhere is a mean of nothing), or if a task occurs twice.
     """
     import pandas as pd
 
     names = list(dict.fromkeys(frame["metric"]))
     if metric is None and len(names) != 1:
-        raise UsageError(f"a mean over {', '.join(names)} mixes metrics; name one, as mean_over(frame, '{names[0]}').")
+        raise UsageError(f"a mean over {', '.join(names)} mixes metrics; name one, as mean_over(frame, "
+                         f"'{names[0]}').")
     metric = metric or names[0]
     rows = frame[frame["metric"] == metric]
     lacking = sorted(set(frame["task"]) - set(rows["task"]))
     if lacking:
-        raise UsageError(f"{', '.join(lacking)} {'have' if len(lacking) > 1 else 'has'} no {metric}; average another metric, "
-                         "or choose the tasks that have it first.")
-    if rows["task"].duplicated().any():
-        raise UsageError(f"task '{rows['task'][rows['task'].duplicated()].iloc[0]}' occurs more than once; give one model's rows.")
+        raise UsageError(f"{', '.join(lacking)} {'have' if len(lacking) > 1 else 'has'} no {metric}; average "
+                         "another metric, or choose the tasks that have it first.")
+    if len(again := rows["task"][rows["task"].duplicated()]):
+        raise UsageError(f"task '{again.iloc[0]}' occurs more than once; give one model's rows.")
     mean = pooled([Mean(row.value, row.stderr, row.n - 1) for row in rows.itertuples()])
     low, high = mean.interval()
     return pd.Series({"metric": metric, "tasks": len(rows), "value": mean.value, "low": low, "high": high,
@@ -93,13 +95,13 @@ def mean_over(frame: pd.DataFrame, metric: str | None = None) -> pd.Series:
 
 
 def default_tasks(model: str) -> list[str]:
-    """What a model is asked if nothing is said: the package's own world for its own models, else the papers' seven tasks."""
+    """What a model is asked unless said: the package's own world for its own models, else the papers'."""
     from prunekit.evaluate.harness import PUBLISHED
 
     return ["embedded"] if model.startswith("embedded/") else list(PUBLISHED)
 
 
-# --- from lm-eval's records ----------------------------------------------------------------------------------------
+# --- from lm-eval's records ---------------------------------------------------------------------------------
 
 
 def _key(metric: str, kind: str) -> str:
@@ -109,8 +111,8 @@ def _key(metric: str, kind: str) -> str:
 def _documents(samples: Mapping[str, list[dict[str, Any]]]) -> pd.DataFrame:
     import pandas as pd
 
-    rows = [{"task": task, "metric": _key(metric, sample["filter"]), "document": f"{sample['doc_id']}:{sample['doc_hash'][:8]}",
-             "value": float(sample[metric])}
+    rows = [{"task": task, "metric": _key(metric, sample["filter"]),
+             "document": f"{sample['doc_id']}:{sample['doc_hash'][:8]}", "value": float(sample[metric])}
             for task, listed in samples.items() for sample in listed for metric in sample["metrics"]
             if isinstance(sample[metric], (bool, int, float))]
     return pd.DataFrame(rows, columns=["task", "metric", "document", "value"])
@@ -120,7 +122,8 @@ def _frame(found: Mapping[str, Any], documents: pd.DataFrame, limit: float | Non
     import pandas as pd
     from lm_eval import __version__
 
-    right = {key: values for key, values in documents.groupby(["task", "metric"])["value"] if set(values) <= {0.0, 1.0}}
+    right = {key: values for key, values in documents.groupby(["task", "metric"])["value"]
+             if set(values) <= {0.0, 1.0}}
     rows = []
     for task, samples in found["samples"].items():
         for key, value in found["results"][task].items():
@@ -134,8 +137,8 @@ def _frame(found: Mapping[str, Any], documents: pd.DataFrame, limit: float | Non
             answers = right.get((task, name))
             graded = Mean(float(value), error, n - 1)
             low, high = graded.interval() if answers is None else wilson(answers.sum(), len(answers))
-            rows.append({"task": task, "metric": name, "value": float(value), "low": low, "high": high, "stderr": error,
-                         "n": n, "num_fewshot": found["n-shot"][task],
+            rows.append({"task": task, "metric": name, "value": float(value), "low": low, "high": high,
+                         "stderr": error, "n": n, "num_fewshot": found["n-shot"][task],
                          "chance": _chance(found["configs"][task], metric, samples), "limit": limit or 0,
                          "task_version": found["versions"].get(task), "harness": f"lm-eval {__version__}"})
     return pd.DataFrame(rows)
@@ -145,5 +148,6 @@ def _chance(config: Mapping[str, Any], metric: str, samples: list[dict[str, Any]
     """Of guessing one choice of each document: the mean of 1 / choices."""
     if config.get("output_type") != "multiple_choice" or not metric.startswith("acc"):
         return math.nan
-    twice = 2 if "acc_mutual_info" in samples[0]["metrics"] else 1  # every choice is also scored without its question
+    # every choice is also scored without its question
+    twice = 2 if "acc_mutual_info" in samples[0]["metrics"] else 1
     return float(sum(twice / len(sample["arguments"]) for sample in samples) / len(samples))

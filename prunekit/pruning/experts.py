@@ -1,4 +1,4 @@
-"""What each expert of a mixture reads. Experts are slices of one parameter, so no module hook can see their inputs."""
+"""What each expert of a mixture reads: a slice of a parameter, so no module hook sees its inputs."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
@@ -15,11 +15,12 @@ _PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.
 
 
 class ExpertInputs(TorchDispatchMode):
-    """While active, hands `observe(layer, x)` the other factor of every matrix product with an expert's weight.
+    """While active, hands `observe(layer, x)` what an expert's weight is multiplied with.
 
-    A factor is an expert's weight if it is the same memory, read in the same order; so any family whose experts are
-    computed one by one (or all at once by bmm) is understood, and one that does it otherwise is seen to be silent. In a
-    bmm every expert gets every token; those that were not sent to it are rows of zeros, and are left out.
+    A factor is an expert's weight if it is the same memory, read in the same order; so any family whose
+    experts are computed one by one (or all at once by bmm) is understood, and one that does it otherwise is
+    seen to be silent. In a bmm every expert gets every token; those that were not sent to it are rows of
+    zeros, and are left out.
     """
 
     def __init__(self, layers: Iterable[Layer], observe: Callable[[Layer, Tensor], None]):
@@ -43,9 +44,11 @@ def _view(tensor: Tensor) -> tuple[Any, ...]:
 
 @contextmanager
 def one_by_one(model: nn.Module) -> Iterator[None]:
-    """For a while, compute mixtures expert by expert (transformers' eager implementation), not by fused kernels."""
-    configs = {id(m.config): m.config for m in model.modules() if getattr(m, "config", None) is not None}.values()
-    before = [(config, config._experts_implementation) for config in configs if hasattr(config, "_experts_implementation")]
+    """For a while, compute mixtures expert by expert (transformers' eager implementation), unfused."""
+    configs = {id(m.config): m.config for m in model.modules()
+               if getattr(m, "config", None) is not None}.values()
+    before = [(config, config._experts_implementation) for config in configs
+              if hasattr(config, "_experts_implementation")]
     try:
         for config, _ in before:
             config._experts_implementation = "eager"

@@ -1,7 +1,9 @@
 """Statistics of layer inputs: X, and the Hessian H of the layer's squared error."""
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +23,7 @@ class InputStatistics:
     X: Tensor  # (1, in): (1/n) sum over windows and tokens of x_j squared
     H: Tensor | None = None  # (in, in): (2/n) sum over tokens of x x^T, if asked for
     tokens: int = 0
+    shared: Any = None  # what a weight update makes of H
 
     def add(self, x: Tensor) -> None:
         """Take in one batch of inputs x (tokens, in), any dtype."""
@@ -29,6 +32,12 @@ class InputStatistics:
             self.H.add_(_gram(x), alpha=2 / self.n)
         for part in x.split(_CHUNK):  # small enough to stay in the cache
             self.X.add_(part.float().square().sum(0), alpha=1 / self.n)
+
+    def factored(self, factor: Callable[[Tensor, Any], Any], options: Any) -> Any:
+        """factor(H, options), made once for all layers that read these inputs; H is given up for it."""
+        if self.shared is None:
+            self.shared, self.H = factor(self.H, options), None
+        return self.shared
 
 
 def collect_inputs(step: Step, n: int, *, hessian: bool = False) -> dict[str, InputStatistics]:
@@ -51,7 +60,7 @@ def collect_inputs(step: Step, n: int, *, hessian: bool = False) -> dict[str, In
 
 
 def _gram(x: Tensor) -> Tensor:
-    """x^T x in float32. A product of two bfloat16 numbers is exact in float32, so the fast unit loses nothing."""
+    """x^T x in float32. Products of two bfloat16 numbers are exact there, so the fast unit loses nothing."""
     exact = x.float()
     if x.dtype != torch.bfloat16 or x.device.type != "cpu":
         return exact.T @ exact

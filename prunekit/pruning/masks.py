@@ -15,12 +15,13 @@ from prunekit.metric.catalogue import GROUPS
 def keep_mask(S: Tensor, sparsity: float, pattern: str = "unstructured", group: str = "row") -> Tensor:
     """The weights that stay under scores S (out, in), float32: bool (out, in).
 
-    pattern `n:m`: in every m consecutive inputs of a row the n lowest scores go. Unstructured, group `row`: in every
-    row the int(in * sparsity) lowest go, ties in order of position. Group `layer`: everything up to the value at
-    position int(numel * sparsity) of the sorted scores goes (at least the target). Group `variant`: Wanda's bisection
-    on each row's cumulative sorted score. Source: the published lib/prune.py.
+    pattern `n:m`: in every m consecutive inputs of a row the n lowest scores go. Unstructured, group `row`:
+    in every row the int(in * sparsity) lowest go, ties in order of position. Group `layer`: everything up to
+    the value at position int(numel * sparsity) of the sorted scores goes (at least the target). Group
+    `variant`: Wanda's bisection on each row's cumulative sorted score. Source: the published lib/prune.py.
 
-    Raises UsageError if the pattern does not divide the inputs, if the group is unknown, or if a score is not finite.
+    Raises UsageError if the pattern does not divide the inputs, if the group is unknown, or if a score is not
+    finite.
     """
     if group not in GROUPS:
         raise UsageError(f"group '{group}' is not known{did_you_mean(group, GROUPS)}.")
@@ -58,24 +59,26 @@ def keep_rows(S: Tensor, count: int) -> Tensor:
     """Remove exactly the `count` lowest scores of every row; among equal scores the leftmost go first."""
     if count == 0:
         return torch.ones_like(S, dtype=torch.bool)
-    bound = kth_smallest(S, count)
-    keep = S > bound
-    surplus = S.shape[1] - count - keep.sum(1)
-    rows = surplus.nonzero().squeeze(1)  # rows where ties at the bound (or the bound itself) leave some to keep
+    bound = kth_smallest(S, count)  # (out, 1)
+    keep = S > bound  # (out, in)
+    surplus = S.shape[1] - count - keep.sum(1)  # (out,)
+    # rows where ties at the bound (or the bound itself) leave some to keep
+    rows = surplus.nonzero().squeeze(1)
     if len(rows):
-        tied = S[rows] == bound[rows]
+        tied = S[rows] == bound[rows]  # (rows, in)
         from_right = tied.flip(1).cumsum(1).flip(1)
         keep[rows] |= tied & (from_right <= surplus[rows, None])
     return keep
 
 
 def keep_n_of_m(S: Tensor, n: int, m: int) -> Tensor:
-    """Remove exactly the n lowest scores of every m consecutive inputs; among equal scores the leftmost go first."""
+    """Remove the n lowest scores of every m consecutive inputs; among equal scores the leftmost go first."""
     if S.shape[1] % m:
         raise UsageError(f"pattern {n}:{m} needs inputs in multiples of {m}, but the layer has {S.shape[1]}.")
-    columns = [column.contiguous() for column in S.reshape(-1, m).unbind(1)]
+    columns = [column.contiguous() for column in S.reshape(-1, m).unbind(1)]  # m of (out * in / m,)
     rank = [torch.zeros(columns[0].shape, dtype=torch.uint8, device=S.device) for _ in columns]
-    for i in range(m):  # a place's rank is the number of places it does not precede: m(m-1)/2 comparisons, no sort
+    # a place's rank is the number of places it does not precede: m(m-1)/2 comparisons, no sort
+    for i in range(m):
         for j in range(i + 1, m):
             first = columns[i] <= columns[j]
             rank[j] += first
@@ -84,15 +87,15 @@ def keep_n_of_m(S: Tensor, n: int, m: int) -> Tensor:
 
 
 def keep_above(S: Tensor, position: int) -> Tensor:
-    """One threshold for the whole matrix: what exceeds the value at `position` (from 0) of the sorted scores stays."""
+    """One threshold for all: what exceeds the value at `position` (from 0) of the sorted scores stays."""
     return S > kth_smallest(S.reshape(1, -1), position + 1)
 
 
 def keep_variant(S: Tensor, sparsity: float) -> Tensor:
     """Wanda's variant: per row, the leading run of sorted scores whose sum is at most alpha * (row sum) goes.
 
-    alpha is bisected in [0, 0.8] from 0.4 until the share of zeros is within 0.001 of the target or the bracket
-    closes. Raises UsageError if a score is negative, since a cumulative sum then orders nothing.
+    alpha is bisected in [0, 0.8] from 0.4 until the share of zeros is within 0.001 of the target or the
+    bracket closes. Raises UsageError if a score is negative, since a cumulative sum then orders nothing.
     """
     if (S < 0).any():
         raise UsageError("the variant cumulates scores, which needs a metric that is never negative.")
@@ -118,6 +121,13 @@ def kth_smallest(S: Tensor, k: int) -> Tensor:
     return S.kthvalue(k, dim=1, keepdim=True).values
 
 
+def nonzero(tensor: Tensor) -> int:
+    """How many entries are not 0. By numpy on a processor: torch's count branches, and guesses wrong."""
+    if tensor.device.type == "cpu":
+        return int(np.count_nonzero(tensor.bool().numpy()))
+    return int(torch.count_nonzero(tensor))
+
+
 def zero_out(W: Tensor, keep: Tensor) -> None:
-    """Set the weights that are not kept to 0, in place. On their bits: many times faster than filling, and +0 for every sign."""
+    """Zero the weights that are not kept, in place. On their bits: faster than filling, +0 for every sign."""
     W.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[W.element_size()]).mul_(keep)

@@ -1,7 +1,8 @@
 """The only walk over decoder blocks: replay, collect, hand over, replay, next.
 
-An ordinary forward pass shows what every block is called with; the walk then calls one block at a time with exactly
-that and the hidden states that reach it, so it needs to know nothing about any family's masks, positions or caches.
+An ordinary forward pass shows what every block is called with; the walk then calls one block at a time with
+exactly that and the hidden states that reach it, so it needs to know nothing about any family's masks,
+positions or caches.
 """
 from __future__ import annotations
 
@@ -74,7 +75,7 @@ class Step:
     _outputs_kept: bool = False
 
     def outputs(self) -> Iterator[Tensor]:
-        """Forward all windows: the block's outputs batch by batch, differentiable where the caller differentiates."""
+        """Forward all windows: the block's outputs batch by batch, differentiable if the caller wants it."""
         for calls, hidden in zip(self._walk._calls, self._walk._hidden, strict=True):
             yield _first(calls[self.index](self.block, hidden.to(_device(self.block))))
 
@@ -82,17 +83,18 @@ class Step:
     def collect(self, observe: Observe) -> None:
         """Forward all windows, handing every group's input, (tokens, in) in the model's dtype, to `observe`.
 
-        The pass ends at the input of the last layer, unless its outputs are wanted (one-shot statistics) or there are
-        experts, of which any may come last.
+        The pass ends at the input of the last layer, unless its outputs are wanted (one-shot statistics) or
+        there are experts, of which any may come last.
         """
         keep = self._walk.one_shot
-        with _observing(self, observe, stop_early=not keep and all(layer.expert is None for layer in self.layers)):
+        with _observing(self, observe,
+                        stop_early=not keep and all(layer.expert is None for layer in self.layers)):
             self._walk._forward(self, store=keep)
         self._outputs_kept = keep
 
 
 class Resident:
-    """Where a model's blocks are while it is walked: in memory throughout. A subclass may bring and drop them."""
+    """Where a model's blocks are while it is walked: in memory. A subclass may bring and drop them."""
 
     def block(self, index: int) -> AbstractContextManager[None]:
         """Around everything that is done with a block."""
@@ -106,9 +108,9 @@ class Resident:
 class Walk:
     """Iterate over the decoder blocks of a model, each with the hidden states of the blocks before it.
 
-    windows: token ids (n, seqlen). Whatever is done to a block between two steps (pruning, say) is what the next
-    block's inputs come from; with `one_shot` they come from the block as it was when `Step.collect` ran. batch: windows
-    per forward call (by default as many as make 4096 tokens).
+    windows: token ids (n, seqlen). Whatever is done to a block between two steps (pruning, say) is what the
+    next block's inputs come from; with `one_shot` they come from the block as it was when `Step.collect` ran.
+    batch: windows per forward call (by default as many as make 4096 tokens).
 
     Raises UsageError if the model cannot read the windows, or calls its blocks in a way that cannot be
     replayed.
@@ -144,7 +146,7 @@ class Walk:
             self.model.train(training)
             self._hidden, self._calls = [], []
 
-    # --- one ordinary forward pass --------------------------------------------------------------------------------
+    # --- one ordinary forward pass --------------------------------------------------------------------------
 
     def _run(self, ids: Tensor, forward: Callable[[int, Callable[..., Any], Any, Any], Any]) -> None:
         """Call the model, and `forward(index, its own forward, args, kwargs)` in place of every block."""
@@ -167,7 +169,7 @@ class Walk:
                     block.forward = own
 
     def _probe(self) -> tuple[list[list[InputGroup]], list[Callable[[Tensor], Any]]]:
-        """Run a few tokens for real: which layers share inputs, what blocks return, and does a replay agree?"""
+        """Run a few tokens for real: what shares inputs, what do blocks return, does a replay agree?"""
         groups: list[list[InputGroup]] = []
         rewrap: list[Callable[[Tensor], Any]] = []
         previous: list[Tensor] = []
@@ -196,7 +198,7 @@ class Walk:
         return groups, rewrap
 
     def _grouped(self, index: int, reads: Sequence[tuple[Layer, Tensor]]) -> list[InputGroup]:
-        """Layers in the order in which they are called, those that read one tensor together; experts last, one by one."""
+        """Layers in the order of their calls, those that read one tensor together; single experts last."""
         seen = {layer.parameter for layer, _ in reads}
         silent = ", ".join(layer.name for layer in self.layers[index] if layer.parameter not in seen)
         if silent:
@@ -219,7 +221,8 @@ class Walk:
         for ids in self.windows.split(self.batch):
             calls: list[_Call] = []
 
-            def forward(index: int, block: Callable[..., Any], args: Any, kwargs: Any, calls: list[_Call] = calls,
+            def forward(index: int, block: Callable[..., Any], args: Any, kwargs: Any,
+                        calls: list[_Call] = calls,
                         same: list[_Call] = first.setdefault(len(ids), calls)) -> Any:
                 call, hidden = self._split(index, args, kwargs)
                 calls.append(call if same is calls else call.sharing(same[index]))
@@ -246,13 +249,14 @@ class Walk:
         keyword = None if args else "hidden_states"
         hidden = args[0] if args else kwargs.get("hidden_states")
         if not isinstance(hidden, Tensor) or hidden.ndim != 3:
-            raise self._cannot(f"block {index} is not called with hidden states of shape (windows, tokens, width)")
+            raise self._cannot(f"block {index} is not called with hidden states of shape (windows, tokens, "
+                               "width)")
         rest = {key: value for key, value in kwargs.items() if key != keyword}
         return _Call((None, *args[1:]) if args else (), rest, keyword), hidden
 
     def _cannot(self, reason: str) -> UsageError:
-        return UsageError(f"{type(self.model).__name__} cannot be pruned block by block: {reason}; this family calls its "
-                          "blocks in a way that is not known here.")
+        return UsageError(f"{type(self.model).__name__} cannot be pruned block by block: {reason}; this "
+                          "family calls its blocks in a way that is not known here.")
 
 
 @contextmanager
@@ -279,7 +283,7 @@ def _reading(layers: Sequence[Layer]) -> Iterator[list[tuple[Layer, Tensor]]]:
 
 @contextmanager
 def _watching(layers: Iterable[Layer], see: Callable[[Layer, Tensor], None]) -> Iterator[None]:
-    """Call `see(layer, x)` with every input of the layers: by hooks on modules, by their products for experts."""
+    """Call `see(layer, x)` with every input of the layers: by hooks on modules, by products for experts."""
     with ExitStack() as stack:
         for layer in layers:
             if layer.expert is None:

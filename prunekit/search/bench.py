@@ -2,8 +2,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,32 +12,33 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from prunekit.evaluate.perplexity import window_losses
-from prunekit.metric.tree import Tree
-from prunekit.models import check_windows, fingerprint, load_model, prunable_layers
+from prunekit.choices import Target
+from prunekit.errors import UsageError
+from prunekit.evaluate.perplexity import batches, window_losses
+from prunekit.metric.catalogue import Method
+from prunekit.metric.tree import Tree, defect
+from prunekit.models import check_windows, fingerprint, layers, load_model
+from prunekit.pruning.decide import SOLVERS, Decision, Known, decide
 from prunekit.pruning.gradients import Gradients
-from prunekit.pruning.inputs import collect_inputs
-from prunekit.pruning.obs import Factor, ObsOptions, inverse_factor
+from prunekit.pruning.inputs import InputStatistics, collect_inputs
 from prunekit.pruning.walk import Walk
-
-_BATCH_TOKENS = 4096
 
 
 def fast_dtype(device: str = "auto") -> str:
-    """bfloat16 where it is computed in hardware, else float32: emulated on a processor, it is about eight times slower."""
+    """bfloat16 where it is computed in hardware, else float32: emulated, it is about eight times slower."""
     if device == "cpu" or device == "auto" and not torch.cuda.is_available():
-        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()  # torch has no public question
-        return "bfloat16" if native else "float32"
+        cpu = torch.cpu  # torch has no public question
+        return "bfloat16" if cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported() else "float32"
     return "bfloat16"
 
 
 class Bench:
     """One dense model with everything that evaluating a metric on it needs.
 
-    model: a name or directory as for `load_model`, or the model itself (which then cannot be sent to other processes).
-    calibration: windows (n, seqlen) for X and, with `update`, for the Hessians, all taken from the dense model. search:
-    windows (n, seqlen) that fitness is measured on. gradients: G, if metrics may read it. dtype, device: as for
-    `load_model`; dtype "fast" is `fast_dtype`'s.
+    model: a name or directory as for `load_model`, or the model itself (which then cannot be sent to other
+    processes). calibration: windows (n, seqlen) for X and, for a weight update, H, all taken from the dense
+    model. search: windows (n, seqlen) that fitness is measured on. gradients: G, if metrics may read it.
+    dtype, device: as for `load_model`; dtype "fast" is `fast_dtype`'s.
     """
 
     def __init__(self, model: str | Path | nn.Module, calibration: Tensor, search: Tensor, *,
@@ -47,39 +49,67 @@ class Bench:
         self.model = load_model(model, dtype=self.dtype, device=device)[0] if named else model
         for windows in (calibration, search):
             check_windows(self.model, windows)
-        self.layers = [layer for block in prunable_layers(self.model) for layer in block]
+        self.layers = layers(self.model)
         if gradients is not None:
             gradients.check(self.layers)
         self.dense = [layer.weight.clone() for layer in self.layers]
-        self.G = [self._here(gradients[layer.name], layer) for layer in self.layers] if gradients is not None else None
+        self.G = None if gradients is None else [
+            gradients[layer.name].to(layer.weight.device, torch.float32) for layer in self.layers]
+        self.inputs: list[InputStatistics] = []  # by layer, H already factored
         self.calibration, self.search = calibration, search
-        self.X: list[Tensor] = []
-        self.factors: list[Factor | None] = []
         self.losses = window_losses(self.model.eval())
         self.nll = np.zeros(0)
 
-    def prepare(self, hessian: bool, obs: ObsOptions) -> None:
-        """Collect X (and factor the inverse Hessians), and the dense losses of the search windows."""
-        found: dict[str, tuple[Tensor, Factor | None]] = {}
+    def prepare(self, update: str | None, options: Any) -> None:
+        """Collect X (and factor H as a weight update wants it), and the dense losses of the search."""
+        by_name: dict[str, InputStatistics] = {}
         for step in Walk(self.model, self.calibration, one_shot=True, progress=False):
-            factors: dict[int, Factor | None] = {}
-            for name, statistics in collect_inputs(step, len(self.calibration), hessian=hessian).items():
-                if id(statistics) not in factors:
-                    factors[id(statistics)] = inverse_factor(statistics.H, obs) if hessian else None
-                found[name] = statistics.X, factors[id(statistics)]
-        self.X = [found[layer.name][0] for layer in self.layers]
-        self.factors = [found[layer.name][1] for layer in self.layers]
+            by_name |= (here := collect_inputs(step, len(self.calibration), hessian=update is not None))
+            for statistics in here.values() if update else ():
+                statistics.factored(SOLVERS[update].factor, options)
+        self.inputs = [by_name[layer.name] for layer in self.layers]
         self.nll = self.measure(self.search)
 
     @torch.no_grad()
     def measure(self, windows: Tensor) -> np.ndarray:
         """Mean negative log-likelihood of each window under the model as it is now, float64 (n,)."""
-        batches = windows.split(max(1, _BATCH_TOKENS // windows.shape[1]))
-        return torch.cat([self.losses(batch).double().cpu() for batch in batches]).numpy()
+        return torch.cat([self.losses(batch).double().cpu() for batch in batches(windows)]).numpy()
+
+    @property
+    def X(self) -> list[Tensor]:
+        return [statistics.X for statistics in self.inputs]
+
+    def known(self, index: int) -> Known:
+        """What is known of one layer of the dense model."""
+        G, expert = self.G[index] if self.G else None, self.layers[index].expert is not None
+        return Known(self.dense[index], G, self.inputs[index], expert)
+
+    @cached_property
+    def smallest(self) -> int:
+        """The layer that shows most cheaply whether a metric is one, of those that tokens reached."""
+        seen = [i for i in range(len(self.layers)) if not self.known(i).unseen("GX")]
+        return min(seen, key=lambda i: self.dense[i].numel())
 
     def scores(self, tree: Tree, index: int, check: bool = False) -> Tensor:
         """S (out, in) of one layer of the dense model, float32."""
-        return tree.score(self.dense[index], self.G[index] if self.G else None, self.X[index], check=check)
+        return self.known(index).score(tree, check=check)
+
+    def decide(self, method: Method, index: int, targets: Sequence[Target], options: Any = None
+               ) -> list[Decision]:
+        """What becomes of one layer, target by target. Raises UsageError if the metric is none there."""
+        known = self.known(index)
+        method = known.ranked_by(method)
+        S = known.score(method.tree, check=False)
+        if why := defect(S):
+            raise UsageError(f"{why} in layer {self.layers[index].name}")
+        return [decide(known, method, target, options, S) for target in targets]
+
+    @torch.no_grad()
+    def apply(self, decisions: Sequence[Decision]) -> None:
+        """Prune the dense model: a decision for every layer."""
+        self.restore()
+        for layer, decision in zip(self.layers, decisions, strict=True):
+            decision.write(layer.weight)
 
     @torch.no_grad()
     def restore(self) -> None:
@@ -89,24 +119,11 @@ class Bench:
 
     @property
     def identity(self) -> dict[str, Any]:
-        sha = hashlib.sha256()
-        for tensor in (self.search, *self.X, *(self.G or [])):
-            sha.update(_bytes(tensor))
-        return {"model": self.name or type(self.model).__name__, "weights": self._weights(), "data": sha.hexdigest()[:16],
+        data, dtype = _digest(self.search, *self.X, *(self.G or [])), str(self.model.dtype)
+        weights = fingerprint(self.name)[:16] if self.name else _digest(*self.dense)
+        return {"model": self.name or type(self.model).__name__, "weights": weights, "data": data,
                 "windows": list(self.search.shape), "calibration": list(self.calibration.shape),
-                "dtype": str(self.model.dtype).removeprefix("torch."), "device": self.model.device.type}
-
-    def _weights(self) -> str:
-        if self.name:
-            return fingerprint(self.name)[:16]
-        sha = hashlib.sha256()
-        for weight in self.dense:
-            sha.update(_bytes(weight))
-        return sha.hexdigest()[:16]
-
-    @staticmethod
-    def _here(tensor: Tensor, layer: Any) -> Tensor:
-        return tensor.to(layer.weight.device, torch.float32)
+                "dtype": dtype.removeprefix("torch."), "device": self.model.device.type}
 
 
 @contextmanager
@@ -121,5 +138,8 @@ def without_gradients(threads: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _bytes(tensor: Tensor) -> bytes:
-    return tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+def _digest(*tensors: Tensor) -> str:
+    sha = hashlib.sha256()
+    for tensor in tensors:
+        sha.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return sha.hexdigest()[:16]

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from prunekit.errors import UsageError
 
-_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
-           "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool}
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+           "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
+           "BOOL": torch.bool}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _CHUNK = 2**24  # numbers converted from one dtype to another at a time
 INDEX = "model.safetensors.index.json"
@@ -86,14 +87,17 @@ class Checkpoint(Mapping[str, Stored]):
                 size = file.stat().st_size
                 header = json.loads(handle.read(length if length < size else 0))
             self.metadata |= header.pop("__metadata__", None) or {}
-            found = {name: Stored(file, _DTYPES[entry["dtype"]], tuple(entry["shape"]),
-                                  *(8 + length + offset for offset in entry["data_offsets"])) for name, entry in header.items()}
-            torn = next((name for name, tensor in found.items() if tensor.stop > size), None)
+            tensors = {}
+            for name, entry in header.items():
+                place = (8 + length + offset for offset in entry["data_offsets"])
+                tensors[name] = Stored(file, _DTYPES[entry["dtype"]], tuple(entry["shape"]), *place)
+            torn = next((name for name, tensor in tensors.items() if tensor.stop > size), None)
         except (OSError, struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UsageError(f"checkpoint file {file} is damaged or holds a dtype that is not known ({error}).") from error
+            raise UsageError(f"checkpoint file {file} is damaged or holds a dtype that is not known "
+                             f"({error}).") from error
         if torn:
             raise UsageError(f"checkpoint file {file} ends before its tensor {torn} does; copy it again.")
-        return found
+        return tensors
 
 
 def _files(path: Path) -> list[Path]:
@@ -102,19 +106,20 @@ def _files(path: Path) -> list[Path]:
     index = path / INDEX
     if index.is_file():
         try:
-            files = sorted({path / file for file in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
+            places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            files = sorted({path / file for file in places.values()})
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise UsageError(f"checkpoint index {index} is damaged; copy it again.") from error
     else:
         files = [path / "model.safetensors"]
     missing = next((file for file in files if not file.is_file()), None)
     if missing:
-        raise UsageError(f"{path} holds no {missing.name}; give a directory with a safetensors checkpoint (pickled weights "
-                         "are never loaded).")
+        raise UsageError(f"{path} holds no {missing.name}; give a directory with a safetensors checkpoint "
+                         "(pickled weights are never loaded).")
     return files
 
 
-# --- writing: to another name, onto the disk, then renamed, so that a file is whole or not there ----------------------
+# --- writing: to another name, onto the disk, then renamed, so that a file is whole or not there ------------
 
 
 @dataclass(frozen=True)
@@ -132,7 +137,8 @@ def write_safetensors(path: Path, entries: Mapping[str, Entry]) -> str:
     offset = 0
     for name, entry in entries.items():
         size = entry.dtype.itemsize * torch.Size(entry.shape).numel()
-        header[name] = {"dtype": _NAMES[entry.dtype], "shape": list(entry.shape), "data_offsets": [offset, offset + size]}
+        header[name] = {"dtype": _NAMES[entry.dtype], "shape": list(entry.shape),
+                        "data_offsets": [offset, offset + size]}
         offset += size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
@@ -153,7 +159,8 @@ def write_safetensors(path: Path, entries: Mapping[str, Entry]) -> str:
 
 
 def write_json(path: Path, content: Any) -> None:
-    _atomically(path, lambda file: file.write((json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()))
+    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    _atomically(path, lambda file: file.write(text.encode()))
 
 
 def _atomically(path: Path, write: Callable[[Any], None]) -> None:

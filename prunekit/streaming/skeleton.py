@@ -20,8 +20,8 @@ from prunekit.streaming.checkpoint import Checkpoint, Entry, Stored
 
 @dataclass
 class _Origin:
-    """Where one of the model's tensors comes from: tensors of the checkpoint, as they are or converted by transformers
-    (a mixture's experts, say, are stored one by one and held in one parameter)."""
+    """Where one of the model's tensors comes from: tensors of the checkpoint, as they are or converted by
+    transformers (a mixture's experts, say, are stored one by one and held in one parameter)."""
 
     sources: list[tuple[str, str]]  # (the converter's pattern, the checkpoint's name)
     converter: Any = None
@@ -30,8 +30,8 @@ class _Origin:
 class Skeleton:
     """A model on the meta device, and which tensors of a checkpoint belong where in it.
 
-    source: a local Hugging Face directory. dtype: `auto` (the checkpoint's own) or a name. Buffers that no checkpoint
-    holds (rotary frequencies) are real. Raises UsageError where `load_model` does.
+    source: a local Hugging Face directory. dtype: `auto` (the checkpoint's own) or a name. Buffers that no
+    checkpoint holds (rotary frequencies) are real. Raises UsageError where `load_model` does.
     """
 
     def __init__(self, source: Path, dtype: str = "auto"):
@@ -44,7 +44,8 @@ class Skeleton:
         self.tensors = self.model.state_dict(keep_vars=True)  # as they are without weights
         self.origins, unexpected = _origins(self.model, self.checkpoint, self.tensors)
         self._check(unexpected)
-        self.blocks = [[name for name in self.origins if name.startswith(f"{self.path}.{index}.")] for index in range(len(blocks))]
+        self.blocks = [[name for name in self.origins if name.startswith(f"{self.path}.{index}.")]
+                       for index in range(len(blocks))]
         self.outside = [name for name in self.origins if not name.startswith(f"{self.path}.")]
         exact = self.model._keep_in_fp32_modules_strict if self.dtype.itemsize < 4 else ()
         exact_too = self.model._keep_in_fp32_modules if self.dtype == torch.float16 else ()
@@ -54,7 +55,7 @@ class Skeleton:
         return torch.float32 if self._exact & set(name.split(".")) else self.tensors[name].dtype
 
     def stored_name(self, name: str) -> str:
-        """What a tensor of the model is called in a checkpoint: as it was there, or if it was converted, as here."""
+        """What a tensor is called in a checkpoint: as it was there, or if it was converted, as here."""
         origin = self.origins[name]
         return name if origin.converter else origin.sources[0][1]
 
@@ -85,7 +86,8 @@ class Skeleton:
         path, _, key = name.rpartition(".")
         module = self.model.get_submodule(path)
         if key in module._parameters:
-            module._parameters[key] = tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor, requires_grad=False)
+            is_parameter = isinstance(tensor, nn.Parameter)
+            module._parameters[key] = tensor if is_parameter else nn.Parameter(tensor, requires_grad=False)
         else:
             module._buffers[key] = tensor
 
@@ -111,7 +113,8 @@ class Skeleton:
 class Streamed(Resident):
     """Blocks are read when the walk comes to them and dropped after, embeddings when the first block comes.
 
-    pruned: the file that holds block `index` once it is pruned, or None. It is read in place of the checkpoint's.
+    pruned: the file that holds block `index` once it is pruned, or None. It is read in place of the
+    checkpoint's.
     """
 
     def __init__(self, skeleton: Skeleton, pruned: Any):
@@ -120,7 +123,8 @@ class Streamed(Resident):
         self.lent: list[str] = []
         self.modules = {module: path for path, module in skeleton.model.named_modules()}
         for module, path in self.modules.items():
-            if not f"{path}.".startswith(f"{skeleton.path}.") and any(p.is_meta for p in module.parameters(recurse=False)):
+            outside = not f"{path}.".startswith(f"{skeleton.path}.")
+            if outside and any(parameter.is_meta for parameter in module.parameters(recurse=False)):
                 module.register_forward_pre_hook(self._lend)
 
     def entrance(self, model: nn.Module) -> torch.device:
@@ -134,7 +138,8 @@ class Streamed(Resident):
         stored = Checkpoint(done) if done else None
         names = self.skeleton.blocks[index]
         for name in names:
-            self.skeleton.put(name, stored[self.skeleton.stored_name(name)].read() if stored else self.skeleton.read(name))
+            pruned = stored and stored[self.skeleton.stored_name(name)].read()
+            self.skeleton.put(name, pruned if stored else self.skeleton.read(name))
         yield
         self._empty(names)
         self.probed = self.probed or index == len(self.skeleton.blocks) - 1
@@ -142,11 +147,12 @@ class Streamed(Resident):
     def tensors(self, index: int) -> dict[str, Entry]:
         """A block's tensors as they are now, under the checkpoint's names."""
         now = self.skeleton.model.state_dict()
-        return {self.skeleton.stored_name(name): Entry(now[name].dtype, tuple(now[name].shape), now[name].detach)
+        return {self.skeleton.stored_name(name): Entry(now[name].dtype, tuple(now[name].shape),
+                                                       now[name].detach)
                 for name in self.skeleton.blocks[index]}
 
     def _lend(self, module: nn.Module, args: Any) -> None:
-        """Before a module outside the blocks is called, give it its weights; after the blocks, nothing more is wanted."""
+        """Give a module outside the blocks its weights before it is called; after the blocks, stop."""
         empty = [key for key, parameter in module.named_parameters(recurse=False) if parameter.is_meta]
         if empty and self.probed:
             raise Stop
@@ -202,8 +208,9 @@ def _origins(model: nn.Module, checkpoint: Checkpoint, tensors: dict[str, Tensor
         if name in tensors:
             converter = by_pattern[pattern] if pattern else None
             if converter and len(converter.target_patterns) > 1:
-                raise UsageError(f"tensor {source} of checkpoint {checkpoint.path} is split on loading, which cannot be "
-                                 "streamed; load_model and save_pretrained it once with save_original_format=False.")
+                raise UsageError(f"tensor {source} of checkpoint {checkpoint.path} is split on loading, "
+                                 "which cannot be streamed; load_model and save_pretrained it once with "
+                                 "save_original_format=False.")
             found.setdefault(name, _Origin([], converter)).sources.append((pattern or source, source))
         else:
             unexpected.add(name)

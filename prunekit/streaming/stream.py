@@ -1,4 +1,4 @@
-"""Pruning a checkpoint that is larger than memory: one decoder block at a time, from disk to disk, by the same walk."""
+"""Pruning a checkpoint larger than memory: block by block, from disk to disk, by the same walk."""
 from __future__ import annotations
 
 import ctypes
@@ -18,25 +18,30 @@ from torch import Tensor
 
 from prunekit import __version__
 from prunekit.errors import UsageError
-from prunekit.files import locked
-from prunekit.metric.catalogue import Method
+from prunekit.files import file_hash, locked
+from prunekit.metric.catalogue import Method, resolve
 from prunekit.metric.tree import Tree
 from prunekit.models import Layer, fingerprint, locate, prunable_layers
 from prunekit.pruning import walk
 from prunekit.pruning.gradients import Gradients
 from prunekit.pruning.obs import ObsOptions
-from prunekit.pruning.prune import Plan, Report, measured_blocks, refuse_not_finite
+from prunekit.pruning.prune import Plan, Report, refuse_not_finite
 from prunekit.streaming.checkpoint import INDEX, Checkpoint, Entry, write_json, write_safetensors
 from prunekit.streaming.skeleton import Skeleton, Streamed
 
 PROGRESS, PROVENANCE, LOCK = "prunekit.progress.json", "prunekit.json", "prunekit.lock"
 _COPIED = {".json", ".txt", ".model", ".jinja", ".tiktoken"}  # configuration, tokenizer, chat template
 _MARGIN = 6 * 2**20  # for all that is small
+# Peaks as measured (and held by tests/streaming), in float32 matrices of a layer's shape, of the scores with:
+# "row" a copy to select in, int64 counts of ties; "layer" that copy; "variant" the sorted scores, their int64
+# places and sums; "n:m" the columns apart, and their ranks.
+_MASKING = {"row": 4.25, "layer": 2.3, "variant": 7, "n:m": 2.8}
+_FACTORING = 5.75  # of H: itself and a copy, the Cholesky factor, the unit matrix, the inverse, its flip
 
 
 @contextmanager
 def _freeing_at_once() -> Iterator[None]:
-    """Have glibc give freed tensors back to the system; it keeps those below 32 MB otherwise, as much again as is alive."""
+    """Have glibc give freed tensors back; those below 32 MB it keeps otherwise, as much again as is alive."""
     _map_from(2**20)
     try:
         yield
@@ -53,41 +58,43 @@ def _map_from(size: int) -> None:
 
 
 @_freeing_at_once()
-def prune_checkpoint(source_dir: str | Path, target_dir: str | Path, windows: Tensor | None, method: str | Tree | Method,
-                     sparsity: float | Sequence[float], pattern: str = "unstructured", *,
-                     gradients: Gradients | str | Path | None = None, group: str | None = None, update: str | None = None,
-                     obs: ObsOptions = ObsOptions(), dtype: str = "auto", progress: bool = True) -> Report:
+def prune_checkpoint(source_dir: str | Path, target_dir: str | Path, windows: Tensor | None,
+                     method: str | Tree | Method, sparsity: float | Sequence[float],
+                     pattern: str = "unstructured", *, gradients: Gradients | str | Path | None = None,
+                     group: str | None = None, update: str | None = None, obs: ObsOptions = ObsOptions(),
+                     dtype: str = "auto", progress: bool = True) -> Report:
     """Prune a safetensors checkpoint into another directory, holding one decoder block in memory at a time.
 
-    What is written equals what `prune` leaves of the model loaded in the same dtype, bit for bit. source_dir: a local
-    Hugging Face directory. target_dir: new, empty, or an interrupted run of the same request, which goes on with its
-    next block (its pruned blocks are replayed, so the result is that of an undisturbed run). gradients: a path is read
-    layer by layer. dtype: `auto` is the checkpoint's own. The rest is as in `prune`. What it needs is said by
-    `checkpoint_needs`, and stands in the progress file and the report's `meta`.
+    What is written equals what `prune` leaves of the model loaded in the same dtype, bit for bit. source_dir:
+    a local Hugging Face directory. target_dir: new, empty, or an interrupted run of the same request, which
+    goes on with its next block (its pruned blocks are replayed, so the result is that of an undisturbed run).
+    gradients: a path is read layer by layer. dtype: `auto` is the checkpoint's own. The rest is as in
+    `prune`. What it needs is said by `checkpoint_needs`, and stands in the progress file and the report's
+    `meta`.
 
-    Raises UsageError, before anything is written, where `prune` does, if the checkpoint does not fit its config.json, if
-    the target holds anything else, is being written by another process or was damaged since, and if its disk
-    has too little room. What only shows in a block's numbers is refused when that block is read.
+    Raises UsageError, before anything is written, where `prune` does, if the checkpoint does not fit its
+    config.json, if the target holds anything else, is being written by another process or was damaged since,
+    and if its disk has too little room. What only shows in a block's numbers is refused when that block is
+    read.
     """
     started = time.perf_counter()
     source = _local(source_dir)
     stored = _stored_gradients(gradients) if isinstance(gradients, (str, Path)) else gradients
     skeleton = Skeleton(source, dtype)
-    plan = Plan.make(skeleton.model, windows, method, sparsity, pattern, stored, group, update, obs)
-    request = _request(source, skeleton, plan, windows, stored)
-    run = _Run(source, Path(target_dir), request, _needs(skeleton, plan, windows), len(skeleton.blocks))
-    meta = plan.meta(windows, False) | {"dtype": request["dtype"]} | run.needs
+    plan = Plan(skeleton.model, windows, resolve(method, group, update), sparsity, pattern, stored, obs)
+    request = _request(source, skeleton, plan)
+    run = _Run(source, Path(target_dir), request, _needs(skeleton, plan), len(skeleton.blocks))
+    meta = plan.meta() | {"dtype": request["dtype"]} | run.needs
     with run.alone(), torch.no_grad():
         if not run.complete:
-            _prune_blocks(skeleton, plan, windows, run, progress)
+            _prune_blocks(skeleton, plan, run, progress)
             run.finish({skeleton.stored_name(name): skeleton.entry(name) for name in skeleton.outside}, meta)
     return Report(run.rows, meta | {"seconds": round(time.perf_counter() - started, 3)})
 
 
-def _prune_blocks(skeleton: Skeleton, plan: Plan, windows: Tensor | None, run: _Run, progress: bool) -> None:
+def _prune_blocks(skeleton: Skeleton, plan: Plan, run: _Run, progress: bool) -> None:
     resident = Streamed(skeleton, run.pruned)
-    for index, layers, inputs in measured_blocks(skeleton.model, windows, plan, False, progress,
-                                                 resident=resident, finished=run.finished):
+    for index, layers, inputs in plan.blocks(progress, resident, run.finished):
         path = f"{skeleton.path}.{index}"
         refuse_not_finite(skeleton.model.get_submodule(path), path)
         rows = [plan.prune_layer(layer, inputs.get(layer.name)) for layer in layers]
@@ -97,13 +104,13 @@ def _prune_blocks(skeleton: Skeleton, plan: Plan, windows: Tensor | None, run: _
 
 def checkpoint_needs(source_dir: str | Path, windows: Tensor | None, method: str | Tree | Method, *,
                      update: str | None = None, dtype: str = "auto") -> dict[str, int]:
-    """What `prune_checkpoint` needs, in bytes: `memory`, at its peak and beyond the interpreter and its libraries, and `disk`.
+    """What `prune_checkpoint` needs, in bytes: `memory`, at its peak beyond the interpreter's, and `disk`.
 
     An estimate from shapes, meant to be within a fifth. Raises UsageError as `prune_checkpoint` does.
     """
     skeleton = Skeleton(_local(source_dir), dtype)
-    plan = Plan.make(skeleton.model, windows, method, 0.5, "unstructured", _Unread({}), None, update, ObsOptions())
-    return _needs(skeleton, plan, windows)
+    plan = Plan(skeleton.model, windows, resolve(method, update=update), 0.5, gradients=_Unread({}))
+    return _needs(skeleton, plan)
 
 
 class _Unread(Gradients):
@@ -128,21 +135,24 @@ def _local(source: str | Path) -> Path:
     return path
 
 
-# --- how much it takes ----------------------------------------------------------------------------------------------
+# --- how much it takes --------------------------------------------------------------------------------------
 
 
-def _needs(skeleton: Skeleton, plan: Plan, windows: Tensor | None) -> dict[str, int]:
-    """The largest of what the stages hold: embedding, a pass through a block, scoring its largest layer, the rest."""
+def _needs(skeleton: Skeleton, plan: Plan) -> dict[str, int]:
+    """The largest of what the stages hold: embedding, a pass through a block, scoring a layer, the rest."""
     head = skeleton.model.get_output_embeddings()
     outside = {name: skeleton.size([name]) for name in skeleton.outside}
-    embeddings = sum(size for name, size in outside.items() if head is None or skeleton.tensors[name] is not head.weight)
+    embeddings = sum(size for name, size in outside.items()
+                     if head is None or skeleton.tensors[name] is not head.weight)
     block = max(skeleton.size(names) for names in skeleton.blocks)
     hidden = statistics = forward = 0
     if plan.reads_inputs:
-        hidden = windows.numel() * skeleton.model.config.get_text_config().hidden_size * skeleton.dtype.itemsize
-        forward = _forward(skeleton, plan, windows)
+        width = skeleton.model.config.get_text_config().hidden_size
+        hidden = plan.windows.numel() * width * skeleton.dtype.itemsize
+        forward = _forward(skeleton, plan)
         if plan.method.update:
-            statistics = max(4 * sum(width**2 for width in _inputs(layers)) for layers in prunable_layers(skeleton.model))
+            statistics = max(4 * sum(width**2 for width in _inputs(layers))
+                             for layers in prunable_layers(skeleton.model))
     scoring = max(_scoring(layer, plan) for layer in plan.layers)
     memory = max(block + hidden + statistics + max(forward, scoring), max(outside.values()))
     if plan.reads_inputs:
@@ -151,12 +161,13 @@ def _needs(skeleton: Skeleton, plan: Plan, windows: Tensor | None) -> dict[str, 
     return {"memory": memory + _MARGIN, "disk": disk + _MARGIN}
 
 
-def _forward(skeleton: Skeleton, plan: Plan, windows: Tensor) -> int:
-    """Bytes of one batch in a block: two states beside the widest input, which has three copies in a gated MLP, or is
-    measured in float32."""
+def _forward(skeleton: Skeleton, plan: Plan) -> int:
+    """Bytes of one batch in a block: two states beside the widest input, which has three copies in a gated
+    MLP, or is measured in float32."""
     number, width = skeleton.dtype.itemsize, skeleton.model.config.get_text_config().hidden_size
     wide = max(layer.weight.shape[1] for layer in plan.layers)
-    tokens = min(len(windows), max(1, walk.BATCH_TOKENS // windows.shape[1])) * windows.shape[1]
+    n, seqlen = plan.windows.shape
+    tokens = min(n, max(1, walk.BATCH_TOKENS // seqlen)) * seqlen
     exact = 0 if number == 4 else 4  # a float32 copy
     measured = number + exact + 4
     if plan.method.update:
@@ -165,16 +176,21 @@ def _forward(skeleton: Skeleton, plan: Plan, windows: Tensor) -> int:
 
 
 def _scoring(layer: Layer, plan: Plan) -> int:
-    """Bytes that scoring, masking and updating one layer takes: float32 matrices, as many as are alive at once."""
+    """Bytes that scoring, masking and updating one layer takes: float32 matrices, as many as are alive at
+    once."""
     method, matrix, square = plan.method, 4 * layer.weight.numel(), 4 * layer.weight.shape[1]**2
-    masking = {"row": 4.25, "layer": 2.3, "variant": 7}[method.group] if plan.pattern == "unstructured" else 2.8
-    scores = (max(masking, 4 if method.tree.size > 4 else 2) + ("G" in method.needs)) * matrix if method.tree else 0
-    solving = max(5.75 * square, square + 2 * matrix + (scores if method.update == "obs-iter" else 0)) if method.update else 0
+    scores = solving = 0
+    if method.tree:
+        masking = _MASKING[method.group if plan.pattern == "unstructured" else "n:m"]
+        scores = (max(masking, 4 if method.tree.size > 4 else 2) + ("G" in method.needs)) * matrix
+    if method.update:
+        within = scores if method.update == "obs-iter" else 0
+        solving = max(_FACTORING * square, square + 2 * matrix + within)
     return int(max(scores, solving))
 
 
 def _inputs(layers: list[Layer]) -> list[int]:
-    """Widths of the distinct inputs of a block's layers, as far as shapes tell: q, k, v share one, and gate and up."""
+    """Widths of a block's distinct inputs, as far as shapes tell: q, k, v share one, and gate and up."""
     found: dict[tuple[str, int], list[int]] = defaultdict(list)
     for layer in layers:
         key = layer.name if layer.expert is not None else layer.name.rpartition(".")[0]
@@ -183,24 +199,19 @@ def _inputs(layers: list[Layer]) -> list[int]:
             for _ in range(2 if len(outs) > 3 or (len(outs) == 2 and len(set(outs)) == 2) else 1)]
 
 
-# --- the target directory -------------------------------------------------------------------------------------------
+# --- the target directory -----------------------------------------------------------------------------------
 
 
-def _request(source: Path, skeleton: Skeleton, plan: Plan, windows: Tensor | None, gradients: Gradients | None
-             ) -> dict[str, Any]:
+def _request(source: Path, skeleton: Skeleton, plan: Plan) -> dict[str, Any]:
     """All that the result depends on."""
-    asked = plan.meta(windows, False) | {"sparsity": plan.sparsities, "obs": asdict(plan.obs)}
+    windows, gradients, reads_G = plan.windows, plan.gradients, "G" in plan.method.needs
+    asked = plan.meta() | {"sparsity": plan.sparsities, "obs": asdict(plan.obs)}
     asked |= {
         "prunekit": __version__, "torch": torch.__version__, "source": fingerprint(source),
         "dtype": str(skeleton.dtype).removeprefix("torch."), "batch_tokens": walk.BATCH_TOKENS,
         "windows": None if windows is None else _digest([windows.long().cpu()]),
-        "gradients": _digest(gradients[name] for name in sorted(gradients)) if "G" in plan.method.needs else None}
+        "gradients": _digest(map(gradients.__getitem__, sorted(gradients))) if reads_G else None}
     return json.loads(json.dumps(asked))  # as it will be read
-
-
-def _file_hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _digest(tensors: Iterable[Tensor]) -> str:
@@ -217,8 +228,10 @@ class _Run:
     shards: the SHA-256 of every shard that is whole, in the order of writing.
     """
 
-    def __init__(self, source: Path, target: Path, request: dict[str, Any], needs: Mapping[str, int], blocks: int):
-        self.source, self.target, self.request, self.needs, self.blocks = source, target, request, dict(needs), blocks
+    def __init__(self, source: Path, target: Path, request: dict[str, Any], needs: Mapping[str, int],
+                 blocks: int):
+        self.source, self.target, self.blocks = source, target, blocks
+        self.request, self.needs = request, dict(needs)
         self.rows: list[dict[str, Any]] = []
         self.shards: dict[str, str] = {}
         self._resume()
@@ -240,7 +253,7 @@ class _Run:
                                         "it, or give another directory."):
             self._resume()  # another process may have come further since
             for name, digest in self.shards.items():
-                if not (self.target / name).is_file() or _file_hash(self.target / name) != digest:
+                if not (self.target / name).is_file() or file_hash(self.target / name) != digest:
                     raise UsageError(f"{self.target / name} is not as it was written; remove {self.target} "
                                      "and prune again.")
             if not self.rows:
@@ -291,23 +304,24 @@ class _Run:
             return
         record = next((self.target / name for name in (PROVENANCE, PROGRESS) if name in held), None)
         if record is None:
-            raise UsageError(f"target {self.target} is not empty and holds no interrupted run; give a new directory.")
+            raise UsageError(f"target {self.target} is not empty and holds no interrupted run; give a new "
+                             "directory.")
         try:
             found = json.loads(record.read_text(encoding="utf-8"))
             then, rows, shards = dict(found["request"]), list(found["rows"]), dict(found["shards"])
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise UsageError(f"record {record} is damaged; remove {self.target}, or give a new "
-                             "directory.") from error
+            raise UsageError(f"record {record} is damaged; remove {self.target}, or give a new directory."
+                             ) from error
         other = ", ".join(key for key, value in self.request.items() if then.get(key) != value)
         if other:
-            raise UsageError(f"target {self.target} holds a run of another request (it differs in {other}); give a new "
-                             "directory, or ask for the same.")
+            raise UsageError(f"target {self.target} holds a run of another request (it differs in {other}); "
+                             "give a new directory, or ask for the same.")
         self.rows, self.shards = rows, shards
 
     def _check_room(self) -> None:
-        place = next(path for path in (self.target.absolute(), *self.target.absolute().parents) if path.exists())
-        held = sum(file.stat().st_size for file in place.iterdir() if file.is_file()) if place == self.target.absolute() else 0
-        free = shutil.disk_usage(place).free
-        if self.needs["disk"] - held > free:
-            raise UsageError(f"target {self.target} needs {(self.needs['disk'] - held) / 1e9:.2f} GB of disk where "
+        there = self.target.absolute()
+        held = sum(file.stat().st_size for file in there.glob("*") if file.is_file())
+        free = shutil.disk_usage(next(path for path in (there, *there.parents) if path.exists())).free
+        if (lacking := self.needs["disk"] - held) > free:
+            raise UsageError(f"target {self.target} needs {lacking / 1e9:.2f} GB of disk where "
                              f"{free / 1e9:.2f} GB are free; make room or give another directory.")

@@ -28,7 +28,8 @@ def documents(**tasks):
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=6))
 def test_holm_is_the_closed_test_of_bonferroni(p):
-    """The definition: a hypothesis falls when every set that holds it does; a set's p is its size times its smallest."""
+    """The definition: a hypothesis falls when every set that holds it does; a set's p is its size times its
+    smallest."""
     sets = [s for size in range(1, len(p) + 1) for s in itertools.combinations(range(len(p)), size)]
     expected = [max(min(1, len(s) * min(p[j] for j in s)) for s in sets if i in s) for i in range(len(p))]
     np.testing.assert_allclose(pk.holm(p), expected, rtol=1e-12, atol=0)
@@ -88,7 +89,8 @@ def test_digits_carry_their_verdict():
 
 
 def test_many_comparisons_are_corrected():
-    """Among twenty pairs without a difference some look distinguishable alone; after Holm none does, a real one still."""
+    """Among twenty pairs without a difference some look distinguishable alone; after Holm none does, a real
+    one still."""
     base = RNG(0).normal(3.0, 0.5, 100)
     noise = [Perplexity(base + RNG(seed).normal(0, 0.05, 100)) for seed in range(1, 41)]
     pairs = {i: (one, Perplexity(base)) for i, one in enumerate(noise)}
@@ -184,7 +186,8 @@ def test_documents_that_are_not_the_same_are_refused():
 # ------------------------------------------------------------ seeds
 
 def crossed(generator, seeds, items, sizes, mean=0.0):
-    a, b, e = (generator.normal(0, size, shape) for size, shape in zip(sizes, ((seeds, 1), (1, items), (seeds, items)), strict=True))
+    a, b, e = (generator.normal(0, size, shape)
+               for size, shape in zip(sizes, ((seeds, 1), (1, items), (seeds, items)), strict=True))
     return mean + a + b + e
 
 

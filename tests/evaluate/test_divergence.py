@@ -22,7 +22,8 @@ def test_equals_scipys_relative_entropy(pair, golden_windows):
     pruned, dense = pair
     found = pk.divergence(pruned, dense, golden_windows, 64, progress=False)
     with torch.no_grad():
-        q, p = (m(input_ids=golden_windows).logits[:, :-1].double().softmax(-1).numpy() for m in (pruned, dense))
+        q, p = (m(input_ids=golden_windows).logits[:, :-1].double().softmax(-1).numpy()
+                for m in (pruned, dense))
     np.testing.assert_allclose(found.kl, entropy(p, q, axis=-1).mean(1), rtol=1e-4)
     np.testing.assert_allclose(found.changed, (p.argmax(-1) != q.argmax(-1)).mean(1))
     assert 0 < found.changed.mean() < 1
@@ -31,7 +32,8 @@ def test_equals_scipys_relative_entropy(pair, golden_windows):
 
 
 def test_a_model_does_not_differ_from_itself(golden_model, golden_windows):
-    found = pk.divergence(golden_model("opt"), golden_model("opt"), golden_windows.flatten(), 64, progress=False)
+    found = pk.divergence(golden_model("opt"), golden_model("opt"), golden_windows.flatten(), 64,
+                          progress=False)
     assert np.abs(found.kl).max() < 1e-6 and not found.changed.any()
 
 

@@ -13,13 +13,17 @@ CORPORA = ("a", "b")
 
 
 def factorial(lead, of_gradients, of_calibration, *, seeds=4, windows=60, noise=0.0, generator=None):
-    """Windows differ by far more than methods do; reading the test corpus lowers the loss by a known amount."""
+    """Windows differ by far more than methods do; reading the test corpus lowers the loss by a known
+    amount."""
     generator = generator or np.random.default_rng(3)
     hard = {corpus: generator.normal(2, 0.5, windows) for corpus in CORPORA}
     moved = {key: generator.normal(0, noise, 2) for key in itertools.product(CORPORA, CORPORA, range(seeds))}
-    wobble = {key: generator.normal(0, noise, windows) for key in itertools.product((0, 1), CORPORA, CORPORA, range(seeds))}
-    return {(g, c, t, seed): (hard[t] - lead - of_gradients * (g == t) + moved[g, t, seed][0] + wobble[0, g, t, seed],
-                              hard[t] - of_calibration * (c == t) + moved[c, t, seed][1] + wobble[1, c, t, seed])
+    wobble = {key: generator.normal(0, noise, windows)
+              for key in itertools.product((0, 1), CORPORA, CORPORA, range(seeds))}
+    return {(g, c, t, seed): (hard[t] - lead - of_gradients * (g == t) + moved[g, t, seed][0]
+                              + wobble[0, g, t, seed],
+                              hard[t] - of_calibration * (c == t) + moved[c, t, seed][1]
+                              + wobble[1, c, t, seed])
             for g, c, t, seed in itertools.product(CORPORA, CORPORA, CORPORA, range(seeds))}
 
 
@@ -27,7 +31,7 @@ def factorial(lead, of_gradients, of_calibration, *, seeds=4, windows=60, noise=
     (0.02, 0.02, 0.02, 0.5),    # half of 0.04 goes when both read alike
     (0.0, 0.03, 0.03, 1.0),     # all of it is text
     (0.05, 0.0, 0.0, 0.0),      # none is
-    (0.03, 0.01, 0.03, 0.5),    # what gradients and calibration gain by reading counts half each: 0.02 of 0.04
+    (0.03, 0.01, 0.03, 0.5),    # what both gain by reading counts half each: 0.02 of 0.04
     (-0.01, 0.03, 0.03, 1.5),   # read alike, the leader is behind
 ])
 def test_a_known_share_is_found_exactly_without_noise(lead, of_gradients, of_calibration, share):

@@ -78,7 +78,8 @@ def test_pairing_sees_what_the_intervals_hide():
 
 def test_what_is_refused(golden_model, golden_windows):
     model = golden_model("llama")
-    cases = [(golden_windows[0], 65, "hold no window of 65"), (golden_windows + 256, 64, "not in the model's vocabulary of 256"),
+    cases = [(golden_windows[0], 65, "hold no window of 65"),
+             (golden_windows + 256, 64, "not in the model's vocabulary of 256"),
              (golden_windows, 32, "tokens of shape (16, 64) hold no window of 32")]
     for tokens, seqlen, message in cases:
         with pytest.raises(pk.UsageError) as refused:

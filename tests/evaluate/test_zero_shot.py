@@ -21,8 +21,10 @@ from prunekit.embedded import tasks
 from prunekit.evaluate import harness
 from prunekit.evaluate.zero_shot import default_tasks
 
-RTE = [{"sentence1": f"The {a} is in the box.", "sentence2": f"There is a {b}.", "label": int(a != b), "idx": i}
-       for i, (a, b) in enumerate([("cat", "cat"), ("dog", "cow"), ("hat", "hat"), ("cup", "pen"), ("key", "key")])]
+RTE = [{"sentence1": f"The {a} is in the box.", "sentence2": f"There is a {b}.", "label": int(a != b),
+        "idx": i}
+       for i, (a, b) in enumerate([("cat", "cat"), ("dog", "cow"), ("hat", "hat"), ("cup", "pen"),
+                                   ("key", "key")])]
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +57,8 @@ def test_every_document_is_right_where_a_calculation_by_hand_is(llama):
         scores = [([score(*llama, d["query"], choice) for choice in d["choices"]], d)
                   for d in tasks.documents(name.removeprefix("embedded_"), 12)]
         by_hand = {"acc": [float(np.argmax(s) == d["gold"]) for s, d in scores],
-                   "acc_norm": [float(np.argmax([x / len(c) for x, c in zip(s, d["choices"], strict=True)]) == d["gold"])
+                   "acc_norm": [float(np.argmax([x / len(c)
+                                                 for x, c in zip(s, d["choices"], strict=True)]) == d["gold"])
                                 for s, d in scores]}
         for metric, values in by_hand.items():
             rows = found[(found["task"] == name) & (found["metric"] == metric)]
@@ -72,11 +75,13 @@ def test_lm_evals_own_command_line_gives_the_same(llama, tmp_path, monkeypatch):
     from prunekit.models import EMBEDDED
 
     # its own tasks are not read in, which takes ten seconds and changes nothing
-    monkeypatch.setattr(lm_eval.tasks, "TaskManager", functools.partial(lm_eval.tasks.TaskManager, include_defaults=False))
+    monkeypatch.setattr(lm_eval.tasks, "TaskManager",
+                        functools.partial(lm_eval.tasks.TaskManager, include_defaults=False))
     monkeypatch.setattr(sys, "argv", [
-        "lm-eval", "run", "--model", "hf", "--model_args", f"pretrained={EMBEDDED['embedded/llama']},dtype=float32",
-        "--tasks", "embedded,embedded_recall", "--include_path", str(harness.EMBEDDED), "--limit", "5", "--device", "cpu",
-        "--batch_size", "8", "--output_path", str(tmp_path)])
+        "lm-eval", "run", "--model", "hf", "--model_args",
+        f"pretrained={EMBEDDED['embedded/llama']},dtype=float32", "--tasks", "embedded,embedded_recall",
+        "--include_path", str(harness.EMBEDDED), "--limit", "5", "--device", "cpu", "--batch_size", "8",
+        "--output_path", str(tmp_path)])
     cli_evaluate()
     results = json.loads(next(tmp_path.rglob("results_*.json")).read_text())["results"]
     frame = pk.zero_shot(*llama, ["embedded", "embedded_recall"], limit=5, progress=False)
@@ -92,17 +97,20 @@ def test_lm_evals_own_command_line_gives_the_same(llama, tmp_path, monkeypatch):
 
 def test_recall_is_the_greedy_continuation(llama):
     model, tokenizer = llama
-    _, found = pk.zero_shot(model, tokenizer, ["embedded_recall"], limit=6, return_documents=True, progress=False)
+    _, found = pk.zero_shot(model, tokenizer, ["embedded_recall"], limit=6, return_documents=True,
+                            progress=False)
     by_hand = []
     for document in tasks.documents("popular", 6):
         text = document["query"]
         for _ in range(12):
+            ids = tokenizer(text, return_tensors="pt")["input_ids"]
             with torch.no_grad():
-                best = model(input_ids=tokenizer(text, return_tensors="pt")["input_ids"]).logits[0, -1].argmax().item()
+                best = model(input_ids=ids).logits[0, -1].argmax().item()
             text += tokenizer.decode([best])
             if "." in text[len(document["query"]):] or best == tokenizer.eos_token_id:
                 break
-        by_hand.append(float(text[len(document["query"]):].split(".")[0] == document["choices"][document["gold"]]))
+        said = text[len(document["query"]):].split(".")[0]
+        by_hand.append(float(said == document["choices"][document["gold"]]))
     assert found["value"].tolist() == by_hand
 
 
@@ -120,10 +128,12 @@ def test_rows_carry_their_protocol(llama):
     loaded = harness.load_tasks(["embedded_entailment"])  # read once, and not changed by being asked
     pk.zero_shot(model, tokenizer, loaded, limit=1, progress=False)
     frame = pk.zero_shot(model, tokenizer, loaded, limit=0.01, num_fewshot=2, progress=False)
-    assert frame.equals(pk.zero_shot(model, tokenizer, ["embedded_entailment"], limit=0.01, num_fewshot=2, progress=False))
+    assert frame.equals(pk.zero_shot(model, tokenizer, ["embedded_entailment"], limit=0.01, num_fewshot=2,
+                                     progress=False))
     assert list(frame["metric"]) == ["acc", "acc_norm"]
     row = frame.iloc[0]
-    assert (row["n"], row["num_fewshot"], row["chance"], row["limit"], row["task_version"]) == (5, 2, 0.5, 0.01, 1.0)
+    assert (row["n"], row["num_fewshot"], row["chance"], row["limit"],
+            row["task_version"]) == (5, 2, 0.5, 0.01, 1.0)
     assert row["harness"] == f"lm-eval {lm_eval.__version__}"
 
 
@@ -145,7 +155,8 @@ def test_pruning_shows_in_pairs(llama):
     _, dense = pk.zero_shot(*llama, ["embedded_reference"], limit=30, return_documents=True, progress=False)
     ruined, tokenizer = pk.load_model("embedded/llama")
     pk.prune(ruined, None, method="magnitude", sparsity=0.99, progress=False)
-    _, pruned = pk.zero_shot(ruined, tokenizer, ["embedded_reference"], limit=30, return_documents=True, progress=False)
+    _, pruned = pk.zero_shot(ruined, tokenizer, ["embedded_reference"], limit=30, return_documents=True,
+                             progress=False)
     row = pk.compare_documents(pruned, dense, "acc").iloc[0]
     assert row["n"] == 30 and row["verdict"] == "lower" and row["only_second"] > row["only_first"]
 
@@ -153,7 +164,8 @@ def test_pruning_shows_in_pairs(llama):
 # ------------------------------------------------------------ means
 
 def rows(**tasks_):
-    return pd.DataFrame([{"task": task, "metric": metric, "value": value, "stderr": 0.03, "chance": 0.5, "n": 100}
+    return pd.DataFrame([{"task": task, "metric": metric, "value": value, "stderr": 0.03, "chance": 0.5,
+                          "n": 100}
                          for task, values in tasks_.items() for metric, value in values.items()])
 
 
@@ -162,7 +174,8 @@ def test_a_mean_is_of_one_metric_over_all_tasks():
     mean = pk.mean_over(frame, "acc")
     assert (mean["value"], mean["tasks"], mean["n"]) == (pytest.approx(0.6), 2, 200)
     assert mean["stderr"] == pytest.approx(0.03 / math.sqrt(2))
-    cases = [((frame,), "a mean over acc, acc_norm mixes metrics"), ((frame, "acc_norm"), "rte has no acc_norm"),
+    cases = [((frame,), "a mean over acc, acc_norm mixes metrics"),
+             ((frame, "acc_norm"), "rte has no acc_norm"),
              ((pd.concat([frame, frame]), "acc"), "'rte' occurs more than once")]
     for arguments, message in cases:
         with pytest.raises(pk.UsageError, match=message):
@@ -184,14 +197,18 @@ def test_published_tasks_read_their_data_from_a_folder(llama, tmp_path, form, ke
         for subset in ("cola", "rte"):
             (tmp_path / subset).mkdir()
             for split, part in made.items():
-                part.select(range(5 if subset == "rte" else 2)).to_parquet(tmp_path / subset / f"{split}.parquet")
-        card = "".join(f"- config_name: {s}\n  data_files:\n" + "".join(f"  - split: {p}\n    path: {s}/{p}.parquet\n" for p in made)
-                       for s in ("cola", "rte"))
+                few = part.select(range(5 if subset == "rte" else 2))
+                few.to_parquet(tmp_path / subset / f"{split}.parquet")
+        splits = {s: "".join(f"  - split: {p}\n    path: {s}/{p}.parquet\n" for p in made)
+                  for s in ("cola", "rte")}
+        card = "".join(f"- config_name: {s}\n  data_files:\n{files}" for s, files in splits.items())
         (tmp_path / "README.md").write_text(f"---\nconfigs:\n{card}---\n")
-    frame, found = pk.zero_shot(*llama, ["rte"], datasets={key: tmp_path}, return_documents=True, progress=False)
+    frame, found = pk.zero_shot(*llama, ["rte"], datasets={key: tmp_path}, return_documents=True,
+                                progress=False)
     assert list(frame["metric"]) == ["acc"] and frame["n"].item() == 5 and frame["chance"].item() == 0.5
     query = "{sentence1}\nQuestion: {sentence2} True or False?\nAnswer:"
-    by_hand = [float(np.argmax([score(*llama, query.format(**d), f" {c}") for c in ("True", "False")]) == d["label"]) for d in RTE]
+    by_hand = [float(np.argmax([score(*llama, query.format(**d), f" {c}")
+                                for c in ("True", "False")]) == d["label"]) for d in RTE]
     assert found["value"].tolist() == by_hand
 
 
@@ -223,19 +240,22 @@ def test_a_folder_that_holds_something_else_is_named(llama, tmp_path, content, r
 def test_missing_data_is_named_at_once(llama, tmp_path, monkeypatch, few_tasks):
     monkeypatch.setattr(prunekit.hub, "_reachable", lambda endpoint: False)
     (tmp_path / "quiz.yaml").write_text(
-        "task: quiz\ndataset_path: nobody/quiz-of-nothing\ndataset_name: hard\noutput_type: multiple_choice\ntest_split: test\n"
-        "doc_to_text: q\ndoc_to_choice: c\ndoc_to_target: a\nmetric_list: [{metric: acc}]\n")
+        "task: quiz\ndataset_path: nobody/quiz-of-nothing\ndataset_name: hard\noutput_type: "
+        "multiple_choice\ntest_split: test\ndoc_to_text: q\ndoc_to_choice: c\ndoc_to_target: a\nmetric_list: "
+        "[{metric: acc}]\n")
     started = time.perf_counter()
     with pytest.raises(pk.UsageError) as refused:
         pk.zero_shot(*llama, ["quiz"], include_path=tmp_path, progress=False)
     assert time.perf_counter() - started < 10
-    assert "task 'quiz' needs the data set 'nobody/quiz-of-nothing' (hard), which cannot be had" in str(refused.value)
-    assert "datasets={'quiz': 'FOLDER'} (--datasets quiz=FOLDER)" in str(refused.value)
+    said = str(refused.value)
+    assert "task 'quiz' needs the data set 'nobody/quiz-of-nothing' (hard), which cannot be had" in said
+    assert "datasets={'quiz': 'FOLDER'} (--datasets quiz=FOLDER)" in said
 
 
 def test_what_is_refused(llama, tmp_path, few_tasks):
     datasets.DatasetDict({"train": datasets.Dataset.from_list(RTE)}).save_to_disk(tmp_path / "rte")
-    base = "dataset_path: a/b\noutput_type: generate_until\ntest_split: test\ndoc_to_text: q\ndoc_to_target: a\n"
+    base = ("dataset_path: a/b\noutput_type: generate_until\ntest_split: test\n"
+            "doc_to_text: q\ndoc_to_target: a\n")
     for name, line in {"writes": "unsafe_code: true", "script": "dataset_kwargs: {trust_remote_code: true}",
                        "metric": "metric_list: [{metric: bleurt, hf_evaluate: true}]"}.items():
         (tmp_path / f"{name}.yaml").write_text(f"task: {name}\n{base}{line}\n")
@@ -247,7 +267,8 @@ def test_what_is_refused(llama, tmp_path, few_tasks):
         (["writes"], {}, "'writes' is refused, since it executes what the model writes"),
         (["all_of_them"], {}, "'script' is refused, since its data set asks for code of its own"),
         (["metric"], {}, "'metric' is refused, since its metric is code from the hub"),
-        (["rte"], {"datasets": {"rt": tmp_path}}, "'rt' is no task asked for, and no data set of one (did you mean 'rte'?)"),
+        (["rte"], {"datasets": {"rt": tmp_path}},
+         "'rt' is no task asked for, and no data set of one (did you mean 'rte'?)"),
         (["rte"], {"datasets": {"rte": tmp_path / "no"}}, "for 'rte' does not exist"),
         (["rte"], {"datasets": {"rte": tmp_path / "rte"}}, "has no split 'validation' (it has train)"),
         (["rte"], {"limit": 0}, "limit = 0 leaves no documents"),
@@ -265,18 +286,22 @@ def test_what_is_refused(llama, tmp_path, few_tasks):
 # ------------------------------------------------------------ the command line
 
 def test_the_command_line_evaluates_tasks(llama, tmp_path, capsys):
-    assert main(["evaluate", "--model=embedded/llama", "--tasks=embedded_rare,embedded_recall", "--limit=4", f"--results={tmp_path}"]) == 0
+    assert main(["evaluate", "--model=embedded/llama", "--tasks=embedded_rare,embedded_recall", "--limit=4",
+                 f"--results={tmp_path}"]) == 0
     said = capsys.readouterr().out
     frame = pk.zero_shot(*llama, ["embedded_rare", "embedded_recall"], limit=4, progress=False)
     written = pd.read_csv(tmp_path / "zero_shot.csv")
-    assert written["value"].tolist() == frame["value"].tolist() and set(written["run_model"]) == {"embedded/llama"}
+    assert written["value"].tolist() == frame["value"].tolist()
+    assert set(written["run_model"]) == {"embedded/llama"}
     assert "perplexity" not in said and "no mean of acc: embedded_recall has no acc" in said
-    assert all(f"{row.metric:<10} {row.value:.4f} [{row.low:.4f}, {row.high:.4f}], 4 documents" in said for row in frame.itertuples())
+    assert all(f"{row.metric:<10} {row.value:.4f} [{row.low:.4f}, {row.high:.4f}], 4 documents" in said
+               for row in frame.itertuples())
 
 
 def test_a_pruned_model_is_evaluated_at_once(tmp_path, capsys):
-    assert main(["prune", "--model=embedded/llama", "--method=magnitude", "--sparsity=0.6", "--zero-shot=embedded_reference",
-                 "--limit=4", "--no-evaluate", f"--results={tmp_path}"]) == 0
+    assert main(["prune", "--model=embedded/llama", "--method=magnitude", "--sparsity=0.6",
+                 "--zero-shot=embedded_reference", "--limit=4", "--no-evaluate",
+                 f"--results={tmp_path}"]) == 0
     pruned, tokenizer = pk.load_model("embedded/llama")
     pk.prune(pruned, None, method="magnitude", sparsity=0.6, progress=False)
     frame = pk.zero_shot(pruned, tokenizer, ["embedded_reference"], limit=4, progress=False)
@@ -299,5 +324,6 @@ def test_the_command_line_refuses_before_a_model_is_loaded(few_tasks, monkeypatc
 
 def test_what_a_model_is_asked_if_nothing_is_said():
     assert default_tasks("embedded/opt") == ["embedded"]
-    assert default_tasks("some/model") == ["boolq", "rte", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa"]
+    assert default_tasks("some/model") == ["boolq", "rte", "hellaswag", "winogrande", "arc_easy",
+                                           "arc_challenge", "openbookqa"]
     assert set(default_tasks("some/model")) <= set(harness._manager(False, None).task_index)

@@ -9,7 +9,8 @@ import prunekit as pk
 
 def test_mean_is_the_target_and_outliers_are_spared(golden_model, golden_windows):
     model = golden_model("llama")
-    with torch.no_grad():  # a few large inputs weights in block 1: outliers in every row of every layer that has one
+    # a few large inputs weights in block 1: outliers in every row of every layer that has one
+    with torch.no_grad():
         for name in ("q_proj", "k_proj", "v_proj"):
             getattr(model.model.layers[1].self_attn, name).weight[:, :2] *= 40
     budget = pk.owl_budget(model, golden_windows, 0.6, progress=False)
@@ -21,7 +22,8 @@ def test_mean_is_the_target_and_outliers_are_spared(golden_model, golden_windows
 
 
 def test_blocks_alike_share_alike(golden_model, golden_windows):
-    assert pk.owl_budget(golden_model("llama"), golden_windows, 0.7, threshold=1e9, progress=False) == [0.7, 0.7]
+    assert pk.owl_budget(golden_model("llama"), golden_windows, 0.7, threshold=1e9,
+                         progress=False) == [0.7, 0.7]
 
 
 def test_a_spread_that_leaves_nothing_is_refused(golden_model, golden_windows):

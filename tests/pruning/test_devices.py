@@ -15,7 +15,8 @@ import prunekit as pk
 from prunekit.pruning.budgets import owl_budget
 from tests.pruning.families import BLOCKS, FAMILIES, windows
 
-PARTS = ("model.embed_tokens", "model.rotary_emb", "model.norm", "lm_head", *(f"model.layers.{i}" for i in range(BLOCKS)))
+PARTS = ("model.embed_tokens", "model.rotary_emb", "model.norm", "lm_head",
+         *(f"model.layers.{i}" for i in range(BLOCKS)))
 
 
 def dispatched(folder: Path, away: tuple[str, ...] = ()) -> nn.Module:
@@ -25,9 +26,10 @@ def dispatched(folder: Path, away: tuple[str, ...] = ()) -> nn.Module:
 
 
 def test_two_devices(tmp_path: Path):
-    """Statistics, gradients, masks and updates stay on their layer's device: tensors of two devices never meet."""
-    done = subprocess.run([sys.executable, "-m", "tests.pruning.two_devices", tmp_path], capture_output=True, text=True,
-                          cwd=Path(__file__).parents[2], check=False)
+    """Statistics, gradients, masks and updates stay on their layer's device: tensors of two devices never
+    meet."""
+    done = subprocess.run([sys.executable, "-m", "tests.pruning.two_devices", tmp_path], capture_output=True,
+                          text=True, cwd=Path(__file__).parents[2], check=False)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
@@ -40,7 +42,8 @@ def test_hooks_change_nothing(tmp_path: Path):
     assert all(torch.equal(G[name], expected[name]) for name in expected)
     for one in (model, plain):
         pk.prune(one, windows(), "gblm", 0.5, update="obs", gradients=G, progress=False)
-    assert all(torch.equal(mine, theirs) for mine, theirs in zip(model.parameters(), plain.parameters(), strict=True))
+    assert all(torch.equal(mine, theirs)
+               for mine, theirs in zip(model.parameters(), plain.parameters(), strict=True))
     assert all(model.get_submodule(name).forward is forward for name, forward in hooked.items())
 
 

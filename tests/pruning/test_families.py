@@ -1,4 +1,5 @@
-"""Every decoder family: the walk sees what the model computes, and exactly the decoder's linears are pruned."""
+"""Every decoder family: the walk sees what the model computes, and exactly the decoder's linears are
+pruned."""
 from __future__ import annotations
 
 import re
@@ -14,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM
 
 import prunekit as pk
-from prunekit.models import _layers_of, decoder_blocks, prunable_layers
+from prunekit.models import _layers_of, decoder_blocks, layers, prunable_layers
 from prunekit.pruning import walk
 from tests.pruning.families import (
     BLOCKS,
@@ -29,9 +30,10 @@ from tests.pruning.families import (
 )
 
 every_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
-mixtures = pytest.mark.parametrize("family", [f for f in FAMILIES.values() if f.experts], ids=lambda f: f.name)
-UNTOUCHED = ("embed", "wte", "wpe", "norm", "ln_", "lm_head", "embed_out", "router", "mlp.gate.", "shared_expert_gate",
-             "bias", "sinks")
+mixtures = pytest.mark.parametrize("family", [f for f in FAMILIES.values() if f.experts],
+                                   ids=lambda f: f.name)
+UNTOUCHED = ("embed", "wte", "wpe", "norm", "ln_", "lm_head", "embed_out", "router", "mlp.gate.",
+             "shared_expert_gate", "bias", "sinks")
 
 
 @pytest.mark.parametrize("batch", [1, 3])
@@ -39,7 +41,8 @@ UNTOUCHED = ("embed", "wte", "wpe", "norm", "ln_", "lm_head", "embed_out", "rout
 def test_replayed_blocks_equal_the_model(family: Family, batch: int, monkeypatch: pytest.MonkeyPatch):
     model, ids = family.model(), windows(4, 12)
     expected = block_outputs(model, family.blocks, ids)
-    monkeypatch.setattr(walk, "BATCH_TOKENS", 12 * batch)  # 4 windows in batches of 3 leave a smaller one at the end
+    # 4 windows in batches of 3 leave a smaller one at the end
+    monkeypatch.setattr(walk, "BATCH_TOKENS", 12 * batch)
     seen = []
     for step in walk.Walk(model, ids, one_shot=True, progress=False):
         with outputs_of(step.block) as outputs:
@@ -53,7 +56,8 @@ def test_replayed_blocks_equal_the_model(family: Family, batch: int, monkeypatch
 
 @pytest.mark.parametrize("model_type", FURTHER)
 def test_further_families(model_type: str):
-    """The walk agrees with the model (it refuses otherwise), and every matrix of the blocks but the small rest is 2:4."""
+    """The walk agrees with the model (it refuses otherwise), and every matrix of the blocks but the small
+    rest is 2:4."""
     model = FURTHER[model_type].model()
     report = pk.prune(model, windows(), "wanda", 0.5, "2:4", progress=False)
     assert report.sparsity == 0.5
@@ -65,7 +69,8 @@ def test_further_families(model_type: str):
 
 def test_weights_where_no_linear_layer_is_to_be_seen_are_refused():
     """DBRX keeps all experts of a block in one matrix; pruning only its attention would be no sparsity."""
-    with pytest.raises(pk.UsageError, match=r"blocks\.0\.ffn\.experts\.mlp\.w1 holds .*% of its block's weights"):
+    with pytest.raises(pk.UsageError, match=r"blocks\.0\.ffn\.experts\.mlp\.w1 holds .*% of its block's "
+                                            r"weights"):
         prunable_layers(DBRX.model())
 
 
@@ -80,7 +85,7 @@ def test_inputs_are_those_of_the_layers(family: Family):
                 assert x.shape[1] == layer.weight.shape[1]
                 counts[layer.name] = counts.get(layer.name, 0) + len(x)
         step.collect(observe)
-    for layer in (layer for block in prunable_layers(model) for layer in block):
+    for layer in layers(model):
         if layer.expert is None:
             assert counts[layer.name] == ids.numel()
     if family.experts:  # every token goes to two experts, and through both maps of each
@@ -91,19 +96,19 @@ def test_inputs_are_those_of_the_layers(family: Family):
 def assert_X_as_hooked(model: nn.Module, ids: torch.Tensor) -> None:
     """X of every linear module, batch by batch, is what plain hooks see in one ordinary forward pass."""
     seen: dict[str, torch.Tensor] = {}
-    layers = {layer.name: layer.module for block in prunable_layers(model) for layer in block
+    modules = {layer.name: layer.module for layer in layers(model)
               if layer.expert is None}
 
     def see(module: nn.Module, args: Any, name: str) -> None:
         seen[name] = args[0].square().flatten(0, -2).sum(0) / len(ids)
 
-    handles = [module.register_forward_pre_hook(partial(see, name=name)) for name, module in layers.items()]
+    handles = [module.register_forward_pre_hook(partial(see, name=name)) for name, module in modules.items()]
     with torch.no_grad():
         model(input_ids=ids, use_cache=False)
     for handle in handles:
         handle.remove()
     found = pk.collect_activations(model, ids, progress=False)
-    assert seen.keys() == layers.keys()
+    assert seen.keys() == modules.keys()
     for name, X in seen.items():
         torch.testing.assert_close(found[name], X, rtol=1e-3, atol=1e-4)
 
@@ -144,9 +149,9 @@ def test_prunable_are_all_and_only_the_linears(family: Family):
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     pk.prune(model, windows(), "wanda", 0.5, progress=False)
     for name, tensor in model.state_dict().items():
-        matrix = tensor.ndim >= 2 and name.startswith(f"{family.blocks}.") and not any(word in name for word in UNTOUCHED)
+        inside = name.startswith(f"{family.blocks}.") and not any(word in name for word in UNTOUCHED)
         changed = not torch.equal(tensor, before[name])
-        assert changed == matrix, name
+        assert changed == (inside and tensor.ndim >= 2), name
         assert not changed or torch.equal(tensor[tensor != 0], before[name][tensor != 0])
 
 
@@ -160,7 +165,7 @@ def test_sparsity_is_what_was_asked(family: Family, method: str, pattern: str, s
     report = pk.prune(model, windows(), method, sparsity, pattern, gradients=gradients, progress=False)
     assert len(report.rows) == family.linears * BLOCKS
     exact = pattern == "2:4" or method not in ("magnitude", "sparsegpt")
-    for layer, row in zip((layer for block in prunable_layers(model) for layer in block), report.rows, strict=True):
+    for layer, row in zip(layers(model), report.rows, strict=True):
         zero = layer.weight == 0
         assert row["layer"] == layer.name and row["zeros"] == int(zero.sum())
         if pattern == "2:4":
@@ -177,9 +182,8 @@ def test_gradients_are_those_of_the_weights(family: Family):
     model, ids = family.model(), windows(1, 12, seed=2)
     found = pk.collect_gradients(model, ids, scale=10.0, progress=False)
     model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
-    layers = [layer for block in prunable_layers(model) for layer in block]
-    assert set(found) == {layer.name for layer in layers}
-    for layer in layers:
+    assert set(found) == {layer.name for layer in layers(model)}
+    for layer in layers(model):
         grad = layer.parameter.grad if layer.expert is None else layer.parameter.grad[layer.expert]
         grad = grad.T if layer.transposed else grad
         torch.testing.assert_close(found[layer.name], 10 * grad.abs(), rtol=1e-3, atol=1e-5)
@@ -196,7 +200,7 @@ def test_pruned_model_saves_and_loads(family: Family, tmp_path: Path):
         assert torch.equal(tensor, again.state_dict()[name]), name
 
 
-# --- mixtures of experts -------------------------------------------------------------------------------------------
+# --- mixtures of experts ------------------------------------------------------------------------------------
 
 
 @mixtures
@@ -204,7 +208,8 @@ def test_experts_read_the_tokens_sent_to_them(family: Family):
     """X of an expert's first map is the sum over the tokens that the router itself sends there."""
     model, ids = family.model(), windows(3, 12)
     routed: list[tuple[torch.Tensor, ...]] = []
-    path, experts = next((name, m) for name, m in model.named_modules() if re.search(r"layers\.0\.(mlp|feed_forward)\.experts$", name))
+    path, experts = next((name, m) for name, m in model.named_modules()
+                         if re.search(r"layers\.0\.(mlp|feed_forward)\.experts$", name))
     handle = experts.register_forward_pre_hook(lambda m, args: routed.append(args))
     with torch.no_grad():
         model(input_ids=ids, use_cache=False)
@@ -213,9 +218,11 @@ def test_experts_read_the_tokens_sent_to_them(family: Family):
     X = {}
     steps = iter(walk.Walk(model, ids, progress=False))
     step = next(steps)
-    step.collect(lambda group, x: X.update({g.name: X.get(g.name, 0) + x.square().sum(0) for g in group.layers}))
+    step.collect(lambda group, x: X.update({g.name: X.get(g.name, 0) + x.square().sum(0)
+                                            for g in group.layers}))
     for expert in range(family.experts):
-        sent = hidden[(how[0] == expert).any(1)] if how else hidden.view(family.experts, -1, hidden.shape[1])[expert]
+        by_expert = None if how else hidden.view(family.experts, -1, hidden.shape[1])
+        sent = hidden[(how[0] == expert).any(1)] if how else by_expert[expert]
         mine = X.get(f"{path}.gate_up_proj[{expert}]", torch.zeros(hidden.shape[1]))
         torch.testing.assert_close(mine, sent.square().sum(0), rtol=1e-4, atol=1e-5)
 
@@ -225,7 +232,8 @@ def test_experts_read_the_tokens_sent_to_them(family: Family):
 def test_unseen_experts_fall_back_to_magnitude(family: Family, method: str):
     """Three tokens reach at most three experts; of the others nothing is known, and the report says which."""
     model, dense = family.model(num_experts_per_tok=1), family.model(num_experts_per_tok=1)
-    gradients = pk.collect_gradients(model, windows(1, 3), progress=False) if method == "pruner-zero" else None
+    gradients = pk.collect_gradients(model, windows(1, 3),
+                                     progress=False) if method == "pruner-zero" else None
     report = pk.prune(model, windows(1, 3), method, 0.5, gradients=gradients, progress=False)
     frame = report.to_frame()
     unseen = frame[frame["unseen"].eq(True)]
@@ -233,10 +241,10 @@ def test_unseen_experts_fall_back_to_magnitude(family: Family, method: str):
     if method != "pruner-zero":
         assert (unseen["tokens"] == 0).all() and (frame.loc[frame["unseen"].eq(False), "tokens"] > 0).all()
     assert frame.loc[frame["unseen"].isna(), "layer"].str.contains("experts").sum() == 0
-    layers = {layer.name: layer for block in prunable_layers(model) for layer in block}
-    original = {layer.name: layer for block in prunable_layers(dense) for layer in block}
+    here = {layer.name: layer for layer in layers(model)}
+    original = {layer.name: layer for layer in layers(dense)}
     for name in unseen["layer"]:
-        pruned, whole = layers[name].weight, original[name].weight.abs()
+        pruned, whole = here[name].weight, original[name].weight.abs()
         kept, gone = whole.masked_fill(pruned == 0, torch.inf), whole.masked_fill(pruned != 0, -torch.inf)
         assert (pruned == 0).float().mean() >= 0.5
         assert (kept.amin(1) >= gone.amax(1)).all()
@@ -281,7 +289,7 @@ def test_routers_stand_next_to_experts(path: str, routes: bool):
     assert names == ([] if routes else [f"0.{path}"])
 
 
-# --- loud failures -------------------------------------------------------------------------------------------------
+# --- loud failures ------------------------------------------------------------------------------------------
 
 
 def doctored(change: Callable) -> nn.Module:
@@ -317,7 +325,8 @@ def test_block_whose_output_is_not_hidden_states_is_refused():
     ("renamed", "block 0 is not called with hidden states"), ("skipped", "block 2 is called where block 1"),
     ("twice", "block 0 is called where block 3"), ("between", "block 1 does not read what block 0 returned"),
     ("never", "0 of 3 blocks were called")])
-def test_model_that_calls_its_blocks_otherwise_is_refused(loop: str, reason: str, monkeypatch: pytest.MonkeyPatch):
+def test_model_that_calls_its_blocks_otherwise_is_refused(loop: str, reason: str,
+                                                          monkeypatch: pytest.MonkeyPatch):
     model = FAMILIES["LLaMA"].model()
 
     def forward(input_ids: torch.Tensor, **kwargs: Any) -> torch.Tensor:

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 import prunekit as pk
-from prunekit.models import prunable_layers
+from prunekit.models import layers
 from tests.conftest import GOLDEN
 
 RUNS = [run for run in json.loads((GOLDEN / "golden.json").read_text()) if run["method"] != "dense"]
@@ -35,7 +35,8 @@ def weights():
     return {family: load_file(GOLDEN / f"{family}-weights.safetensors") for family in ("llama", "opt")}
 
 
-@pytest.mark.parametrize("run", RUNS, ids=lambda r: f"{r['model']}-{r['method']}{'-variant' * r['variant']}-{r['pattern']}")
+@pytest.mark.parametrize("run", RUNS, ids=lambda r: "-".join(
+    (r["model"], r["method"], *["variant"] * r["variant"], r["pattern"])))
 def test_same_as_the_published_code(run, golden_model, golden_windows, golden_gradients, kept, weights):
     model = golden_model(run["model"])
     method, options = as_asked(run)
@@ -44,10 +45,11 @@ def test_same_as_the_published_code(run, golden_model, golden_windows, golden_gr
     loss = pk.perplexity(model, golden_windows, golden_windows.shape[1], progress=False).nll.mean()
     name = run["method"] + "-variant" * run["variant"]
     compared = 0
-    for layer in (layer for block in prunable_layers(model) for layer in block):
+    for layer in layers(model):
         key = f"{name}|{run['sparsity']}|{run['pattern']}|{layer.block}.{layer.kind}"
         if key in kept[run["model"]]:
-            keep = np.unpackbits(kept[run["model"]][key].numpy(), axis=1)[:, :layer.weight.shape[1]].astype(bool)
+            keep = np.unpackbits(kept[run["model"]][key].numpy(),
+                                 axis=1)[:, :layer.weight.shape[1]].astype(bool)
             assert np.array_equal(keep, (layer.weight != 0).numpy()), key
             compared += 1
         elif "ablate_wanda" not in name:  # there the published code weights later samples less
@@ -62,13 +64,16 @@ def test_same_as_the_published_code(run, golden_model, golden_windows, golden_gr
 
 @pytest.mark.parametrize("family", ["llama", "opt"])
 def test_gradients_within_float16_rounding(family, golden_model, golden_windows, golden_gradients):
-    ours, theirs = pk.collect_gradients(golden_model(family), golden_windows, progress=False), golden_gradients[family]
+    ours, theirs = pk.collect_gradients(golden_model(family), golden_windows,
+                                        progress=False), golden_gradients[family]
     assert len(ours) == len(theirs)
     for name in ours:
         torch.testing.assert_close(ours[name], theirs[name], rtol=2**-10, atol=2e-7)
 
 
-def test_published_tree_on_opt_where_the_published_code_crashes(golden_model, golden_windows, golden_gradients):
+def test_published_tree_on_opt_where_the_published_code_crashes(golden_model, golden_windows,
+                                                                golden_gradients):
     model = golden_model("opt")
-    report = pk.prune(model, golden_windows, "pruner-zero", 0.5, gradients=golden_gradients["opt"], progress=False)
+    report = pk.prune(model, golden_windows, "pruner-zero", 0.5, gradients=golden_gradients["opt"],
+                      progress=False)
     assert report.sparsity == 0.5

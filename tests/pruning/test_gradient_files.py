@@ -26,7 +26,8 @@ class Hostile:
 
 
 def test_saved_and_loaded_with_how_it_was_made(tmp_path, golden_gradients):
-    made = pk.Gradients(dict(golden_gradients["llama"]), {"norm": "l2", "n": 16, "seqlen": 64, "scale": 100.0})
+    made = pk.Gradients(dict(golden_gradients["llama"]),
+                        {"norm": "l2", "n": 16, "seqlen": 64, "scale": 100.0})
     loaded = pk.Gradients.load(made.save(tmp_path / "deep" / "G.safetensors"))
     assert loaded.meta == made.meta
     assert all(torch.equal(loaded[name], made[name]) and loaded[name].dtype == torch.float32 for name in made)
@@ -39,7 +40,8 @@ def test_published_files_are_known_by_content(suffix, tmp_path, golden_gradients
     copy = shutil.copy(GOLDEN / "llama-grad-l2.pth", tmp_path / f"gradients{suffix}")
     loaded = pk.Gradients.load(copy)
     published, path = "self_attn.q_proj_layer_1", "model.layers.1.self_attn.q_proj"
-    assert torch.equal(loaded[published], loaded[path]) and torch.equal(loaded[path], golden_gradients["llama"][path])
+    assert torch.equal(loaded[published],
+                       loaded[path]) and torch.equal(loaded[path], golden_gradients["llama"][path])
     with pytest.raises(KeyError):
         loaded["model.layers.2.self_attn.q_proj"]
 
@@ -109,7 +111,8 @@ def test_what_is_no_norm_is_refused_for_the_layer(value, message, golden_model, 
     broken["mlp.up_proj_layer_1"] = broken["mlp.up_proj_layer_1"].clone()
     broken["mlp.up_proj_layer_1"][2, 3] = value
     with pytest.raises(pk.UsageError, match=rf"model\.layers\.1\.mlp\.up_proj {message}"):
-        pk.prune(golden_model("llama"), None, "grad-weight", 0.5, gradients=pk.Gradients(broken), progress=False)
+        pk.prune(golden_model("llama"), None, "grad-weight", 0.5, gradients=pk.Gradients(broken),
+                 progress=False)
 
 
 def test_checkpoints_read_the_same_metadata(tmp_path):

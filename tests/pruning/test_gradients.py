@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import prunekit as pk
-from prunekit.models import prunable_layers
+from prunekit.models import layers
 from tests.pruning.families import BLOCKS, FAMILIES, block_outputs, windows
 
 NAME = "model.layers.1.mlp.down_proj"
@@ -55,12 +55,13 @@ def test_sums_on_disk_are_files_of_their_size(model: nn.Module, tmp_path: Path):
     assert sizes == [4 * G.numel() for G in found.values()]
     again = pk.Gradients.load(found.save(tmp_path / "G.safetensors"))
     assert all(torch.equal(found[name], again[name]) for name in found)
-    twice = pk.collect_gradients(model, windows(2, 10), offload=tmp_path / "sums", progress=False)  # not on top of the old
+    # not on top of the old
+    twice = pk.collect_gradients(model, windows(2, 10), offload=tmp_path / "sums", progress=False)
     assert all(torch.equal(twice[name], again[name]) for name in again)
 
 
 def test_no_more_than_one_gradient_is_alive(model: nn.Module, monkeypatch: pytest.MonkeyPatch):
-    parameters = [layer.parameter for block in prunable_layers(model) for layer in block]
+    parameters = [layer.parameter for layer in layers(model)]
     alive: list[int] = []
     register = torch.Tensor.register_post_accumulate_grad_hook
 
@@ -98,7 +99,8 @@ def test_model_is_left_as_it_was(model: nn.Module, options: dict, fails: bool):
     if fails:
         with torch.no_grad():
             model.model.layers[2].mlp.down_proj.weight.fill_(torch.nan)
-        with pytest.raises(pk.UsageError, match="loss of gradient window 0 is nan; load the model in float32"):
+        with pytest.raises(pk.UsageError,
+                           match="loss of gradient window 0 is nan; load the model in float32"):
             pk.collect_gradients(model, windows(1, 8), progress=False, **options)
     else:
         pk.collect_gradients(model, windows(1, 8), progress=False, **options)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from prunekit import UsageError
 from prunekit.choices import parse_pattern, per_block
-from prunekit.pruning.masks import keep_mask, kth_smallest
+from prunekit.pruning.masks import keep_mask, kth_smallest, nonzero
 
 
 def scores(seed: int, rows: int, columns: int, levels: int) -> torch.Tensor:
@@ -72,9 +72,11 @@ def test_selection_equals_a_sort():
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    (dict(S=torch.rand(2, 6), sparsity=0.5, pattern="2:4"), "pattern 2:4 needs inputs in multiples of 4, but the layer has 6."),
+    (dict(S=torch.rand(2, 6), sparsity=0.5, pattern="2:4"),
+     "pattern 2:4 needs inputs in multiples of 4, but the layer has 6."),
     (dict(S=torch.tensor([[1.0, float("nan")]]), sparsity=0.5), "the scores are not finite"),
-    (dict(S=torch.rand(2, 4), sparsity=0.5, group="rows"), "group 'rows' is not known (did you mean 'row'?)."),
+    (dict(S=torch.rand(2, 4), sparsity=0.5, group="rows"),
+     "group 'rows' is not known (did you mean 'row'?)."),
     (dict(S=-torch.rand(2, 4), sparsity=0.5, group="variant"), "the variant cumulates scores"),
     (dict(S=torch.rand(2, 4), sparsity=0.5, pattern="4:2"), "pattern '4:2' is not known"),
 ])
@@ -87,6 +89,12 @@ def test_what_is_refused(arguments, message):
 def test_one_sparsity_per_block():
     assert per_block(0.5, "unstructured", 3) == [0.5] * 3
     assert per_block([0.4, 0.6], "unstructured", 2) == [0.4, 0.6]
-    for bad, pattern in (([0.5], "unstructured"), (0.6, "2:4"), (1.0, "unstructured"), (True, "unstructured")):
+    for bad, pattern in (([0.5], "unstructured"), (0.6, "2:4"), (1.0, "unstructured"),
+                         (True, "unstructured")):
         with pytest.raises(UsageError):
             per_block(bad, pattern, 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.bfloat16, torch.float16, torch.float32])
+def test_both_zeros_count_as_zero(dtype):
+    assert nonzero(torch.tensor([[0.0, -0.0, 1e-7], [-2.0, 0.0, 3.0]]).to(dtype)) == 3

@@ -7,7 +7,8 @@ from prunekit import ObsOptions, UsageError
 from prunekit.pruning.obs import inverse_factor, obs_update
 
 
-def problem(seed: int = 0, out: int = 7, inputs: int = 40, tokens: int = 400) -> tuple[torch.Tensor, torch.Tensor]:
+def problem(seed: int = 0, out: int = 7, inputs: int = 40,
+            tokens: int = 400) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(tokens, inputs, generator=generator) @ torch.randn(inputs, inputs, generator=generator)
     return torch.randn(out, inputs, generator=generator), 2 * x.T @ x / 10
@@ -38,7 +39,8 @@ def test_given_mask_equals_the_plain_recurrence(block_size):
     W, H = problem()
     keep = torch.rand(W.shape, generator=torch.Generator().manual_seed(1)) > 0.5
     expected = plain_solver(W, H, keep)
-    obs_update(W, inverse_factor(H), 0.5, "unstructured", keep=keep, options=ObsOptions(block_size=block_size))
+    obs_update(W, inverse_factor(H), 0.5, "unstructured", keep=keep,
+               options=ObsOptions(block_size=block_size))
     torch.testing.assert_close(W, expected, rtol=1e-3, atol=1e-3)
     assert torch.equal(W != 0, keep)
 

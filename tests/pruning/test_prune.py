@@ -4,18 +4,19 @@ import pytest
 import torch
 
 import prunekit as pk
-from prunekit.models import prunable_layers
+from prunekit.models import layers
 
 
 def weights(model):
-    return {layer.name: layer.weight.clone() for block in prunable_layers(model) for layer in block}
+    return {layer.name: layer.weight.clone() for layer in layers(model)}
 
 
 def test_a_tree_is_a_method(golden_model, golden_windows):
     named, written = golden_model("llama"), golden_model("llama")
     pk.prune(named, golden_windows, "wanda", 0.5, "2:4", progress=False)
     pk.prune(written, golden_windows, pk.Tree.parse("mul(W, sqrt(X))"), 0.5, "2:4", progress=False)
-    assert all(torch.equal(a, b) for a, b in zip(weights(named).values(), weights(written).values(), strict=True))
+    assert all(torch.equal(a, b)
+               for a, b in zip(weights(named).values(), weights(written).values(), strict=True))
 
 
 def test_only_zeros_are_written(golden_model, golden_windows):
@@ -31,11 +32,13 @@ def test_only_zeros_are_written(golden_model, golden_windows):
 
 
 def test_one_shot_scores_the_dense_model(golden_model, golden_windows):
-    """One shot agrees with the sequence on the first block and not on the second, whose inputs have changed."""
+    """One shot agrees with the sequence on the first block and not on the second, whose inputs have
+    changed."""
     one, many = golden_model("llama"), golden_model("llama")
     pk.prune(one, golden_windows, "wanda", 0.5, progress=False, one_shot=True)
     pk.prune(many, golden_windows, "wanda", 0.5, progress=False)
-    same = {name: torch.equal(a, b) for (name, a), b in zip(weights(one).items(), weights(many).values(), strict=True)}
+    same = {name: torch.equal(a, b)
+            for (name, a), b in zip(weights(one).items(), weights(many).values(), strict=True)}
     assert same["model.layers.0.mlp.gate_proj"] and not same["model.layers.1.mlp.gate_proj"]
     X = pk.collect_activations(golden_model("llama"), golden_windows, progress=False)
     dense = weights(golden_model("llama"))
@@ -51,11 +54,12 @@ def test_sparsity_per_block(golden_model, golden_windows):
 
 
 def test_a_methods_windows_are_not_needed_where_it_reads_none(golden_model, golden_gradients):
-    report = pk.prune(golden_model("llama"), None, "grad-weight", 0.5, gradients=golden_gradients["llama"], progress=False)
+    report = pk.prune(golden_model("llama"), None, "grad-weight", 0.5, gradients=golden_gradients["llama"],
+                      progress=False)
     assert report.sparsity == 0.5 and report.meta["n"] == 0
 
 
-def test_a_mask_with_update_keeps_its_zeros_and_lowers_the_error(golden_model, golden_windows, golden_gradients):
+def test_an_update_lowers_the_error_of_a_mask(golden_model, golden_windows, golden_gradients):
     dense = golden_model("llama")
     options = dict(gradients=golden_gradients["llama"], progress=False, one_shot=True)
     errors = {}
@@ -174,4 +178,5 @@ def test_a_shortfall_is_said(golden_model, golden_windows):
 
 def test_gradients_of_another_model_are_refused(golden_model, golden_windows, golden_gradients):
     with pytest.raises(pk.UsageError, match="made with another model"):
-        pk.prune(golden_model("opt"), golden_windows, "grad-weight", 0.5, gradients=golden_gradients["llama"], progress=False)
+        pk.prune(golden_model("opt"), golden_windows, "grad-weight", 0.5, gradients=golden_gradients["llama"],
+                 progress=False)

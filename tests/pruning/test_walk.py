@@ -33,8 +33,10 @@ def column_norms(walk: Walk, change: bool) -> dict[str, torch.Tensor]:
 def hooked_norms(model: nn.Module, ids: torch.Tensor) -> dict[str, torch.Tensor]:
     """The same by plain hooks on one ordinary forward pass."""
     found: dict[str, torch.Tensor] = {}
-    handles = [module.register_forward_pre_hook(lambda m, args, name=name: found.update({name: args[0].square().sum((0, 1))}))
-               for name, module in model.named_modules() if isinstance(module, nn.Linear) and "layers" in name]
+    handles = [module.register_forward_pre_hook(lambda m, args,
+                                                name=name: found.update({name: args[0].square().sum((0, 1))}))
+               for name, module in model.named_modules() if isinstance(module, nn.Linear)
+               and "layers" in name]
     with torch.no_grad():
         model(input_ids=ids)
     for handle in handles:
@@ -57,11 +59,13 @@ def test_inputs_of_an_unchanged_model(model: nn.Module):
 def test_every_block_reads_what_the_pruned_blocks_before_it_return(model: nn.Module):
     found = column_norms(Walk(model, windows(), progress=False), change=True)
     pruned = hooked_norms(model, windows())
-    first = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")  # they see their block before it is pruned
+    # they see their block before it is pruned
+    first = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
     for name, X in pruned.items():
         if name.endswith(first):
             torch.testing.assert_close(found[name], X, rtol=1e-4, atol=1e-5)
-    assert not torch.allclose(found["model.layers.1.mlp.up_proj"], pruned["model.layers.1.mlp.up_proj"], rtol=1e-2)
+    assert not torch.allclose(found["model.layers.1.mlp.up_proj"], pruned["model.layers.1.mlp.up_proj"],
+                              rtol=1e-2)
 
 
 def test_one_shot_reads_what_the_dense_blocks_return(model: nn.Module):
@@ -126,7 +130,8 @@ def test_forward_of_ones_own_is_kept(model: nn.Module):
 def test_batches_that_differ_in_size(model: nn.Module):
     expected = hooked_norms(model, windows(5))
     for batch in (1, 2, 3, 5):
-        assert_close(column_norms(Walk(model, windows(5), batch=batch, progress=False), change=False), expected)
+        assert_close(column_norms(Walk(model, windows(5), batch=batch, progress=False), change=False),
+                     expected)
 
 
 def test_outputs_are_differentiable_where_asked(model: nn.Module):

@@ -1,4 +1,5 @@
-"""A second device that is not there: tensors that say they are on it, compute on the processor, and mix with no others.
+"""A second device that is not there: tensors that say they are on it, compute on the processor, and mix with
+no others.
 
 Run by test_devices.py in a process of its own, since a device cannot be unregistered:
 python -m tests.pruning.two_devices FOLDER
@@ -30,8 +31,8 @@ class Far(Tensor):
 
     @staticmethod
     def __new__(cls, near: Tensor):
-        self = torch.Tensor._make_wrapper_subclass(cls, near.shape, strides=near.stride(), dtype=near.dtype, device=FAR,
-                                                   storage_offset=near.storage_offset())
+        self = torch.Tensor._make_wrapper_subclass(cls, near.shape, strides=near.stride(), dtype=near.dtype,
+                                                   device=FAR, storage_offset=near.storage_offset())
         self.near = near
         return self
 
@@ -48,7 +49,8 @@ class Far(Tensor):
         kwargs = kwargs or {}
         tensors = [one for one in _flat((*args, *kwargs.values())) if isinstance(one, Tensor)]
         far = any(isinstance(tensor, Far) for tensor in tensors)
-        if far and func not in _COPIES and any(tensor.ndim for tensor in tensors if not isinstance(tensor, Far)):
+        if far and func not in _COPIES and any(tensor.ndim
+                                               for tensor in tensors if not isinstance(tensor, Far)):
             raise RuntimeError(f"{func} of tensors on two devices")
         wanted = kwargs.get("device")
         if wanted is not None:
@@ -84,16 +86,19 @@ def _flat(values: Iterable[Any]) -> Iterator[Any]:
 
 
 def spread(first: str, second: str) -> nn.Module:
-    """A LLaMA whose embeddings and first block are on one device, the rest on another, with accelerate's hooks."""
+    """A LLaMA whose embeddings and first block are on one device, the rest on another, with accelerate's
+    hooks."""
     model = FAMILIES["LLaMA"].model()
-    places = {"model.embed_tokens": first, "model.rotary_emb": first, "model.layers.0": first, "model.layers.1": second,
-              "model.layers.2": second, "model.norm": second, "lm_head": second}
+    places = {"model.embed_tokens": first, "model.rotary_emb": first, "model.layers.0": first,
+              "model.layers.1": second, "model.layers.2": second, "model.norm": second, "lm_head": second}
     for name in (name for name, place in places.items() if place == FAR):
         for module in model.get_submodule(name).modules():
             for key, parameter in module._parameters.items():
-                module._parameters[key] = parameter if parameter is None else nn.Parameter(Far(parameter.detach()))
+                if parameter is not None:
+                    module._parameters[key] = nn.Parameter(Far(parameter.detach()))
             module._buffers |= {key: Far(buffer) for key, buffer in module._buffers.items()}
-    attach_align_device_hook_on_blocks(model, execution_device=places | {"": first}, offload=dict.fromkeys(places, False))
+    attach_align_device_hook_on_blocks(model, execution_device=places | {"": first},
+                                       offload=dict.fromkeys(places, False))
     return model
 
 
@@ -113,10 +118,11 @@ def check(first: str, second: str, folder: str) -> None:
     assert_close(*([torch.tensor(pk.perplexity(one, ids, 12, progress=False).nll)] for one in (model, whole)))
     assert divergence(model, whole, ids, 12, progress=False).kl.max() < 1e-5
     assert_close(*(map(torch.tensor, owl_budget(one, ids, 0.6, progress=False)) for one in (model, whole)))
-    for method, options in (("magnitude", {}), ("wanda-variant", {}), ("gblm", {"pattern": "2:4"}), ("sparsegpt", {}),
-                            ("wanda", {"one_shot": True})):
+    for method, options in (("magnitude", {}), ("wanda-variant", {}), ("gblm", {"pattern": "2:4"}),
+                            ("sparsegpt", {}), ("wanda", {"one_shot": True})):
         model, whole = spread(first, second), FAMILIES["LLaMA"].model()
-        reports = [pk.prune(one, ids, method, 0.5, gradients=gradients, progress=False, **options) for one in (model, whole)]
+        reports = [pk.prune(one, ids, method, 0.5, gradients=gradients, progress=False, **options)
+                   for one in (model, whole)]
         assert reports[0].rows == reports[1].rows
         assert_close(model.parameters(), whole.parameters())
     model.save_pretrained(folder)

@@ -10,9 +10,11 @@ from prunekit.search import journal as journals
 from prunekit.search.bench import fast_dtype, without_gradients
 from prunekit.search.random_trees import monomial
 from prunekit.search.records import Race
+from tests.pruning.families import FAMILIES, windows
 
 WANDA = pk.Tree.parse("mul(W, sqrt(X))")
-TREES = [pk.Tree.parse(text) for text in ("W", "mul(W, sqrt(X))", "mul(abs(mul(W, W)), mms(G))", "mul(W, G)", "X")]
+TREES = [pk.Tree.parse(text) for text in ("W", "mul(W, sqrt(X))", "mul(abs(mul(W, W)), mms(G))", "mul(W, G)",
+                                          "X")]
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +27,8 @@ def parts():
 
 def make(parts, tasks=("0.7", "2:4"), **kwargs):
     _, windows, gradients = parts
-    bench = pk.Bench("embedded/llama", windows["calibration"], windows["search"], gradients=gradients, dtype="float32")
+    bench = pk.Bench("embedded/llama", windows["calibration"], windows["search"], gradients=gradients,
+                     dtype="float32")
     return pk.Evaluator(bench, tasks, rungs=(8, 16), **kwargs)
 
 
@@ -45,7 +48,8 @@ def test_fitness_is_that_of_pruning_and_measuring(parts, tree, update):
     for setting in ({"sparsity": 0.7}, {"sparsity": 0.5, "pattern": "2:4"}):
         setting |= {"method": tree, "one_shot": True, "update": update}
         with without_gradients(threads=1):  # as the evaluator: the solver's masks turn on the last bits of H
-            [one] = pk.prune_and_measure(model, windows["calibration"], order, [setting], gradients=gradients, progress=False)
+            [one] = pk.prune_and_measure(model, windows["calibration"], order, [setting], gradients=gradients,
+                                         progress=False)
         wanted.append(one.perplexity.nll - dense)
     outcome = evaluator(tree)
     assert outcome.complete and np.allclose(outcome.losses, np.mean(wanted, axis=0), atol=2e-3)
@@ -55,13 +59,33 @@ def test_fitness_is_that_of_pruning_and_measuring(parts, tree, update):
         evaluator.losses(tree)[0].mean(1), abs=1e-6)
 
 
+@pytest.mark.parametrize("update", [None, "obs", "obs-iter"])
+@pytest.mark.parametrize("tree", ["mul(W, sqrt(X))", "mul(W, G)"])
+def test_a_mixture_is_searched_as_it_is_pruned(tree, update):
+    """Three tokens reach few of the experts; of the others magnitude decides, here as there."""
+    model, tree = FAMILIES["Qwen3-MoE"].model(num_experts_per_tok=1), pk.Tree.parse(tree)
+    gradients = pk.collect_gradients(model, windows(1, 3), progress=False)
+    evaluator = pk.Evaluator(pk.Bench(model, windows(1, 3), windows(6, 12), gradients=gradients), ["0.5"],
+                             update=update)
+    bench, setting = evaluator.benches[0], {"method": tree, "sparsity": 0.5, "one_shot": True,
+                                            "update": update}
+    with without_gradients(threads=1):
+        [pruned] = pk.prune_and_measure(model, windows(1, 3), bench.search, [setting], gradients=gradients,
+                                        progress=False)
+    assert {True, False} <= set(pruned.report.to_frame()["unseen"].dropna())
+    assert np.allclose(evaluator.losses(tree), pruned.perplexity.nll - bench.nll, atol=1e-5)
+    assert not evaluator(tree).defect and not bench.known(bench.smallest).unseen("GX")
+
+
 def test_on_other_windows_and_tasks(parts, evaluator):
     model, windows, gradients = parts
     before = evaluator.losses(WANDA)
     moved = evaluator.on([windows["select"]], targets=[0.5])
-    anew = pk.Evaluator(pk.Bench(model, windows["calibration"], windows["select"], gradients=gradients), [0.5])
+    anew = pk.Evaluator(pk.Bench(model, windows["calibration"], windows["select"], gradients=gradients),
+                        [0.5])
     assert moved.parts == ["0.5"] and moved.rungs[-1] == len(windows["select"])
-    assert moved.losses(WANDA)[0, 0].mean() == pytest.approx(anew.losses(WANDA)[0, 0].mean(), abs=1e-6)  # ours in another order
+    # ours in another order
+    assert moved.losses(WANDA)[0, 0].mean() == pytest.approx(anew.losses(WANDA)[0, 0].mean(), abs=1e-6)
     assert np.array_equal(evaluator.losses(WANDA), before) and evaluator.parts == ["0.7", "2:4"]
 
 
@@ -74,8 +98,8 @@ def test_the_model_is_the_dense_one_after_any_number_of_evaluations(parts, evalu
 
 
 @pytest.mark.parametrize("text, why", [
-    ("neg(W)", "inverted"), ("sub(W, W)", "constant"), ("mms(sub(G, G))", "not finite"), ("W", ""), ("mul(10, W)", ""),
-    ("sqr(exp(exp(exp(exp(exp(W))))))", "not finite"), ("exp(sqr(sqr(sqr(W))))", "tied"),
+    ("neg(W)", "inverted"), ("sub(W, W)", "constant"), ("mms(sub(G, G))", "not finite"), ("W", ""),
+    ("mul(10, W)", ""), ("sqr(exp(exp(exp(exp(exp(W))))))", "not finite"), ("exp(sqr(sqr(sqr(W))))", "tied"),
 ])
 def test_what_is_no_metric(evaluator, text, why):
     assert evaluator(pk.Tree.parse(text)).defect == why
@@ -98,7 +122,8 @@ def test_the_race_stops_the_hopeless_only(evaluator):
     race = Race(tuple(good.losses))
     bad = evaluator(pk.Tree.parse("X"), race)
     assert not bad.complete and bad.stopped == len(bad.losses) == 8
-    assert list(bad.by_task.values()) == pytest.approx(evaluator.losses(pk.Tree.parse("X"))[0, :, :8].mean(1), abs=1e-6)
+    assert list(bad.by_task.values()) == pytest.approx(evaluator.losses(pk.Tree.parse("X"))[0, :, :8].mean(1),
+                                                       abs=1e-6)
     assert evaluator(TREES[2], race).complete
     audited = evaluator(pk.Tree.parse("X"), race._replace(audit=True))
     assert audited.complete and audited.stopped == 8 and np.allclose(audited.losses[:8], bad.losses)
@@ -116,19 +141,22 @@ def test_saved_evaluators_measure_the_same_here_and_in_other_processes(parts, ev
     again = pk.Evaluator.load(path)
     assert again.identity == evaluator.identity and [again(t) for t in TREES] == [evaluator(t) for t in TREES]
     for name, executor in (("serial", None), ("two", {"kind": "processes", "workers": 2})):
-        list(pk.evolve(evaluator, "modern", 12, population=6, lag=3, journal=tmp_path / f"{name}.jsonl", executor=executor,
-                       progress=False))
-    one, two = ([journals.stable(event) for event in journals.read(tmp_path / f"{name}.jsonl")] for name in ("serial", "two"))
+        list(pk.evolve(evaluator, "modern", 12, population=6, lag=3, journal=tmp_path / f"{name}.jsonl",
+                       executor=executor, progress=False))
+    one, two = ([journals.stable(event) for event in journals.read(tmp_path / f"{name}.jsonl")]
+                for name in ("serial", "two"))
     assert one == two
 
 
 def test_several_models_and_updates_in_one_file(parts, tmp_path):
     _, windows, _ = parts
-    benches = [pk.Bench("embedded/llama", windows["calibration"][:n], windows["search"][:6], dtype="float32") for n in (4, 8)]
+    benches = [pk.Bench("embedded/llama", windows["calibration"][:n], windows["search"][:6], dtype="float32")
+               for n in (4, 8)]
     joint = pk.Evaluator(benches, [0.6], update="obs-iter", rungs=(2,))
     again = pk.Evaluator.load(joint.save(tmp_path / "joint.safetensors"))
     assert joint.losses(WANDA).shape == (2, 1, 6) and np.array_equal(joint.losses(WANDA), again.losses(WANDA))
-    assert np.allclose(joint(WANDA).losses, joint.losses(WANDA).mean((0, 1)), atol=1e-6) and joint.group == "layer"
+    assert np.allclose(joint(WANDA).losses, joint.losses(WANDA).mean((0, 1)),
+                       atol=1e-6) and joint.group == "layer"
     assert joint(WANDA).by_task == pytest.approx({f"embedded/llama #{n + 1} 0.6": loss for n, loss in
                                                   enumerate(joint.losses(WANDA).mean((1, 2)))}, abs=1e-6)
 
@@ -166,7 +194,7 @@ def test_a_model_given_as_an_object_stays_here(parts, tmp_path):
         evaluator.__reduce__()
 
 
-# -- rivals --------------------------------------------------------------------------------------------------------------
+# -- rivals --------------------------------------------------------------------------------------------------
 
 def test_the_grid_is_91_different_metrics_and_holds_the_known_ones():
     grid = pk.grid()
@@ -184,15 +212,18 @@ def test_a_monomial_is_what_it_says():
 
 def test_a_planted_metric_is_found_and_a_shuffled_fitness_means_nothing():
     hidden = pk.Planted(pk.Tree.parse("mul(X, sub(W, G))"), seed=2)
-    assert hidden(hidden.target) == 0 < hidden(pk.Tree.parse("W")) < hidden(pk.Tree.parse("neg(mul(X, sub(W, G)))"))
+    near, far = (hidden(pk.Tree.parse(text)) for text in ("W", "neg(mul(X, sub(W, G)))"))
+    assert hidden(hidden.target) == 0 < near < far
     assert list(pk.evolve(hidden, "modern", 1500, seed=2, progress=False))[-1].best.fitness == 0
     shuffled = pk.Shuffled([1.0, 2.0, 3.0], seed=1)
-    assert {shuffled(tree) for tree in pk.grid().values()} == {1.0, 2.0, 3.0} and shuffled(WANDA) == shuffled(WANDA)
+    assert {shuffled(tree) for tree in pk.grid().values()} == {1.0, 2.0, 3.0}
+    assert shuffled(WANDA) == shuffled(WANDA)
 
 
 def test_what_a_shuffled_fitness_chooses_is_no_better_than_what_it_left(tmp_path):
     hidden, losses, gains = pk.Planted(pk.Tree.parse("mul(W, sqrt(G))")), tuple(range(1000)), {}
-    for name, fitness in (("shuffled", lambda seed: pk.Shuffled(losses, seed)), ("true", lambda seed: hidden)):
+    for name, fitness in (("shuffled", lambda seed: pk.Shuffled(losses, seed)),
+                          ("true", lambda seed: hidden)):
         for seed in range(10):
             journal = tmp_path / f"{name}-{seed}.jsonl"
             list(pk.evolve(fitness(seed), "modern", 30, seed, journal, progress=False, start=0))
@@ -204,16 +235,21 @@ def test_what_a_shuffled_fitness_chooses_is_no_better_than_what_it_left(tmp_path
 
 
 def test_the_census_tells_expressions_from_metrics(evaluator):
-    texts = ["mul(W, sqrt(X))", "mul(sqrt(X), W)", "mul(sqr(W), X)", "sub(W, W)", "div(mul(W, X), X)", "mul(W, X)", "skp(W)", "W"]
+    texts = ["mul(W, sqrt(X))", "mul(sqrt(X), W)", "mul(sqr(W), X)", "sub(W, W)", "div(mul(W, X), X)",
+             "mul(W, X)", "skp(W)", "W"]
     found = census([pk.Tree.parse(text) for text in texts], evaluator.benches[0])
     counts = dict(zip(distinct(found)["what counts as the same"], distinct(found)["distinct"]))
-    assert counts["nothing (all drawn)"] == 8 and counts["nothing (valid ones)"] == 7 and counts["the same text"] == 7
-    assert counts["exact simplification"] == 5 and counts["proof of equal masks"] == 3 == counts["the masks themselves"]
+    assert counts["nothing (all drawn)"] == 8
+    assert counts["nothing (valid ones)"] == 7 == counts["the same text"]
+    assert counts["exact simplification"] == 5
+    assert counts["proof of equal masks"] == 3 == counts["the masks themselves"]
     wrong = distinct(found).set_index("what counts as the same")["masks changed"]
     assert wrong["naive opposing pairs (wrong)"] == 1 and wrong["proof of equal masks"] == 0
 
 
-@pytest.mark.parametrize("native, wanted", [((False, False), "float32"), ((True, False), "bfloat16"), ((False, True), "bfloat16")])
+@pytest.mark.parametrize("native, wanted",
+                         [((False, False), "float32"), ((True, False), "bfloat16"),
+                          ((False, True), "bfloat16")])
 def test_the_fast_data_type_is_never_an_emulated_one(monkeypatch, native, wanted):
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native[0])
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: native[1])

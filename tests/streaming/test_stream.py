@@ -1,4 +1,5 @@
-"""Pruning from disk to disk: the same tensors as in memory, in the memory that was announced, whatever interrupts it."""
+"""Pruning from disk to disk: the same tensors as in memory, in the memory that was announced, whatever
+interrupts it."""
 from __future__ import annotations
 
 import json
@@ -46,7 +47,8 @@ def gradients(source: Path) -> pk.Gradients:
     return pk.collect_gradients(pk.load_model(source)[0], windows(2, 12, seed=1), progress=False)
 
 
-def in_memory(source: Path, method: str, sparsity: Any, pattern: str = "unstructured", *, dtype: str = "float32",
+def in_memory(source: Path, method: str, sparsity: Any, pattern: str = "unstructured", *,
+              dtype: str = "float32",
               **options: Any) -> tuple[dict[str, torch.Tensor], pk.pruning.prune.Report]:
     model, _ = pk.load_model(source, dtype=dtype)
     report = pk.prune(model, windows(), method, sparsity, pattern, progress=False, **options)
@@ -54,7 +56,9 @@ def in_memory(source: Path, method: str, sparsity: Any, pattern: str = "unstruct
 
 
 def assert_same(target: Path, expected: dict[str, torch.Tensor]) -> None:
-    found = pk.load_model(target, dtype="auto" if next(iter(expected.values())).dtype == torch.float32 else "bfloat16")[0]
+    found = pk.load_model(target,
+                          dtype="auto" if next(iter(expected.values())).dtype == torch.float32
+                          else "bfloat16")[0]
     for name, tensor in found.state_dict().items():
         assert tensor.dtype == expected[name].dtype and torch.equal(tensor, expected[name]), name
 
@@ -63,7 +67,7 @@ def files(path: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in path.iterdir() if file.name != stream.PROVENANCE}
 
 
-# --- the same result as in memory ------------------------------------------------------------------------------------
+# --- the same result as in memory ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -77,15 +81,15 @@ def test_every_family_equals_pruning_in_memory(family: str, tmp_path: Path):
 
 @pytest.mark.parametrize("method, sparsity, pattern, options", [
     ("magnitude", 0.6, "unstructured", {}), ("wanda", [0.4, 0.5, 0.6], "unstructured", {}),
-    ("wanda", 0.5, "2:4", {"update": "obs"}), ("sparsegpt", 0.5, "unstructured", {}), (G_TREE, 0.5, "unstructured", {}),
-    ("pruner-zero", 0.5, "2:4", {"update": "obs-iter"})])
-def test_every_kind_of_method_equals_pruning_in_memory(source: Path, tmp_path: Path, method: str, sparsity: Any, pattern: str,
-                                                       options: dict):
+    ("wanda", 0.5, "2:4", {"update": "obs"}), ("sparsegpt", 0.5, "unstructured", {}),
+    (G_TREE, 0.5, "unstructured", {}), ("pruner-zero", 0.5, "2:4", {"update": "obs-iter"})])
+def test_every_kind_of_method_equals_pruning_in_memory(source: Path, tmp_path: Path, method: str,
+                                                       sparsity: Any, pattern: str, options: dict):
     G = gradients(source)
     expected, there = in_memory(source, method, sparsity, pattern, gradients=G, **options)
     path = G.save(tmp_path / "G.safetensors")  # read from disk, layer by layer
-    report = prune_checkpoint(source, tmp_path / "target", windows(), method, sparsity, pattern, gradients=path,
-                              progress=False, **options)
+    report = prune_checkpoint(source, tmp_path / "target", windows(), method, sparsity, pattern,
+                              gradients=path, progress=False, **options)
     assert_same(tmp_path / "target", expected)
     assert report.rows == there.rows
     assert {key: report.meta[key] for key in there.meta if key != "seconds"} == {
@@ -96,7 +100,8 @@ def test_every_kind_of_method_equals_pruning_in_memory(source: Path, tmp_path: P
 def test_in_another_dtype(family: str, tmp_path: Path):
     source = saved(family, tmp_path / "source")
     expected, _ = in_memory(source, "sparsegpt", 0.5, dtype="bfloat16")
-    prune_checkpoint(source, tmp_path / "target", windows(), "sparsegpt", 0.5, dtype="bfloat16", progress=False)
+    prune_checkpoint(source, tmp_path / "target", windows(), "sparsegpt", 0.5, dtype="bfloat16",
+                     progress=False)
     assert_same(tmp_path / "target", expected)
     config = json.loads((tmp_path / "target/config.json").read_text())
     assert config.get("dtype", config.get("torch_dtype")) == "bfloat16"
@@ -119,7 +124,8 @@ def test_shards_index_and_configuration(tmp_path: Path):
     prune_checkpoint(source, tmp_path / "target", windows(), "wanda", 0.5, progress=False)
     shards = [f"model-{i:05d}-of-00004.safetensors" for i in range(1, 5)]
     assert sorted(file.name for file in (tmp_path / "target").iterdir()) == sorted(
-        [*shards, "config.json", "generation_config.json", "tokenizer_config.json", stream.INDEX, stream.PROVENANCE])
+        [*shards, "config.json", "generation_config.json", "tokenizer_config.json", stream.INDEX,
+         stream.PROVENANCE])
     index = json.loads((tmp_path / "target" / stream.INDEX).read_text())["weight_map"]
     for name, file in index.items():
         with safe_open(tmp_path / "target" / file, "pt") as shard:
@@ -127,7 +133,7 @@ def test_shards_index_and_configuration(tmp_path: Path):
         assert (file == shards[int(name.split(".")[2])]) if ".layers." in name else (file == shards[3])
 
 
-# --- interruptions ---------------------------------------------------------------------------------------------------
+# --- interruptions ------------------------------------------------------------------------------------------
 
 
 class Killed(BaseException):
@@ -156,7 +162,8 @@ def test_resumes_wherever_it_died_with_the_same_bytes(source: Path, tmp_path: Pa
         return prune_checkpoint(source, tmp_path / target, windows(), method, 0.5, progress=False)
 
     rows, expected = run("undisturbed").rows, files(tmp_path / "undisturbed")
-    syncs = 2 * (1 + 2 * 3 + 1 + 3)  # two for each file: progress; shard and progress of three blocks; rest; json files
+    # two for each file: progress; shard and progress of three blocks; rest; json files
+    syncs = 2 * (1 + 2 * 3 + 1 + 3)
     for after in range(0, syncs, 1 if method == "wanda" else 5):
         target = f"died-{after}"
         interrupted(monkeypatch, after, partial(run, target))
@@ -186,7 +193,8 @@ stream.prune_checkpoint(sys.argv[1], sys.argv[2], ids, "sparsegpt", 0.5, progres
 def test_resumes_after_kill_9(source: Path, tmp_path: Path):
     torch.save(windows(), tmp_path / "ids.pt")
     for block in range(1, 3):
-        done = subprocess.run([sys.executable, "-c", _KILLED, source, tmp_path / "target", tmp_path / "ids.pt"],
+        done = subprocess.run([sys.executable, "-c", _KILLED, source, tmp_path / "target",
+                               tmp_path / "ids.pt"],
                               check=False)
         assert done.returncode == -signal.SIGKILL
         assert json.loads((tmp_path / "target" / stream.PROGRESS).read_text())["finished"] == block
@@ -250,7 +258,7 @@ def test_torn_records_are_a_sentence(name: str, record: str, source: Path, tmp_p
         prune_checkpoint(source, tmp_path / "target", windows(), "wanda", 0.5, progress=False)
 
 
-# --- refusals --------------------------------------------------------------------------------------------------------
+# --- refusals -----------------------------------------------------------------------------------------------
 
 
 def test_foreign_targets_are_refused(source: Path, tmp_path: Path):
@@ -263,7 +271,8 @@ def test_foreign_targets_are_refused(source: Path, tmp_path: Path):
 
 
 @pytest.mark.parametrize("change, names", [
-    ({"sparsity": 0.6}, "sparsity"), ({"method": "magnitude"}, "method"), ({"windows": windows(seed=5)}, "windows"),
+    ({"sparsity": 0.6}, "sparsity"), ({"method": "magnitude"},
+                                      "method"), ({"windows": windows(seed=5)}, "windows"),
     ({"pattern": "2:4"}, "pattern"), ({"dtype": "bfloat16"}, "dtype")])
 def test_run_of_another_request_is_refused(source: Path, tmp_path: Path, change: dict, names: str):
     request = {"windows": windows(), "method": "wanda", "sparsity": 0.5}
@@ -272,7 +281,7 @@ def test_run_of_another_request_is_refused(source: Path, tmp_path: Path, change:
         prune_checkpoint(source, tmp_path / "target", **(request | change), progress=False)
 
 
-def test_too_little_disk_is_refused_before_anything_is_written(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_too_little_disk_is_refused_first(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9, 2000))
     with pytest.raises(pk.UsageError, match=r"needs 0\.01 GB of disk where 0\.00 GB are free"):
@@ -320,13 +329,14 @@ def test_requests_are_checked_as_in_memory(source: Path, tmp_path: Path):
     assert not target.exists()
 
 
-# --- files -----------------------------------------------------------------------------------------------------------
+# --- files --------------------------------------------------------------------------------------------------
 
 
 def test_tensors_are_written_as_safetensors_reads_them(tmp_path: Path):
-    tensors = {"a": torch.randn(3, 5), "b": torch.randn(7).bfloat16(), "c": torch.tensor(3), "d": torch.zeros(0, 4),
-               "e": torch.tensor([True, False]), "f": torch.randn(4, 6).T}
-    write_safetensors(tmp_path / "x.safetensors", {name: Entry(t.dtype, tuple(t.shape), t.detach) for name, t in tensors.items()})
+    tensors = {"a": torch.randn(3, 5), "b": torch.randn(7).bfloat16(), "c": torch.tensor(3),
+               "d": torch.zeros(0, 4), "e": torch.tensor([True, False]), "f": torch.randn(4, 6).T}
+    write_safetensors(tmp_path / "x.safetensors",
+                      {name: Entry(t.dtype, tuple(t.shape), t.detach) for name, t in tensors.items()})
     with safe_open(tmp_path / "x.safetensors", "pt") as file:
         assert file.metadata() == {"format": "pt"}
     for name, tensor in load_file(tmp_path / "x.safetensors").items():
@@ -337,7 +347,7 @@ def test_tensors_are_written_as_safetensors_reads_them(tmp_path: Path):
     assert [file.name for file in tmp_path.iterdir()] == ["x.safetensors"]
 
 
-# --- memory ----------------------------------------------------------------------------------------------------------
+# --- memory -------------------------------------------------------------------------------------------------
 
 _MEASURED = """
 import gc, sys, torch
@@ -359,12 +369,13 @@ print(status("VmHWM") - before)
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="the peak cannot be reset here")
 @pytest.mark.parametrize("blocks, method", [(2, "wanda"), (5, "wanda"), (3, "magnitude"), (2, "sparsegpt")])
 def test_memory_is_as_announced_and_flat_in_blocks(blocks: int, method: str, tmp_path: Path):
-    config = AutoConfig.for_model("llama", vocab_size=4096, hidden_size=768, intermediate_size=2048, num_hidden_layers=blocks,
-                                  num_attention_heads=12, dtype="float32")
+    config = AutoConfig.for_model("llama", vocab_size=4096, hidden_size=768, intermediate_size=2048,
+                                  num_hidden_layers=blocks, num_attention_heads=12, dtype="float32")
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     generator = torch.Generator().manual_seed(0)
-    entries = {name: Entry(torch.float32, tuple(p.shape), lambda p=p: torch.randn(p.shape, generator=generator) * 0.02)
+    entries = {name: Entry(torch.float32, tuple(p.shape),
+                           lambda p=p: torch.randn(p.shape, generator=generator) * 0.02)
                for name, p in model.state_dict().items()}
     for path in (tmp_path / "source", tmp_path / "warm"):
         path.mkdir()
@@ -372,8 +383,10 @@ def test_memory_is_as_announced_and_flat_in_blocks(blocks: int, method: str, tmp
     write_safetensors(tmp_path / "source/model.safetensors", entries)
     saved("LLaMA", tmp_path / "warm")
     announced = checkpoint_needs(tmp_path / "source", torch.zeros(4, 512, dtype=torch.long), method)
-    done = subprocess.run([sys.executable, "-c", _MEASURED, *(tmp_path / name for name in ("source", "warm", "target")), method],
-                          capture_output=True, text=True, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    done = subprocess.run([sys.executable, "-c", _MEASURED,
+                           *(tmp_path / name for name in ("source", "warm", "target")), method],
+                          capture_output=True, text=True, check=True,
+                          env=os.environ | {"OMP_NUM_THREADS": "1"})
     peak = int(done.stdout.split()[-1])
     assert 0.8 * peak <= announced["memory"] <= 1.25 * peak
     written = sum(file.stat().st_size for file in (tmp_path / "target").iterdir())

@@ -1,0 +1,124 @@
+"""The one place where a metric meets a layer: what is scored, what goes, and what the weights become.
+
+`prune`, `prune_checkpoint` and the search all ask `decide`, so that a metric is in a search what it is after
+it. A further weight update is a further line of `SOLVERS`.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prunekit.choices import Target
+from prunekit.errors import UsageError
+from prunekit.metric.catalogue import Method
+from prunekit.metric.tree import Tree
+from prunekit.pruning.inputs import InputStatistics
+from prunekit.pruning.masks import keep_mask, remedy, zero_out
+from prunekit.pruning.obs import Factor, ObsOptions, inverse_factor, obs_update
+
+_MAGNITUDE = Tree.parse("W")
+
+
+@dataclass(frozen=True)
+class Known:
+    """What a decision about a layer rests on: W (out, in), any dtype; G (out, in) float32; X and H."""
+
+    W: Tensor
+    G: Tensor | None = None
+    inputs: InputStatistics | None = None
+    expert: bool = False  # one of a mixture's, which perhaps no token reaches
+
+    @property
+    def X(self) -> Tensor | None:
+        return self.inputs.X if self.inputs else None
+
+    def score(self, tree: Tree, *, check: bool = True) -> Tensor:
+        """S (out, in) float32. Raises UsageError where it ranks nothing, unless `check` is off."""
+        return tree.score(self.W, self.G, self.X, check=check)
+
+    def unseen(self, needs: Iterable[str]) -> bool:
+        """Did no token reach this expert? Of the statistics that are needed one is then all zero."""
+        read = [self.X if name in "XH" else self.G for name in needs if name != "W"]
+        return self.expert and not all(statistic is None or statistic.any() for statistic in read)
+
+    def ranked_by(self, method: Method) -> Method:
+        """The method itself; for an unseen expert, magnitude without an update."""
+        return replace(method, tree=_MAGNITUDE, update=None) if self.unseen(method.needs) else method
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What becomes of a layer.
+
+    keep: bool (out, in), True where the weight stays. W: (out, in) float32, the weights as a solver made them
+    anew; None: those that stay, stay as they are. unseen: is it an expert that no token reached, so that
+    magnitude decided? record: what the solver says of the layer.
+    """
+
+    keep: Tensor
+    W: Tensor | None = None
+    unseen: bool = False
+    record: dict[str, Any] = field(default_factory=dict)
+
+    def write(self, weight: Tensor) -> None:
+        """Prune `weight` (out, in) in place, which holds the weights that were decided on."""
+        if self.W is None:
+            zero_out(weight, self.keep)
+        else:
+            weight.copy_(self.W)
+
+
+def decide(known: Known, method: Method, target: Target, options: Any = None, S: Tensor | None = None
+           ) -> Decision:
+    """How a method prunes a layer; nothing is written. options: of its update. S: its scores, if known.
+
+    Raises UsageError if the scores rank nothing, and if the model's dtype cannot hold the update's weights.
+    """
+    ranked = known.ranked_by(method)
+    if ranked.update is None:
+        return Decision(_mask(known, ranked, target, S), unseen=ranked is not method)
+    decision = SOLVERS[method.update].solve(known, method, target, options, S)
+    largest, dtype = max(map(abs, decision.W.aminmax())), known.W.dtype
+    if largest > torch.finfo(dtype).max:
+        raise UsageError(f"the update makes a weight of {largest:.3g}, too large for {dtype}; "
+                         f"{remedy(dtype)}.")
+    return decision
+
+
+def _mask(known: Known, method: Method, target: Target, S: Tensor | None) -> Tensor:
+    return keep_mask(known.score(method.tree) if S is None else S, *target, method.group)
+
+
+# --- weight updates -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Solver:
+    """A weight update.
+
+    shared: the class of what layers with the same inputs share; factor: (H (in, in), options) -> that; solve:
+    (known, method, target, options, S) -> Decision.
+    """
+
+    shared: type
+    factor: Callable[[Tensor, Any], Any]
+    solve: Callable[[Known, Method, Target, Any, Tensor | None], Decision]
+
+
+def _obs(known: Known, method: Method, target: Target, options: ObsOptions, S: Tensor | None) -> Decision:
+    """SparseGPT's solver: the whole mask first ("obs"), or block by block inside ("obs-iter")."""
+    keep = score = None
+    if method.update == "obs":
+        keep = _mask(known, method, target, S)
+    elif method.tree:
+        score = method.tree.bind(known.W, known.G, known.X).score
+    W, factor = known.W.to(torch.float32, copy=True), known.inputs.factored(inverse_factor, options)
+    keep = obs_update(W, factor, *target, keep=keep, score=score, options=options)
+    return Decision(keep, W, record={"damping": factor.damping, "dead": int(factor.dead.sum())})
+
+
+SOLVERS = {"obs": Solver(Factor, inverse_factor, _obs), "obs-iter": Solver(Factor, inverse_factor, _obs)}

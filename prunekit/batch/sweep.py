@@ -3,7 +3,7 @@
     profile: smoke                  # where every parameter starts from: a folder of params/
     topics: [03_baselines]          # notebooks to run; what they read from is added
     fixed:                          # optional: parameters changed in every cell
-      patterns: ["2:4"]
+      targets: ["0.5", "2:4"]
     grid:                           # every combination of these is a cell; a parameter reaches every notebook that has it
       methods: [[magnitude], [wanda]]      # a parameter that is a list takes a list in each place
       seed: [0, 1, 2]
@@ -114,8 +114,7 @@ def read(path: Path) -> Sweep:
 
 def _check_keys(content: _File, known: set[str], where: str) -> None:
     for key in (*content.fixed, *content.grid):
-        if key not in known:
-            raise UsageError(f"{where}: no notebook of this sweep has a parameter '{key}'{did_you_mean(key, known)}.")
+        params.refuse_unknown({key: params.Setting(None, where)}, known, "no notebook of this sweep has a parameter")
         if key == "profile":
             raise UsageError(f"{where}: 'profile' is set by the sweep itself, leave it out.")
         if key in content.grid and key in content.fixed:

@@ -91,7 +91,7 @@ def n_of_m(value: str) -> str | None:
         return f"must be {_N_OF_M}"
 
 
-def task(value: str) -> str | None:
+def target(value: str) -> str | None:
     try:
         Target.parse(value)
     except UsageError:
@@ -153,12 +153,11 @@ CHECKS: dict[str, Callable[[Any], str | None]] = {
     "method": method,
     "update_method": method,
     "sparsity": _share(" of zeros"),
-    "update_sparsity": _share(" of zeros"),
     "pattern": pattern,
-    "patterns": n_of_m,  # beside `sparsities`, which are unstructured
-    "task": task,
-    "target": task,
-    "regime": task,
+    "target": target,
+    "update_target": target,
+    "test_target": target,
+    "other_target": target,
     "preset": preset,
     "budget": _at_least(1, "evaluations"),
     "population": _at_least(2, "trees"),
@@ -167,7 +166,6 @@ CHECKS: dict[str, Callable[[Any], str | None]] = {
     "workers": _at_least(0, "processes; 0: none but this one"),
     "other_model": _optional(model),
     "other_corpus": _optional(corpus),
-    "other_task": task,
     "top": _at_least(3, "metrics"),
     "eval_windows": _at_least(2, "windows"),
     "shuffles": _at_least(1, "null runs"),
@@ -191,7 +189,6 @@ CHECKS: dict[str, Callable[[Any], str | None]] = {
     "task_documents": _at_least(-1, "documents; 0: no tasks, -1: all"),
     "zero_shot_task": _like(r"[\w.+-]+", "must be the name of a task of lm-eval"),
     "task_method": method,
-    "task_sparsity": _share(" of zeros"),
     "reference_method": method,
     "folders": _optional(data_folders),
     "documents": _at_least(0, "of each task; 0: all"),
@@ -201,7 +198,7 @@ CHECKS: dict[str, Callable[[Any], str | None]] = {
     "num_fewshot": _at_least(0, "worked examples"),
     "batch_size": _at_least(1, "questions at a time"),
 }
-PLURALS = {"sparsities": "sparsity", "windows": "windows", "task_sparsities": "task_sparsity", "documents": "documents"}
+PLURALS = {"sparsities": "sparsity", "windows": "windows", "documents": "documents"}
 
 
 def problem(key: str, value: Any) -> str | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from prunekit.workbook import project
 from prunekit.workbook.checks import PATHS, combination_problem, problem
 
 TYPES = {"str": str, "int": int, "float": float, "bool": bool}
+RENAMED = dict.fromkeys(("sparsities", "patterns", "tasks", "task_sparsities"), "targets") | {
+    "regimes": "test_targets", "other_tasks": "other_targets", "update_sparsity": "update_targets"}
 WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
 
 
@@ -144,9 +146,7 @@ def validate(topic: str, settings: Mapping[str, Setting]) -> dict[str, Any]:
     """
     path = project.notebook(topic)
     declared = read_parameters(path)
-    for key, setting in settings.items():
-        if key not in declared:
-            raise UsageError(f"{setting.origin}: {topic} has no parameter '{key}'{did_you_mean(key, declared)}.")
+    refuse_unknown(settings, declared, f"{topic} has no parameter")
     values = {name: p.default for name, p in declared.items()} | {key: s.value for key, s in settings.items()}
 
     def refuse(key: str, sentence: str) -> None:
@@ -244,7 +244,7 @@ def profile_settings(profile: str, overrides: Mapping[str, str] | None = None) -
         raise UsageError(f"--set profile=…: the profile is the one named in the command, {profile}.")
     given = {key: Setting(_from_text(text, known[key].type) if key in known else text, f"--set {key}={text}")
              for key, text in (overrides or {}).items()}
-    _refuse_unknown(given, known, "no notebook has a parameter")
+    refuse_unknown(given, known, "no notebook has a parameter")
     result = {}
     for topic, parameters in declared.items():
         own = _settings(folder / f"{topic}.yaml", parameters, f"{topic} has no parameter")
@@ -256,12 +256,15 @@ def profile_settings(profile: str, overrides: Mapping[str, str] | None = None) -
 def _settings(file: Path, known: Mapping[str, Parameter], complaint: str) -> dict[str, Setting]:
     content = load_yaml(file) if file.exists() else {}
     settings = {key: Setting(value, project.relative(file)) for key, value in content.items()}
-    _refuse_unknown(settings, known, complaint)
+    refuse_unknown(settings, known, complaint)
     return settings
 
 
-def _refuse_unknown(settings: Mapping[str, Setting], known: Mapping[str, Parameter], complaint: str) -> None:
+def refuse_unknown(settings: Mapping[str, Setting], known: Collection[str], complaint: str) -> None:
+    """Refuse what is not a parameter, and name the nearest; of one that was renamed, the new name."""
     for key, setting in settings.items():
+        if key not in known and (new := RENAMED.get(key)):
+            raise UsageError(f"{setting.origin}: '{key}' is now '{new}', as in {new}: [\"0.5\", \"2:4\"].")
         if key not in known:
             raise UsageError(f"{setting.origin}: {complaint} '{key}'{did_you_mean(key, known)}.")
 
@@ -288,9 +291,12 @@ def resolve_profile(profile: str, overrides: Mapping[str, str] | None = None) ->
 
 
 def agree(where: str, topic: str, own: Mapping[str, Any], upstream: Mapping[str, Mapping[str, Any]]) -> None:
-    """Refuse a parameter that a notebook shares with one it reads from, when their values differ."""
+    """Refuse a parameter that a notebook shares with one it reads from, when their values differ.
+
+    `targets` may: a metric that was searched at one of them is measured at others.
+    """
     for other, values in upstream.items():
-        for key in sorted((own.keys() & values.keys()) - {"profile"}):
+        for key in sorted((own.keys() & values.keys()) - {"profile", "targets"}):
             if own[key] != values[key]:
                 raise UsageError(f"{where}: {key} = {own[key]!r} in {topic} but {values[key]!r} in {other}, which it reads "
                                  f"from: set {key} once, in {where}/common.yaml.")

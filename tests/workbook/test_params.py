@@ -17,13 +17,17 @@ COMMON = "params/tiny/common.yaml: "
 MODELS = "an embedded model ('embedded/llama', 'embedded/opt'), an existing directory, or a hub id 'org/name'"
 BAD = [
     ("pattern: 2:4", OWN + 'pattern = 124 must be text (YAML reads an unquoted 2:4 as 124: quote it: "2:4").'),
-    ("patterns: [4:8]", OWN + 'patterns[0] = 248 must be text (YAML reads an unquoted 4:8 as 248: quote it: "4:8").'),
-    ("patterns: 2:4", OWN + 'patterns = 124 must be a list, each entry text (YAML reads an unquoted 2:4 as 124: quote it: '
-                            '"2:4").'),
-    ("patterns: unstructured", OWN + "patterns = 'unstructured' must be a list, each entry text (write it as a list: "
-                                     "[unstructured])."),
-    ('patterns: [unstructured]', OWN + "patterns[0] = 'unstructured' must be 'n:m' with 0 < n < m (n zeros in every m "
-                                       "consecutive inputs, as in '2:4')."),
+    ("targets: [4:8]", OWN + 'targets[0] = 248 must be text (YAML reads an unquoted 4:8 as 248: quote it: "4:8").'),
+    ("targets: [0.5]", OWN + 'targets[0] = 0.5 must be text (quote it: "0.5").'),
+    ("targets: 2:4",
+     OWN + 'targets = 124 must be a list, each entry text (YAML reads an unquoted 2:4 as 124: quote it: "2:4").'),
+    ("targets: unstructured", OWN + "targets = 'unstructured' must be a list, each entry text (write it as a list: "
+                                    "[unstructured])."),
+    ("targets: [unstructured]", OWN + "targets[0] = 'unstructured' must be a sparsity such as '0.6', or 'n:m' with "
+                                      "0 < n < m (n zeros in every m consecutive inputs, as in '2:4')."),
+    ('targets: ["1.0"]', OWN + "targets[0] = '1.0' must be a sparsity such as '0.6', or 'n:m' with 0 < n < m (n zeros in "
+                               "every m consecutive inputs, as in '2:4')."),
+    ("sparsities: [0.5]", OWN + """'sparsities' is now 'targets', as in targets: ["0.5", "2:4"]."""),
     ('pattern: "4:2"', OWN + "pattern = '4:2' must be 'unstructured' or 'n:m' with 0 < n < m (n zeros in every m "
                              "consecutive inputs, as in '2:4')."),
     ('pattern: "2:4"\nsparsity: 0.6', OWN + "sparsity = 0.6 does not go with pattern = '2:4', which removes exactly 0.5."),
@@ -81,6 +85,7 @@ def test_an_unknown_method_names_its_place_and_the_nearest(home, method):
 
 @pytest.mark.parametrize(("files", "sentence"), [
     ({"common": "seqln: 3\n"}, COMMON + "no notebook has a parameter 'seqln' (did you mean 'seqlen'?)."),
+    ({"common": "regimes: [0.5]\n"}, COMMON + """'regimes' is now 'test_targets', as in test_targets: ["0.5", "2:4"]."""),
     ({"common": "profile: other\n"}, COMMON + "profile = 'other' must be 'tiny', the name of the file's folder."),
     ({"01_data": "method: wanda\n"}, ("params/tiny/01_data.yaml: 01_data has no parameter 'method' (known: profile, rows, "
                                      "seqlen, seed).")),
@@ -94,6 +99,7 @@ def test_profiles_hold_only_what_a_notebook_knows(home, files, sentence):
 
 @pytest.mark.parametrize(("overrides", "sentence"), [
     ({"seqln": "3"}, "--set seqln=3: no notebook has a parameter 'seqln' (did you mean 'seqlen'?)."),
+    ({"patterns": "2:4"}, """--set patterns=2:4: 'patterns' is now 'targets', as in targets: ["0.5", "2:4"]."""),
     ({"seqlen": "many"}, "--set seqlen=many: seqlen = 'many' must be a whole number."),
     ({"seed": "1e3"}, "--set seed=1e3: seed = '1e3' must be a whole number (write 1000)."),
     ({"pattern": "2:3:4"}, ("--set pattern=2:3:4: pattern = '2:3:4' must be 'unstructured' or 'n:m' with 0 < n < m (n zeros in "
@@ -107,9 +113,9 @@ def test_overrides_are_checked_alike(home, overrides, sentence):
 
 def test_overrides_mean_what_they_say_without_yaml(home, tmp_path):
     (tmp_path / "text.txt").write_text("words")
-    overrides = {"patterns": "2:4,4:8", "methods": "mul(W, sqrt(X))", "scale": "1e-4", "fast": "false", "corpus": "text.txt"}
+    overrides = {"targets": "0.5,2:4", "methods": "mul(W, sqrt(X))", "scale": "1e-4", "fast": "false", "corpus": "text.txt"}
     values = params.resolve_profile("tiny", overrides)["03_baselines"]
-    assert values["patterns"] == ["2:4", "4:8"] and values["methods"] == ["mul(W, sqrt(X))"]
+    assert values["targets"] == ["0.5", "2:4"] and values["methods"] == ["mul(W, sqrt(X))"]
     assert values["scale"] == 1e-4 and values["fast"] is False
     assert values["corpus"] == str(tmp_path / "text.txt")  # absolute: the notebook runs elsewhere
 

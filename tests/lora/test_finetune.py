@@ -477,18 +477,18 @@ def test_the_recovered_shares_interval_is_scipys_bootstraps():
 
 
 @pytest.mark.parametrize(("make", "sentence"), [
-    (lambda: LoraOptions(rank=0), "rank = 0 must be a whole number, at least 1."),
-    (lambda: LoraOptions(rank=2.5), "rank = 2.5 must be a whole number, at least 1."),
-    (lambda: LoraOptions(batch=True), "batch = True must be a whole number, at least 1."),
-    (lambda: LoraOptions(eval_samples="8"), "eval_samples = '8' must be a whole number, at least 0."),
-    (lambda: LoraOptions(seed=-1), "seed = -1 must be a whole number, at least 0 and below 2**32."),
-    (lambda: LoraOptions(dropout=1.0), "dropout = 1.0 must be a share, at least 0 and below 1."),
-    (lambda: LoraOptions(validation=math.nan), "validation = nan must be a share, at least 0 and below"),
-    (lambda: LoraOptions(learning_rate=0), "learning_rate = 0 must be finite and greater than 0."),
-    (lambda: LoraOptions(learning_rate=math.inf), "learning_rate = inf must be finite and greater"),
-    (lambda: LoraOptions(epochs=None), "epochs = None must be finite and greater than 0."),
-    (lambda: LoraOptions(target_modules=()), "target_modules = () must be a list of names of layers, as ['q_proj']."),
-    (lambda: LoraOptions(target_modules="q_proj"), "target_modules = 'q_proj' must be a list of names of layers, as"),
+    (lambda: LoraOptions(rank=0), "rank = 0 must be at least 1 (columns of A and B)."),
+    (lambda: LoraOptions(rank=2.5), "rank = 2.5 must be a whole number."),
+    (lambda: LoraOptions(batch=True), "batch = True must be a whole number."),
+    (lambda: LoraOptions(eval_samples="8"), "eval_samples = '8' must be a whole number."),
+    (lambda: LoraOptions(seed=-1), "seed = -1 must be at least 0 and below 4294967296."),
+    (lambda: LoraOptions(dropout=1.0), "dropout = 1.0 must be at least 0 and below 1 (share, on the input"),
+    (lambda: LoraOptions(validation=math.nan), "validation = nan must be a number."),
+    (lambda: LoraOptions(learning_rate=0), "learning_rate = 0 must be greater than 0 (at the first step, then linearly to 0)."),
+    (lambda: LoraOptions(learning_rate=math.inf), "learning_rate = inf must be a number."),
+    (lambda: LoraOptions(epochs=None), "epochs = None must be a number."),
+    (lambda: LoraOptions(target_modules=()), "target_modules = () is an empty list; it needs at least one entry."),
+    (lambda: LoraOptions(target_modules="q_proj"), "target_modules = 'q_proj' must be a list, each entry text."),
     (lambda: pk.finetune_lora(pruned(), windows(4, 8), replace(FAST, rank=10**6)),
      "rank = 1000000 is more than that of the layers, at most 32; give less."),
     (lambda: pk.finetune_lora(pruned(), windows(4, 8), replace(FAST, learning_rate=1e38), progress=False),
@@ -573,7 +573,7 @@ def test_the_command_before_after_and_merged(plain, tmp_path, capsys):
 def test_the_command_refuses_before_it_loads(capsys):
     for more, sentence in ((["--save-model", "./nowhere"], "--output nowhere is the directory of a model"),
                            (["--output", str(EMBEDDED["embedded/llama"])], "is the directory of a model"),
-                           (["--learning-rate", "inf"], "learning_rate = inf must be finite and greater"),
+                           (["--learning-rate", "inf"], "--learning-rate inf must be a number."),
                            (["--rank", "0"], "--rank 0 must be at least 1 (columns of A and B)."),
                            (["--target-modules", "q proj"], "--target-modules q proj must be the name of a linear layer as q_proj, or")):
         assert main(["finetune", "--model", "embedded/llama", "--output", "nowhere", *more]) == 2

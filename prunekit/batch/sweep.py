@@ -92,7 +92,7 @@ def read(path: Path) -> Sweep:
     """Read a sweep's file and check every cell as strictly as a profile; UsageError names file, key and value."""
     where = project.relative(path)
     content = _checked(params.load_yaml(path), where)
-    if wrong := checks.profile(path.stem):
+    if wrong := checks.problem("profile", path.stem):
         raise UsageError(f"{where}: the file's name {wrong}.")
     for topic in content.topics:
         if topic not in project.topics() or content.topics.count(topic) > 1:

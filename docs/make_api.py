@@ -27,6 +27,7 @@ def signature(thing: griffe.Object, name: str) -> str:
     if thing.is_attribute:
         return f"{name}: {thing.annotation}" if thing.annotation else f"{name} = {thing.value}"
     text = re.sub(r"\((?:self|cls)(?:, )?", "(", thing.signature(name=name) or name)
+    text = re.sub(r"Annotated\[(\w+(?:\[[^]]*\])?), Field\([^()]*\)\]", r"\1", text)  # bounds say themselves
     words = re.sub(r"(?<!,) | (?=[^\[]*\])", "\0", text)  # only blanks between arguments are left to break at
     lines = fill(words, 110, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
     return lines.replace("\0", " ")

@@ -1,15 +1,19 @@
-"""Names that parameters may hold and code acts on: one list of each, without torch, so that checks need not load it."""
+"""What may be chosen: names that parameters hold and code acts on; a value checked by its type. No torch."""
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
 
 from prunekit.errors import UsageError
 
-EMBEDDED = {name: Path(__file__).parent / name for name in ("embedded/llama", "embedded/opt")}  # models, and their directories
+EMBEDDED = {name: Path(__file__).parent / name for name in ("embedded/llama", "embedded/opt")}
 CORPORA = ("embedded", "wikitext2", "c4", "ptb")
 SAMPLINGS = ("disjoint", "published")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -24,19 +28,20 @@ def parse_pattern(pattern: str) -> tuple[int, int] | None:
         return None
     match = re.fullmatch(r"(\d{1,3}):(\d{1,3})", pattern) if isinstance(pattern, str) else None
     if not match or not 0 < int(match[1]) < int(match[2]):
-        raise UsageError(f"pattern {pattern!r} is not known; give \"unstructured\" or \"n:m\" with 0 < n < m, "
-                         "such as \"2:4\" (quoted).")
+        raise UsageError(f"pattern {pattern!r} is not known; give \"unstructured\" or \"n:m\" with "
+                         "0 < n < m, such as \"2:4\" (quoted).")
     return int(match[1]), int(match[2])
 
 
 def check_sparsity(sparsity: float, pattern: str = "unstructured") -> float:
-    """The share of zeros as a float in [0, 1), equal to n/m for an N:M pattern. Raises UsageError otherwise."""
+    """The share of zeros as a float in [0, 1), equal to n/m for an N:M pattern; else UsageError."""
     if isinstance(sparsity, bool) or not isinstance(sparsity, (int, float)) or not 0 <= sparsity < 1:
-        raise UsageError(f"sparsity {sparsity!r} is not a share of zeros; give a number from 0 up to (not including) 1.")
+        raise UsageError(f"sparsity {sparsity!r} is not a share of zeros; give a number from 0 up to "
+                         "(not including) 1.")
     ratio = parse_pattern(pattern)
     if ratio and not math.isclose(sparsity, ratio[0] / ratio[1]):
-        raise UsageError(f"sparsity {sparsity} does not fit pattern {pattern}, which removes exactly "
-                         f"{ratio[0] / ratio[1]:g}; set sparsity to that or the pattern to \"unstructured\".")
+        raise UsageError(f"sparsity = {sparsity!r} does not go with pattern = {pattern!r}, which removes "
+                         f"exactly {ratio[0] / ratio[1]:g}.")
     return float(sparsity)
 
 
@@ -45,8 +50,8 @@ def per_block(sparsity: float | Sequence[float], pattern: str, blocks: int) -> l
     if not isinstance(sparsity, Sequence) or isinstance(sparsity, str):
         return [check_sparsity(sparsity, pattern)] * blocks
     if len(sparsity) != blocks:
-        raise UsageError(f"{len(sparsity)} sparsities were given for a model of {blocks} decoder blocks; give one number "
-                         "or one per block.")
+        raise UsageError(f"{len(sparsity)} sparsities were given for a model of {blocks} decoder blocks; "
+                         "give one number or one per block.")
     return [check_sparsity(value, pattern) for value in sparsity]
 
 
@@ -66,8 +71,55 @@ class Target(NamedTuple):
         except (TypeError, ValueError):
             sparsity = math.nan
         if isinstance(word, bool) or not 0 < sparsity < 1:
-            raise UsageError(f"target {word!r} is none: give a sparsity such as 0.6, or a pattern such as \"2:4\".")
+            raise UsageError(f"target {word!r} is none: give a sparsity such as 0.6, or a pattern such as "
+                             "\"2:4\".")
         return cls(sparsity)
 
     def __str__(self) -> str:
         return str(self.sparsity) if self.pattern == "unstructured" else self.pattern
+
+
+# ---------------------------------------------------------------- a value and its annotated type
+
+_WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+_BOUNDS = {"Ge": "at least", "Gt": "greater than", "Le": "at most", "Lt": "below"}
+
+
+def entry(kind: Any) -> Any:
+    """The type of the entries of a list or tuple; None of anything else."""
+    kind = FieldInfo.from_annotation(kind).annotation
+    return kind.__args__[0] if getattr(kind, "__origin__", None) in (list, tuple) else None
+
+
+def checked(name: str, value: Any, kind: Any, hint: Callable[[Any, Any], str] | None = None) -> Any:
+    """The value, strictly of its type (no text for a number), within the bounds of the type's `Field`.
+
+    Raises UsageError: name, value, what it must be; and what `hint(value, type)` adds to a wrong type.
+    """
+    try:
+        return _adapter(kind).validate_python(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+    field = FieldInfo.from_annotation(entry(kind) if first["loc"] else kind)
+    said = f"{name}{''.join(f'[{index}]' for index in first['loc'])} = {first['input']!r}"
+    if first["type"] == "value_error":  # of a check of our own
+        raise UsageError(f"{said} {first['ctx']['error']}.")
+    if first["type"] == "too_short":
+        raise UsageError(f"{said} is an empty list; it needs at least one entry.")
+    if first["type"].startswith(("greater_than", "less_than")):
+        bounds = [f"{_BOUNDS[type(rule).__name__]} {getattr(rule, type(rule).__name__.lower())}"
+                  for rule in field.metadata if type(rule).__name__ in _BOUNDS]
+        words = f" ({field.description})" if field.description else ""
+        raise UsageError(f"{said} must be {' and '.join(bounds)}{words}.")
+    if first["type"] == "string_pattern_mismatch":
+        raise UsageError(f"{said} must be {field.description}.")
+    of = entry(field.annotation)
+    plain = FieldInfo.from_annotation(of).annotation if of else field.annotation
+    what = f"a list, each entry {_WORDS[plain]}" if of else _WORDS[plain]
+    said += f" must be {what}{hint(first['input'], list[plain] if of else plain) if hint else ''}."
+    raise UsageError(said)
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter:
+    return TypeAdapter(kind, config=ConfigDict(strict=True, allow_inf_nan=False))

@@ -18,9 +18,10 @@ ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PINS = {canonicalize_name(name): version for name, version in (
-    line.split("==") for line in (ROOT / "constraints.txt").read_text().split("\n") if line and not line.startswith("#"))}
-REQUIRED = [Requirement(line) for line in
-            PROJECT["dependencies"] + [line for extra in PROJECT["optional-dependencies"].values() for line in extra]]
+    line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines()
+    if line and not line.startswith("#"))}
+GROUPS = [PROJECT["dependencies"], *PROJECT["optional-dependencies"].values()]
+REQUIRED = [Requirement(line) for group in GROUPS for line in group]
 
 
 # ---------------------------------------------------------------- dependencies
@@ -32,9 +33,10 @@ def test_every_dependency_is_pinned_inside_its_range(requirement):
 
 def test_the_conda_environment_installs_the_same_set():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
-    python = next(line for line in environment["dependencies"] if isinstance(line, str) and line.startswith("python="))
+    python = next(line for line in environment["dependencies"] if str(line).startswith("python="))
     assert python.partition("=")[2] in Requirement(f"python{PROJECT['requires-python']}").specifier
-    assert [line["pip"] for line in environment["dependencies"] if isinstance(line, dict)] == [["-c constraints.txt", "-e .[test]"]]
+    by_pip = [line["pip"] for line in environment["dependencies"] if isinstance(line, dict)]
+    assert by_pip == [["-c constraints.txt", "-e .[test]"]]
 
 
 def test_the_makefile_installs_the_same_set():
@@ -44,7 +46,7 @@ def test_the_makefile_installs_the_same_set():
 
 def test_what_is_imported_is_declared():
     """Every third-party module that the package imports belongs to a declared dependency."""
-    declared = {canonicalize_name(requirement.name) for requirement in REQUIRED} | {"distributed"}  # which is dask's extra
+    declared = {canonicalize_name(requirement.name) for requirement in REQUIRED} | {"distributed"}  # of dask
     owners = packages_distributions()
     undeclared = {(name, path.name) for path in (ROOT / "prunekit").rglob("*.py") for name in _imports(path)
                   if not {canonicalize_name(owner) for owner in owners.get(name, [name])} & declared}
@@ -54,8 +56,9 @@ def test_what_is_imported_is_declared():
 def _imports(path: Path) -> set[str]:
     nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
     names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
-    names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level}
-    return {name.partition(".")[0] for name in names} - set(sys.stdlib_module_names) - {"prunekit", "__future__"}
+    names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and not node.level}
+    own = {*sys.stdlib_module_names, "prunekit", "__future__"}
+    return {name.partition(".")[0] for name in names} - own
 
 
 # ---------------------------------------------------------------- sources
@@ -72,21 +75,25 @@ def test_notebooks_have_the_common_skeleton(path):
     from prunekit.workbook import params, project
 
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    exercises = {"answer", "check", "solution"}
     code = ["".join(cell["source"]) for cell in cells
-            if cell["cell_type"] == "code" and not {"answer", "check", "solution"} & set(cell["metadata"].get("tags", []))]
+            if cell["cell_type"] == "code" and not exercises & set(cell["metadata"].get("tags", []))]
     assert path.stem in project.GRAPH
     assert "".join(cells[0]["source"]).startswith(f"# {path.stem[:2]} · ")
     assert {"profile", "seed"} <= params.read_parameters(path).keys()
-    assert sum(bool(re.search(rf"start_run\([\"']{path.stem}[\"'], globals\(\)\)", source)) for source in code) == 1
+    begins = re.compile(rf"start_run\([\"']{path.stem}[\"'], globals\(\)\)")
+    assert sum(bool(begins.search(source)) for source in code) == 1
     assert code[-1].rstrip().endswith("run.finish()")
-    assert not [source for source in code if re.search(r"^\s*[!%]|sys\.path|^\s*class ", source, re.MULTILINE)]
+    unwanted = re.compile(r"^\s*[!%]|sys\.path|^\s*class ", re.MULTILINE)
+    assert not [source for source in code if unwanted.search(source)]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_the_graph_names_what_a_notebook_loads(path):
     from prunekit.workbook import project
 
-    assert set(project.GRAPH[path.stem]) == set(re.findall(r"run\.load\(\\\"(\w+)", path.read_text(encoding="utf-8")))
+    loaded = re.findall(r"run\.load\(\\\"(\w+)", path.read_text(encoding="utf-8"))
+    assert set(project.GRAPH[path.stem]) == set(loaded)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -100,7 +107,8 @@ def test_formulas_of_notebooks_can_be_rendered(path):
 
 
 def test_the_package_never_prints():
-    printing = {path.name for path in (ROOT / "prunekit").rglob("*.py") for node in ast.walk(ast.parse(path.read_text()))
+    printing = {path.name for path in (ROOT / "prunekit").rglob("*.py")
+                for node in ast.walk(ast.parse(path.read_text()))
                 if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("print", "eval", "exec")}
     assert printing == set()
 
@@ -117,8 +125,8 @@ def test_profiles_are_valid(profile, tmp_path, monkeypatch):
 
     monkeypatch.delenv("PRUNEKIT_HOME", raising=False)
     (tmp_path / "text.txt").write_text("words")
-    overrides = {"model": "embedded/llama", "corpus": str(tmp_path / "text.txt")} if profile == "local" else {}
-    values = params.resolve_profile(profile, overrides)
+    local = {"model": "embedded/llama", "corpus": str(tmp_path / "text.txt")}
+    values = params.resolve_profile(profile, local if profile == "local" else {})
     if profile == "embedded":
         for path in NOTEBOOKS:
             assert values[path.stem] == {name: p.default for name, p in params.read_parameters(path).items()}
@@ -128,7 +136,8 @@ def test_profiles_are_valid(profile, tmp_path, monkeypatch):
         assert common["seqlen"] == (4096 if profile == "llama-2-7b" else 2048)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "params").glob("*-*/*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}")
+@pytest.mark.parametrize("path", sorted((ROOT / "params").glob("*-*/*.yaml")),
+                         ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_published_settings_name_their_source(path):
     for line in path.read_text().splitlines():
         if line and not line.startswith(("#", "profile:")):

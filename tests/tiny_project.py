@@ -15,7 +15,7 @@ method: str = "wanda"
 methods: list[str] = ["magnitude", "wanda"]
 sparsity: float = 0.5   # share of zeros
 pattern: str = "unstructured"
-patterns: list[str] = ["2:4"]
+targets: list[str] = ["2:4"]
 scale: float = 1.0
 nsamples: int = 2
 fast: bool = True
@@ -30,8 +30,9 @@ seed: int = 0
 def write_notebook(path: Path, cells: Sequence[tuple[str, str]]) -> Path:
     """Cells as (tag or 'md' or '', source)."""
     content = [{"cell_type": "markdown", "id": f"c{i}", "metadata": {}, "source": source} if tag == "md" else
-               {"cell_type": "code", "id": f"c{i}", "metadata": {"tags": [tag] if tag else []}, "source": source,
-                "outputs": [], "execution_count": None} for i, (tag, source) in enumerate(cells)]
+               {"cell_type": "code", "id": f"c{i}", "metadata": {"tags": [tag] if tag else []},
+                "source": source, "outputs": [], "execution_count": None}
+               for i, (tag, source) in enumerate(cells)]
     kernel = {"kernelspec": {"name": "python3", "language": "python", "display_name": "Python 3"}}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"nbformat": 4, "nbformat_minor": 5, "metadata": kernel, "cells": content}))

@@ -3,7 +3,7 @@
     profile: smoke                  # where every parameter starts from: a folder of params/
     topics: [03_baselines]          # notebooks to run; what they read from is added
     fixed:                          # optional: parameters changed in every cell
-      targets: ["2:4"]
+      targets: ["0.5", "2:4"]
     grid:                           # each combination is a cell; a parameter goes to all notebooks with it
       methods: [[magnitude], [wanda]]      # a parameter that is a list takes a list in each place
       seed: [0, 1, 2]
@@ -75,7 +75,7 @@ def read(path: Path) -> Sweep:
     """Read a sweep's file, each cell checked as strictly as a profile; UsageError says what and where."""
     where = project.relative(path)
     content = _checked(params.load_yaml(path), where)
-    if wrong := checks.profile(path.stem):
+    if wrong := checks.problem("profile", path.stem):
         raise UsageError(f"{where}: the file's name {wrong}.")
     topics = project.topics()
     for topic in content.topics:
@@ -122,9 +122,8 @@ def _checked(content: dict[str, Any], where: str) -> _File:
 
 def _check_keys(content: _File, known: set[str], where: str) -> None:
     for key in (*content.fixed, *content.grid):
-        if key not in known:
-            close = did_you_mean(key, known)
-            raise UsageError(f"{where}: no notebook of this sweep has a parameter '{key}'{close}.")
+        params.refuse_unknown({key: params.Setting(None, where)}, known,
+                              "no notebook of this sweep has a parameter")
         if key == "profile":
             raise UsageError(f"{where}: 'profile' is set by the sweep itself, leave it out.")
         if key in content.grid and key in content.fixed:

@@ -7,11 +7,10 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prunekit.cli.options import check_options, stored_rows
-from prunekit.cli.workbook import say
+from prunekit.cli.options import DATA, argument, check_options, command, flags, say, stored_rows
 from prunekit.errors import UsageError
 from prunekit.files import check_folder, write_atomic, writing_to
-from prunekit.workbook import manifest
+from prunekit.workbook import checks, manifest
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,18 +18,30 @@ if TYPE_CHECKING:
 
     from prunekit.metric.catalogue import Method
 
+_TASKS = ("lm-eval's tasks, separated by commas (default: the papers' seven; for embedded models the "
+          "package's seven)")
+_OF_TASKS = (
+    "limit num_fewshot batch_size",
+    argument("--datasets", action="append", default=[], metavar="NAME=FOLDER",
+             help="a task's data set (or hub id) from this disk"),
+    argument("--include-path", metavar="DIR", help="a folder of lm-eval YAML tasks of your own"),
+    *flags(allow_code="also tasks that run code"))
+_RESULTS = argument("--results", metavar="DIR", help="add a row to DIR/results.csv, or DIR/zero_shot.csv")
+_NO_TEST = flags(no_evaluate="do not compute perplexities")
 
-def _load(args: argparse.Namespace) -> tuple[Any, Any]:
+
+def load(args: argparse.Namespace) -> tuple[Any, Any]:
     import prunekit as pk
 
     return pk.load_model(args.model, dtype=args.dtype, device=args.device, cache_dir=args.cache_dir)
 
 
-def _windows(args: argparse.Namespace, tokenizer: Any, role: str, corpus: str) -> Tensor:
+def windows_of(args: argparse.Namespace, tokenizer: Any, role: str, corpus: str, n: int = 0) -> Tensor:
     import prunekit as pk
 
-    n = (args.test_windows or None) if role == "test" else args.nsamples
-    return pk.token_windows(corpus, tokenizer, role, n, args.seqlen, args.seed, roles=args.roles,
+    n = n or ((args.test_windows or None) if role == "test" else args.nsamples)
+    length = args.block if role == "train" else args.seqlen
+    return pk.token_windows(corpus, tokenizer, role, n, length, args.seed, roles=args.roles,
                             windows=args.windows or None, cache_dir=args.cache_dir)
 
 
@@ -38,11 +49,15 @@ def _collect(args: argparse.Namespace, model: Any, tokenizer: Any, corpus: str) 
     import prunekit as pk
 
     meta = {"model": args.model, "corpus": corpus, "seed": args.seed, "roles": args.roles}
-    return pk.collect_gradients(model, _windows(args, tokenizer, "gradient", corpus), norm=args.norm, scale=args.scale,
-                                meta=meta)
+    windows = windows_of(args, tokenizer, "gradient", corpus)
+    return pk.collect_gradients(model, windows, norm=args.norm, scale=args.scale, meta=meta)
 
 
-def run_gradients(args: argparse.Namespace) -> int:
+@command("gradients", *DATA,
+         argument("--output", required=True, metavar="FILE", help="the .safetensors file to write"),
+         *flags(activations="norms of the layers' inputs instead", half="store float16, as published"))
+def gradients(args: argparse.Namespace) -> int:
+    """Collect the gradients G (or the input norms) of a model and save them."""
     check_options(args)
     output = Path(args.output)
     if output.suffix != ".safetensors":
@@ -51,18 +66,25 @@ def run_gradients(args: argparse.Namespace) -> int:
 
     import prunekit as pk
 
-    model, tokenizer = _load(args)
+    model, tokenizer = load(args)
     if args.activations:
         meta = {"model": args.model, "corpus": args.corpus, "seed": args.seed}
-        found = pk.collect_activations(model, _windows(args, tokenizer, "calibration", args.corpus), norm=args.norm, meta=meta)
+        windows = windows_of(args, tokenizer, "calibration", args.corpus)
+        collected = pk.collect_activations(model, windows, norm=args.norm, meta=meta)
     else:
-        found = _collect(args, model, tokenizer, args.corpus)
-    found.save(output, dtype=torch.float16 if args.half else None)
-    say(f"{len(found)} layers written to {output}")
+        collected = _collect(args, model, tokenizer, args.corpus)
+    collected.save(output, dtype=torch.float16 if args.half else None)
+    say(f"{len(collected)} layers written to {output}")
     return 0
 
 
-def run_evaluate(args: argparse.Namespace) -> int:
+@command("evaluate", *DATA, *_OF_TASKS,
+         argument("--tasks", "--zero-shot", dest="zero_shot", nargs="?", const="", metavar="TASKS",
+                  help=f"{_TASKS}; without --corpus, nothing else"),
+         argument("--results", metavar="DIR", help="add the tasks' rows to DIR/zero_shot.csv"),
+         argument("--lora-weights", metavar="DIR", help="adapters, of `finetune` or peft"))
+def evaluate(args: argparse.Namespace) -> int:
+    """Perplexity of a model on a test text, and lm-eval's tasks, with intervals."""
     text = args.zero_shot is None or args.corpus is not None
     check_options(args)
     tasks = _tasks(args)
@@ -70,7 +92,7 @@ def run_evaluate(args: argparse.Namespace) -> int:
         from prunekit.lora.finetune import adapter_folder, load_lora
 
         adapter_folder(args.lora_weights)
-    model, tokenizer = _load(args)
+    model, tokenizer = load(args)
     if args.lora_weights:
         model = load_lora(model, args.lora_weights).model
     if text:
@@ -89,32 +111,44 @@ def _tasks(args: argparse.Namespace) -> dict[str, Any]:
     wrong = [entry for entry in args.datasets if not all(entry.partition("=")[::2])]
     if wrong:
         raise UsageError(f"--datasets {wrong[0]} is not NAME=FOLDER.")
-    data = {"datasets": dict(entry.split("=", 1) for entry in args.datasets), "include_path": args.include_path,
-            "allow_code": args.allow_code}
-    tasks = [name.strip() for name in args.zero_shot.split(",")] if args.zero_shot else zero_shot.default_tasks(args.model)
+    data = {"datasets": dict(entry.split("=", 1) for entry in args.datasets),
+            "include_path": args.include_path, "allow_code": args.allow_code}
+    tasks = [name.strip() for name in args.zero_shot.split(",")] if args.zero_shot else \
+        zero_shot.default_tasks(args.model)
     with harness.quiet(progress=False):
         harness.load_tasks(tasks, **data)
-    return {"tasks": tasks, "limit": args.limit, "num_fewshot": args.num_fewshot, "batch_size": args.batch_size, **data}
+    return data | {"tasks": tasks} | {key: getattr(args, key) for key in _OF_TASKS[0].split()}
 
 
-def _zero_shot(args: argparse.Namespace, model: Any, tokenizer: Any, asked: dict[str, Any], row: dict[str, Any]) -> None:
+def _zero_shot(args: argparse.Namespace, model: Any, tokenizer: Any, asked: dict, row: dict) -> None:
     import prunekit as pk
 
     frame = pk.zero_shot(model, tokenizer, **asked)
-    for found in frame.itertuples():
-        chance = "" if found.chance != found.chance else f", chance {found.chance:.4f}"
-        say(f"{found.task:<22} {found.metric:<10} {found.value:.4f} [{found.low:.4f}, {found.high:.4f}], {found.n} documents{chance}")
+    for task in frame.itertuples():
+        chance = "" if task.chance != task.chance else f", chance {task.chance:.4f}"
+        say(f"{task.task:<22} {task.metric:<10} {_value(task)}, {task.n} documents{chance}")
     for metric in dict.fromkeys(frame["metric"]):
         try:
             mean = pk.mean_over(frame, metric)
-            say(f"mean of {mean['tasks']:<2} tasks       {metric:<10} {mean['value']:.4f} [{mean['low']:.4f}, {mean['high']:.4f}]")
+            say(f"mean of {mean.tasks:<2} tasks       {metric:<10} {_value(mean)}")
         except UsageError as error:
             say(f"no mean of {metric}: {error}")
     if args.results:
-        _add_rows(Path(args.results) / "zero_shot.csv", frame.assign(**{f"run_{key}": value for key, value in row.items()}))
+        of_run = {f"run_{key}": value for key, value in row.items()}
+        _add_rows(Path(args.results) / "zero_shot.csv", frame.assign(**of_run))
 
 
-def run_finetune(args: argparse.Namespace) -> int:
+def _value(measured: Any) -> str:
+    return f"{measured.value:.4f} [{measured.low:.4f}, {measured.high:.4f}]"
+
+
+@command("finetune", *DATA, "block", *(name for name in checks.LORA if name != "seed"), "test_corpus",
+         argument("--output", required=True, metavar="DIR",
+                  help="where adapters, masks and checkpoints go; the same call again goes on after a kill"),
+         argument("--save-model", metavar="DIR", help="write the merged model there, with prunekit.json"),
+         *flags(plain="plain LoRA: its merge fills the zeros in"), *_NO_TEST, _RESULTS)
+def finetune(args: argparse.Namespace) -> int:
+    """Fine-tune a pruned model with LoRA that keeps its zeros."""
     check_options(args)
     if any(Path(args.output).glob("adapter_*")):
         raise UsageError(f"--output {args.output} holds adapters already: give a new directory.")
@@ -125,21 +159,21 @@ def run_finetune(args: argparse.Namespace) -> int:
                          "a second time: give one of their own.")
     import prunekit as pk
 
-    options = pk.LoraOptions(**{field: getattr(args, field) for field in pk.LoraOptions.__annotations__})
-    if args.device == "auto" and "LOCAL_RANK" in os.environ:  # started by accelerate or torchrun: one process per GPU
+    options = pk.LoraOptions(**{name: getattr(args, name) for name in checks.LORA})
+    if args.device == "auto" and "LOCAL_RANK" in os.environ:  # by accelerate or torchrun: one process per GPU
         args.device = f"cuda:{os.environ['LOCAL_RANK']}"
     first = os.environ.get("RANK", "0") == "0"
-    model, tokenizer = _load(args)
-    windows = pk.token_windows(args.corpus, tokenizer, "train", args.nsamples, args.block, args.seed, roles=args.roles,
-                               windows=args.windows or None, cache_dir=args.cache_dir)
-    found = {}
+    model, tokenizer = load(args)
+    windows = windows_of(args, tokenizer, "train", args.corpus)
+    measured: dict[str, dict[str, Any]] = {}
 
     def measure(when: str) -> None:
         if first and not args.no_evaluate:
-            found[when] = _perplexity(args, model, tokenizer, _test_corpus(args), f"{when}: ")
+            measured[when] = _perplexity(args, model, tokenizer, _test_corpus(args), f"{when}: ")
 
     measure("before")
-    tuned = pk.finetune_lora(model, windows, options, masked=not args.plain, checkpoints=Path(args.output, "checkpoints"))
+    kept = output / "checkpoints"
+    tuned = pk.finetune_lora(model, windows, options, masked=not args.plain, checkpoints=kept)
     if not first:
         return 0
     say(f"adapters written to {tuned.save(args.output)}")
@@ -150,7 +184,7 @@ def run_finetune(args: argparse.Namespace) -> int:
     zeros = {key: sum(layer[key] for layer in tuned.zeros) for key in ("zeros_before", "zeros")}
     say(f"merged: {zeros['zeros']:,} zeros in the layers with adapters, of {zeros['zeros_before']:,}")
     measure("merged")
-    row = _tuned_row(args, tuned, found) | zeros
+    row = _tuned_row(args, tuned, measured) | zeros
     if target:
         _save(model, tokenizer, target, row)
     if args.results:
@@ -158,41 +192,47 @@ def run_finetune(args: argparse.Namespace) -> int:
     return 0
 
 
-def _tuned_row(args: argparse.Namespace, tuned: Any, found: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    return {**_asked(args), "method": "LoRA" if args.plain else "masked LoRA", "block": args.block, **tuned.job["options"],
-            "target_modules": " ".join(args.target_modules), **tuned.costs,
-            **{f"{key}_{when}": row[key] for when, row in found.items() for key in ("ppl", "low", "high")}}
+def _tuned_row(args: argparse.Namespace, tuned: Any, measured: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    return {**_asked(args), "method": "LoRA" if args.plain else "masked LoRA", "block": args.block,
+            **tuned.job["options"], "target_modules": " ".join(args.target_modules), **tuned.costs,
+            **{f"{key}_{when}": row[key] for when, row in measured.items() for key in ("ppl", "low", "high")}}
 
 
-def _perplexity(args: argparse.Namespace, model: Any, tokenizer: Any, corpus: str, what: str = "") -> dict[str, Any]:
+def _perplexity(args: argparse.Namespace, model: Any, tokenizer: Any, corpus: str, what: str = "") -> dict:
     import prunekit as pk
 
-    row = pk.perplexity(model, _windows(args, tokenizer, "test", corpus), args.seqlen).row()
-    say(f"{what}perplexity {row['ppl']:.4f} [{row['low']:.4f}, {row['high']:.4f}] on {corpus}, {row['windows']} windows of "
-        f"{args.seqlen} tokens")
+    row = pk.perplexity(model, windows_of(args, tokenizer, "test", corpus), args.seqlen).row()
+    say(f"{what}perplexity {row['ppl']:.4f} [{row['low']:.4f}, {row['high']:.4f}] on {corpus}, "
+        f"{row['windows']} windows of {args.seqlen} tokens")
     return row
 
 
-def run_prune(args: argparse.Namespace) -> int:
+@command("prune", *DATA, "method sparsity pattern update gradients gradient_corpus test_corpus",
+         argument("--tree", metavar="FILE", help="a metric as a JSON tree, instead of --method"),
+         *flags(variant="compare by cumulated score (Wanda's variant)",
+                one_shot="all statistics from the dense model"), *_NO_TEST,
+         argument("--zero-shot", nargs="?", const="", metavar="TASKS", help=_TASKS), *_OF_TASKS, _RESULTS,
+         argument("--save-model", metavar="DIR", help="write the pruned model there, with prunekit.json"))
+def prune(args: argparse.Namespace) -> int:
+    """Prune a model, evaluate it, and save it."""
     check_options(args)
     method = _method(args)
     target = _empty_directory(args.save_model) if args.save_model else None
     tasks = _tasks(args)
     import prunekit as pk
 
-    model, tokenizer = _load(args)
-    gradients = None
-    if "G" in method.needs:
-        if args.gradients:
-            gradients = pk.Gradients.load(args.gradients)
-        else:
-            corpus = args.gradient_corpus or args.corpus
-            say(f"{method.name} reads G and no --gradients are given: collecting them on {corpus}")
-            gradients = _collect(args, model, tokenizer, corpus)
-    windows = _windows(args, tokenizer, "calibration", args.corpus) if {"X", "H"} & method.needs else None
-    report = pk.prune(model, windows, method, args.sparsity, args.pattern, gradients=gradients, one_shot=args.one_shot)
+    model, tokenizer = load(args)
+    G, corpus = None, args.gradient_corpus or args.corpus
+    if "G" in method.needs and args.gradients:
+        G = pk.Gradients.load(args.gradients)
+    elif "G" in method.needs:
+        say(f"{method.name} reads G and no --gradients are given: collecting them on {corpus}")
+        G = _collect(args, model, tokenizer, corpus)
+    windows = windows_of(args, tokenizer, "calibration", args.corpus) if {"X", "H"} & method.needs else None
+    report = pk.prune(
+        model, windows, method, args.sparsity, args.pattern, gradients=G, one_shot=args.one_shot)
     row = _asked(args) | report.meta | {
-        "gradient_corpus": (args.gradients or args.gradient_corpus or args.corpus) if "G" in method.needs else "",
+        "gradient_corpus": (args.gradients or corpus) if "G" in method.needs else "",
         "target": args.sparsity, "sparsity": report.sparsity, "seqlen": args.seqlen}
     say(f"{method.name}: {report.sparsity:.4%} of the prunable weights are zero")
     if target:
@@ -233,9 +273,10 @@ def _asked(args: argparse.Namespace) -> dict[str, Any]:
     """What every row of results says about model, text and versions."""
     from prunekit.models import fingerprint
 
-    return {"model": args.model, "model_hash": fingerprint(args.model), "corpus": args.corpus, "test_corpus": _test_corpus(args),
-            "roles": args.roles, "windows_file": args.windows or "", "nsamples": args.nsamples, "seqlen": args.seqlen,
-            "seed": args.seed, **{f"version_{name}": number for name, number in manifest.versions().items()}}
+    given = {name: getattr(args, name) for name in ("roles", "nsamples", "seqlen", "seed")}
+    return {"model": args.model, "model_hash": fingerprint(args.model), "corpus": args.corpus,
+            "test_corpus": _test_corpus(args), "windows_file": args.windows or "", **given,
+            **{f"version_{name}": number for name, number in manifest.versions().items()}}
 
 
 def _save(model: Any, tokenizer: Any, target: Path, row: dict[str, Any]) -> None:
@@ -253,4 +294,3 @@ def _add_rows(file: Path, rows: pd.DataFrame | list[dict[str, Any]]) -> None:
     frame = pd.DataFrame(rows)
     write_atomic(file, pd.concat([*stored_rows(file), frame]).to_csv(index=False))
     say(f"{len(frame)} row{'s' * (len(frame) > 1)} added to {file}")
-

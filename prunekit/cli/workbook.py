@@ -1,4 +1,4 @@
-"""`prunekit status`, `sweep`, `diff`, `verify`, `record`, `student` and `check`: the commands around the batch."""
+"""The commands around notebooks: run, status, sweep, diff, verify, record, figures, paper, student, check."""
 from __future__ import annotations
 
 import argparse
@@ -7,25 +7,49 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from prunekit.cli.options import Option, argument, command, flags, say
 from prunekit.errors import UsageError
 from prunekit.files import check_folder
 from prunekit.workbook import params, project
 
-
-def say(line: str) -> None:
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
+PROFILE = argument("profile", help="a folder of params/")
+TOPICS = argument("topics", nargs="*", metavar="TOPIC", help="only these, and what they read from")
 
 
-# ---------------------------------------------------------------- status
-
-def add_status(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("profile", nargs="?", help="default: every profile that has runs, and every sweep")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE",
-                        help="as in `run`; else those of the last run")
+def _workers(text: str) -> Option:
+    return argument("--workers", type=int, default=1, metavar="N", help=text)
 
 
-def run_status(args: argparse.Namespace) -> int:
+def _set(text: str) -> Option:
+    return argument("--set", action="append", default=[], metavar="KEY=VALUE", help=text)
+
+
+@command("run", PROFILE, TOPICS, _set("change a parameter; may be repeated"),
+         *flags(force="run the notebooks even when they are up to date"),
+         _workers("notebooks at a time, which share cores and memory"))
+def run(args: argparse.Namespace) -> int:
+    """Run the notebooks of a profile that are not up to date, and render the report."""
+    from prunekit.batch import schedule
+
+    overrides = dict(params.parse_override(text) for text in args.set)
+    if args.workers < 1:
+        raise UsageError(f"--workers {args.workers}: give 1 or more.")
+    records = schedule.run_profile(args.profile, args.topics, overrides, force=args.force, workers=args.workers)
+    check_folder(project.report_folder(args.profile))
+    broken = 0
+    for record in records:
+        say(f"{record.topic:<17} {record.outcome:<8} {record.seconds:7.1f} s  {record.reason}".rstrip())
+        broken += record.broken
+    from prunekit.report import site
+
+    say(f"report: {site.render(args.profile)}")
+    return int(broken > 0)
+
+
+@command("status", argument("profile", nargs="?", help="default: every one that has runs, and every sweep"),
+         _set("as in `run`; else those of the last run"))
+def status(args: argparse.Namespace) -> int:
+    """Say what is fresh, stale (and why), missing or failed."""
     from prunekit.batch import schedule, sweep
 
     overrides = dict(params.parse_override(text) for text in args.set)
@@ -37,53 +61,42 @@ def run_status(args: argparse.Namespace) -> int:
             say(f"{topic:<17} {state.word:<12} {state.reason}".rstrip())
     for file in [] if args.profile else sorted((project.root() / "params" / "sweeps").glob("*.yaml")):
         if (project.root() / "runs" / "sweeps" / file.stem).is_dir():
-            say(f"sweep {file.stem}: {counts(schedule.states(sweep.read(file).units).values())}")
+            say(f"sweep {file.stem}: {_counts(schedule.states(sweep.read(file).units).values())}")
     if not args.profile and not made:
         say("nothing has been run yet: `prunekit run embedded`")
     return 0
 
 
-def counts(of: Iterable[Any]) -> str:
+def _counts(of: Iterable[Any]) -> str:
     """How often each `word` comes, of states or grades."""
-    words = [one.word for one in of]
+    words = [item.word for item in of]
     return ", ".join(f"{words.count(word)} {word}" for word in dict.fromkeys(words))
 
 
-# ---------------------------------------------------------------- sweep
-
-def add_sweep(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("file", help="as params/sweeps/embedded.yaml")
-    add("--workers", type=int, default=1, metavar="N", help="runs at a time, in processes of this machine")
-    add("--dask", metavar="ADDRESS", help="of a Dask scheduler, as tcp://host:8786, whose workers see this folder")
-    add("--retry", action="store_true", help="try again what failed")
-    add("--dry-run", action="store_true", help="check everything, count the runs, estimate the time; run nothing")
-
-
+@command("sweep", argument("file", help="as params/sweeps/embedded.yaml"),
+         _workers("runs at a time, in processes of this machine"),
+         argument("--dask", metavar="ADDRESS", help="of a scheduler whose workers see this folder, as tcp://host:8786"),
+         *flags(retry="try again what failed",
+                dry_run="check everything, count the runs, estimate the time; run nothing"))
 def run_sweep(args: argparse.Namespace) -> int:
+    """Run notebooks over a grid of parameters, join their tables."""
     from prunekit.batch import schedule, sweep
 
-    if args.workers < 1 or (args.dask and args.workers > 1):
-        raise UsageError(f"--workers {args.workers}: " + ("give 1 or more." if args.workers < 1 else
-                                                          "the scheduler knows its workers; leave this out with --dask."))
+    if args.workers < 1:
+        raise UsageError(f"--workers {args.workers}: give 1 or more.")
+    if args.dask and args.workers > 1:
+        raise UsageError(f"--workers {args.workers}: leave it out: the scheduler of --dask knows.")
     planned = sweep.read(Path(args.file))
     states = schedule.states(planned.units)
-    todo = [unit for unit, state in states.items() if not state.fresh]
-    say(f"{planned.name}: {len(planned.cells)} cells, {len(planned.units)} runs: {counts(states.values())}")
+    say(f"{planned.name}: {len(planned.cells)} cells, {len(planned.units)} runs: {_counts(states.values())}")
     if args.dry_run:
-        total, unknown = sweep.seconds(planned, todo)
-        if unknown:
-            say(f"the time of {', '.join(unknown)} is not known: `prunekit run {planned.profile}` would tell")
-        if len(unknown) < len({unit.topic for unit in todo}):
-            say(f"{'the others: ' if unknown else ''}about {duration(total / args.workers)} on {args.workers} "
-                f"worker{'s' * (args.workers > 1)}, by the runs of profile {planned.profile}")
-        return 0
+        return _estimate(planned, [unit for unit, state in states.items() if not state.fresh], args.workers)
     broken = 0
     records = sweep.bring_up_to_date(planned, workers=args.workers, dask=args.dask, retry=args.retry)
     for count, (unit, record) in enumerate(records, 1):
         broken += record.broken
-        say(f"{count:>4}/{len(planned.units)}  {record.outcome:<8}{record.seconds:8.1f} s  {project.relative(unit.folder)}  "
-            f"{record.reason}".rstrip())
+        say(f"{count:>4}/{len(planned.units)}  {record.outcome:<8}{record.seconds:8.1f} s  "
+            f"{project.relative(unit.folder)}  {record.reason}".rstrip())
     tables = sweep.collect(planned)
     for name, table in tables.items():
         say(f"{name}: {len(table)} rows in {project.relative(planned.folder / name)}.csv")
@@ -94,19 +107,29 @@ def run_sweep(args: argparse.Namespace) -> int:
     return int(broken > 0)
 
 
+def _estimate(planned: Any, todo: list[Any], workers: int) -> int:
+    from prunekit.batch import sweep
+
+    total, unknown = sweep.seconds(planned, todo)
+    if unknown:
+        say(f"the time of {', '.join(unknown)} is not known: `prunekit run {planned.profile}` would tell")
+    if len(unknown) < len({unit.topic for unit in todo}):
+        say(f"{'the others: ' if unknown else ''}about {duration(total / workers)} on {workers} "
+            f"worker{'s' * (workers > 1)}, by the runs of profile {planned.profile}")
+    return 0
+
+
 def duration(seconds: float) -> str:
     minutes = round(seconds / 60)
-    return f"{seconds:.0f} s" if seconds < 120 else f"{minutes} min" if minutes < 120 else f"{minutes / 60:.1f} h"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 120 else f"{minutes / 60:.1f} h"
 
 
-# ---------------------------------------------------------------- diff and verify
-
-def add_diff(parser: argparse.ArgumentParser) -> None:
-    for name in ("first", "second"):
-        parser.add_argument(name, help="PROFILE/TOPIC as smoke/03_baselines, a run's folder, or an .ipynb file")
-
-
-def run_diff(args: argparse.Namespace) -> int:
+@command("diff", argument("first", help="PROFILE/TOPIC as smoke/03_baselines, a run's folder, an .ipynb"),
+         argument("second", help="another"))
+def diff(args: argparse.Namespace) -> int:
+    """What changed between two executed runs."""
     from prunekit.report.difference import Difference
 
     difference = Difference(args.first, args.second)
@@ -114,15 +137,11 @@ def run_diff(args: argparse.Namespace) -> int:
     return 0
 
 
-def add_verify(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("profile")
-    add("topics", nargs="*", metavar="TOPIC", help="only these notebooks and what they read from")
-    add("--tolerance", type=float, metavar="SHARE",
-        help="relative (default: 0 where machine, device, threads and versions are those of the saved run, else 0.001)")
-
-
+@command("verify", PROFILE, TOPICS, argument(
+    "--tolerance", type=float, metavar="SHARE", help="relative (default: 0 where machine, device, threads "
+    "and versions are those of the saved run, else 0.001)"))
 def run_verify(args: argparse.Namespace) -> int:
+    """Run a profile anew and compare every number in its tables."""
     from prunekit.batch import verify
 
     if args.tolerance is not None and not 0 <= args.tolerance < 1:
@@ -134,80 +153,28 @@ def run_verify(args: argparse.Namespace) -> int:
             say(f"{verdict.topic:<17} {verdict.record.outcome:<10} {verdict.record.reason}")
             continue
         how = f"within {verdict.tolerance:g}" if verdict.tolerance else "digit by digit"
-        say(f"{verdict.topic:<17} {'the same' if verdict.same else 'differs':<10} {verdict.numbers} numbers compared {how}")
-        for one in verdict.mismatches:
-            say(f"  {one.place}: {one.then} → {one.now}")
+        word = "the same" if verdict.same else "differs"
+        say(f"{verdict.topic:<17} {word:<10} {verdict.numbers} numbers compared {how}")
+        for mismatch in verdict.mismatches:
+            say(f"  {mismatch.place}: {mismatch.then} → {mismatch.now}")
     if not same:
         say(f"the new runs are in runs/verify/{args.profile}: `prunekit diff {args.profile}/TOPIC "
             f"verify/{args.profile}/TOPIC`")
     return int(not same)
 
 
-def run_record(args: argparse.Namespace) -> int:
+@command("record", argument("profile", nargs="?", default="study", help="default: study"))
+def record(args: argparse.Namespace) -> int:
+    """Put a profile's search tables into the package, where 04 and 05 show them."""
     from prunekit.ledger import study
 
     say(f"{study.record(args.profile):,} bytes in {study.FOLDER}")
     return 0
 
 
-# ---------------------------------------------------------------- the course
-
-def add_student(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", metavar="DIR", type=Path, help="a new folder")
-
-
-def run_student(args: argparse.Namespace) -> int:
-    from prunekit import course
-
-    topics = course.write_copy(args.folder)
-    say(f"{len(topics)} notebooks without solutions in {args.folder}; begin with: jupyter lab {args.folder / 'notebooks'}")
-    return 0
-
-
-def add_check(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("folders", nargs="+", metavar="DIR", type=Path, help="copies written by `prunekit student`, with answers")
-    add("--profile", default="embedded", help="what the lessons run under (smoke: the same exercises in less time)")
-    add("--only", nargs="+", default=[], metavar="TOPIC", help="only these notebooks, as 03_baselines")
-    add("--time-limit", type=float, default=60.0, metavar="SECONDS", help="for each answer")
-
-
-def run_check(args: argparse.Namespace) -> int:
-    """0: every exercise is right; 1: some are not."""
-    from prunekit import course
-
-    if not args.time_limit > 0:
-        raise UsageError(f"--time-limit {args.time_limit:g}: give each answer a number of seconds above 0.")
-    grades = course.check_copies(args.folders, args.profile, args.only, args.time_limit)
-    for folder in args.folders:
-        own = [one for one in grades if one.folder == folder]
-        if len(args.folders) > 1:
-            say(f"{folder}")
-        for one in own:
-            say(f"{one.topic:<17} {one.number:>2}  {one.word:<12}  {one.sentence}".rstrip())
-        say(f"{counts(own)}; {len(own)} exercises can be checked")
-    return int(any(one.word != "right" for one in grades))
-
-
-def run_profile(args: argparse.Namespace) -> int:
-    from prunekit.batch import schedule
-
-    overrides = dict(params.parse_override(text) for text in args.set)
-    if args.workers < 1:
-        raise UsageError(f"--workers {args.workers}: give 1 or more.")
-    run = schedule.run_profile(args.profile, args.topics, overrides, force=args.force, workers=args.workers)
-    check_folder(project.report_folder(args.profile))
-    records = []
-    for record in run:
-        say(f"{record.topic:<17} {record.outcome:<8} {record.seconds:7.1f} s  {record.reason}".rstrip())
-        records.append(record)
-    from prunekit.report import site
-
-    say(f"report: {site.render(args.profile)}")
-    return int(any(record.broken for record in records))
-
-
-def run_figures(args: argparse.Namespace) -> int:
+@command("figures", PROFILE, argument("topics", nargs="*", metavar="TOPIC", help="only of these notebooks"))
+def figures(args: argparse.Namespace) -> int:
+    """Draw the figures of a profile again from their CSVs alone, and render the report."""
     from prunekit.report import site
     from prunekit.workbook import display
 
@@ -217,16 +184,55 @@ def run_figures(args: argparse.Namespace) -> int:
     for figure in display.rebuild(args.profile, args.topics):
         say(f"{figure.topic:<17} {figure.name:<20} {figure.outcome}")
         counts[figure.outcome] = counts.get(figure.outcome, 0) + 1
-    say(f"{sum(counts.values())} figures ({', '.join(f'{n} {outcome}' for outcome, n in counts.items()) or 'none drawn yet'}); "
-        f"report: {site.render(args.profile)}")
+    summary = ", ".join(f"{n} {outcome}" for outcome, n in counts.items()) or "none drawn yet"
+    say(f"{sum(counts.values())} figures ({summary}); report: {site.render(args.profile)}")
     return 0
 
 
+@command("paper", argument("folder", metavar="DIR", help="a new folder, or one that this command wrote"),
+         argument("--profile", default="embedded", help="a folder of params/ (default: embedded)"))
 def run_paper(args: argparse.Namespace) -> int:
+    """Collect a profile's figures, tables and takeaways as LaTeX, with a main.tex that compiles."""
     from prunekit.report import paper
 
     for section in paper.write(args.profile, Path(args.folder)):
-        found = f"{len(section.files):3} figures and tables" if section.run else "no finished run"
-        say(f"{section.topic:<17} {found}")
+        what = f"{len(section.files):3} figures and tables" if section.run else "no finished run"
+        say(f"{section.topic:<17} {what}")
     say(f"paper: {Path(args.folder) / 'main.tex'}")
     return 0
+
+
+@command("student", argument("folder", metavar="DIR", type=Path, help="a new folder"))
+def student(args: argparse.Namespace) -> int:
+    """Write a copy of the notebooks without solutions."""
+    from prunekit import course
+
+    topics = course.write_copy(args.folder)
+    say(f"{len(topics)} notebooks without solutions in {args.folder}; begin with: "
+        f"jupyter lab {args.folder / 'notebooks'}")
+    return 0
+
+
+@command("check", argument("folders", nargs="+", metavar="DIR", type=Path,
+                           help="copies written by `prunekit student`, with answers"),
+         argument("--profile", default="embedded", help="what the lessons run under (smoke: in less time)"),
+         argument("--only", nargs="+", default=[], metavar="TOPIC", help="these notebooks, as 03_baselines"),
+         argument("--time-limit", type=float, default=60.0, metavar="SECONDS", help="for each answer"))
+def check(args: argparse.Namespace) -> int:
+    """Grade the exercises of students' copies.
+
+    0: every exercise is right; 1: some are not.
+    """
+    from prunekit import course
+
+    if not args.time_limit > 0:
+        raise UsageError(f"--time-limit {args.time_limit:g}: give each answer a number of seconds above 0.")
+    grades = course.check_copies(args.folders, args.profile, args.only, args.time_limit)
+    for folder in args.folders:
+        own = [grade for grade in grades if grade.folder == folder]
+        if len(args.folders) > 1:
+            say(f"{folder}")
+        for grade in own:
+            say(f"{grade.topic:<17} {grade.number:>2}  {grade.word:<12}  {grade.sentence}".rstrip())
+        say(f"{_counts(own)}; {len(own)} exercises can be checked")
+    return int(any(grade.word != "right" for grade in grades))

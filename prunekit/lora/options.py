@@ -1,48 +1,41 @@
 """The options of a LoRA fine-tuning, checked."""
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from numbers import Integral, Real
-from typing import Any
+from typing import Annotated, get_type_hints
 
-from prunekit.errors import UsageError
+from pydantic import Field
 
-_RULES: dict[str, tuple[Any, ...]] = {  # what is taken (numpy's, too) and kept (for JSON), and its bounds
-    "rank batch eval_batch save_every": (Integral, int, lambda n: n >= 1, "a whole number, at least 1"),
-    "eval_samples": (Integral, int, lambda n: n >= 0, "a whole number, at least 0"),
-    "seed": (Integral, int, lambda n: 0 <= n < 2**32, "a whole number, at least 0 and below 2**32"),
-    "alpha learning_rate epochs": (Real, float, lambda x: 0 < x < math.inf, "finite and greater than 0"),
-    "dropout validation": (Real, float, lambda x: 0 <= x < 1, "a share, at least 0 and below 1"),
-}
+from prunekit.choices import checked
+
+_Module = Annotated[str, Field(
+    pattern=r"^[\w.-]+$", description="the name of a linear layer as q_proj, or query-value, or all-linear")]
+_Share = {"ge": 0, "lt": 1}
 
 
 @dataclass(frozen=True)
 class LoraOptions:
-    """Of the adapters and their training; defaults as in the published finetune_lm.py."""
+    """Of the adapters and their training; defaults as in the published finetune_lm.py. Raises UsageError."""
 
-    rank: int = 8
-    alpha: float = 16.0  # the product is scaled by alpha / rank
-    dropout: float = 0.05  # on the input of the low-rank path only, as in peft
-    target_modules: tuple[str, ...] = ("query-value",)  # names of linear layers, or "query-value", or "all-linear"
-    learning_rate: float = 1e-4  # at the first step, then linearly to 0
-    epochs: float = 1.0
-    batch: int = 1  # windows per step and device
-    eval_batch: int = 8
-    eval_samples: int = 128  # windows of the validation split that are read, at most
-    validation: float = 0.05  # share of the windows, the first ones, held out for the learning curve
-    bf16: bool = False  # train a float32 model in bfloat16 (autocast); a model in bfloat16 or float16 stays in its own
-    gradient_checkpointing: bool = False
-    save_every: int = 200  # steps between checkpoints, if a folder for them is given
-    seed: int = 0  # of the adapters' start, the order of the windows, and dropout
+    rank: Annotated[int, Field(ge=1, description="columns of A and B")] = 8
+    alpha: Annotated[float, Field(gt=0, description="the low-rank product is scaled by alpha / rank")] = 16.0
+    dropout: Annotated[float, Field(**_Share, description="share, on the input of the low-rank path")] = 0.05
+    target_modules: Annotated[tuple[_Module, ...], Field(min_length=1, strict=False,
+        description="names of linear layers, query-value, or all-linear")] = ("query-value",)
+    learning_rate: Annotated[float, Field(gt=0, description="at the first step, then linearly to 0")] = 1e-4
+    epochs: Annotated[float, Field(gt=0, description="passes over the windows")] = 1.0
+    batch: Annotated[int, Field(ge=1, description="windows per step and device")] = 1
+    eval_batch: Annotated[int, Field(ge=1, description="validation windows at a time")] = 8
+    eval_samples: Annotated[int, Field(ge=0, description="validation windows that are read, at most")] = 128
+    validation: Annotated[float, Field(
+        **_Share, description="share of the windows, the first ones, held out for the learning curve")] = 0.05
+    bf16: Annotated[bool, Field(description="train a float32 model in bfloat16")] = False
+    gradient_checkpointing: Annotated[bool, Field(description="less memory, more time")] = False
+    save_every: Annotated[int, Field(ge=1, description="steps between checkpoints")] = 200
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0  # of the adapters' start, order, dropout
 
     def __post_init__(self) -> None:
-        if not isinstance(self.target_modules, (list, tuple)) or {type(name) for name in self.target_modules} != {str}:
-            raise UsageError(f"target_modules = {self.target_modules!r} must be a list of names of layers, as ['q_proj'].")
-        object.__setattr__(self, "target_modules", tuple(self.target_modules))
-        for names, (kind, plain, fits, what) in _RULES.items():
-            for name in names.split():
-                value = getattr(self, name)
-                if isinstance(value, bool) or not isinstance(value, kind) or not fits(value):
-                    raise UsageError(f"{name} = {value!r} must be {what}.")
-                object.__setattr__(self, name, plain(value))
+        for name, kind in get_type_hints(type(self), include_extras=True).items():
+            value = getattr(self, name)
+            plain = value.item() if hasattr(value, "item") else value  # numpy's, too
+            object.__setattr__(self, name, checked(name, plain, kind))

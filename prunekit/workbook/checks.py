@@ -1,60 +1,50 @@
-"""What parameters may hold, by name: one small check per name, each returning what is wrong, or None."""
+"""What parameters and options may hold: a row for each name with its type, default, bounds and words.
+
+A parameters cell is checked by these rows, the command line is made of them: the words are an option's help,
+and stand in the refusal of a number that is out of bounds.
+"""
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import fields
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_type_hints
 
-from prunekit.choices import CORPORA, DTYPES, EMBEDDED, SAMPLINGS, Target, parse_pattern
+from pydantic import AfterValidator, BaseModel, Field
+from pydantic.fields import FieldInfo
+
+from prunekit import choices
+from prunekit.choices import CORPORA, DTYPES, EMBEDDED, SAMPLINGS, Target, checked, entry
 from prunekit.errors import UsageError, did_you_mean
+from prunekit.lora.options import LoraOptions
+from prunekit.search.presets import PRESETS, Preset
 
 PATHS = ("model", "corpus", "gradient_corpus", "test_corpus", "windows", "gradients", "tree")
+_N_OF_M = "'n:m' with 0 < n < m (n zeros in every m consecutive inputs, as in '2:4')"
 
 
-def _one_of(*known: str) -> Callable[[str], str | None]:
-    def check(value: str) -> str | None:
-        return None if value in known else "must be one of " + ", ".join(repr(k) for k in known)
-    return check
-
-
-def _like(shape: str, sentence: str) -> Callable[[str], str | None]:
-    return lambda value: None if re.fullmatch(shape, value) else sentence
-
-
-def _above(bound: float, unit: str = "") -> Callable[[float], str | None]:
-    return lambda value: None if value > bound else f"must be greater than {bound}{unit}"
-
-
-def _share(what: str = "") -> Callable[[float], str | None]:
-    return lambda value: None if 0 <= value < 1 else f"must be a share{what}, at least 0 and below 1"
-
-
-def _at_least(least: int, unit: str) -> Callable[[float], str | None]:
-    return lambda value: None if value >= least else f"must be at least {least} ({unit})"
-
+# ---------------------------------------------------------------- what is wrong with a text, or None
 
 def model(value: str) -> str | None:
     """An embedded model, a directory with a config.json, or something shaped like a hub id."""
-    allowed = "an embedded model ('embedded/llama', 'embedded/opt'), an existing directory, or a hub id 'org/name'"
+    allowed = ("an embedded model ('embedded/llama', 'embedded/opt'), an existing directory, or a hub id "
+               "'org/name'")
     if value in EMBEDDED:
         return None
     if not value:
         return f"names no model: give {allowed}"
     path = Path(value).expanduser()
     if path.exists():
-        return None if (path / "config.json").is_file() else "is not a model directory: it holds no config.json"
+        held = (path / "config.json").is_file()
+        return None if held else "is not a model directory: it holds no config.json"
     if value.startswith("embedded"):
         return f"is not an embedded model{did_you_mean(value, EMBEDDED)}"
-    looks_like_path = value.startswith((".", "~", "/")) or value.count("/") != 1 or Path(value).parts[0] in _folders_here()
-    if looks_like_path or not re.fullmatch(r"[\w.-]+/[\w.-]+", value):
+    folders_here = {path.name for path in Path.cwd().iterdir() if path.is_dir()}
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", value) or value.partition("/")[0] in folders_here:
         return f"does not exist; allowed are {allowed}"
     return None
-
-
-def _folders_here() -> set[str]:
-    return {path.name for path in Path.cwd().iterdir() if path.is_dir()}
 
 
 def corpus(value: str) -> str | None:
@@ -69,39 +59,20 @@ def corpus(value: str) -> str | None:
     return f"is neither a known corpus ({', '.join(CORPORA)}) nor an existing file or folder"
 
 
-def _optional(check: Callable[[str], str | None]) -> Callable[[str], str | None]:
-    return lambda value: check(value) if value else None
-
-
 def existing_file(value: str) -> str | None:
-    return None if Path(value).expanduser().is_file() else "does not exist: give the path of a file, or \"\" for none"
+    there = Path(value).expanduser().is_file()
+    return None if there else "does not exist: give the path of a file, or \"\" for none"
 
 
-_N_OF_M = "'n:m' with 0 < n < m (n zeros in every m consecutive inputs, as in '2:4')"
-
-
-def pattern(value: str) -> str | None:
-    return None if value == "unstructured" or n_of_m(value) is None else f"must be 'unstructured' or {_N_OF_M}"
-
-
-def n_of_m(value: str) -> str | None:
-    try:
-        return None if parse_pattern(value) else f"must be {_N_OF_M}"
-    except UsageError:
-        return f"must be {_N_OF_M}"
-
-
-def task(value: str) -> str | None:
-    try:
-        Target.parse(value)
-    except UsageError:
-        return f"must be a sparsity such as '0.6', or {_N_OF_M}"
+def data_folders(value: str) -> str | None:
+    for pair in value.split(","):
+        name, _, folder = pair.partition("=")
+        if not (name and folder and Path(folder).expanduser().is_dir()):
+            return f"must be TASK=FOLDER (several separated by commas), folders that exist; '{pair}' is not"
     return None
 
 
 def preset(value: str) -> str | None:
-    from prunekit.search.presets import PRESETS
-
     return None if value in PRESETS else f"is no preset of the search{did_you_mean(value, PRESETS)}"
 
 
@@ -111,111 +82,162 @@ def method(value: str) -> str | None:
     try:
         resolve(value)
     except UsageError as error:
-        return "is no method: " + str(error).rstrip(".")
+        return f"is no method: {str(error).rstrip('.')}"
     return None
 
 
-def data_folders(value: str) -> str | None:
-    for entry in value.split(","):
-        name, _, folder = entry.partition("=")
-        if not (name and folder and Path(folder).expanduser().is_dir()):
-            return f"must be TASK=FOLDER (several separated by commas) with existing folders, and '{entry}' is not"
-    return None
+# ---------------------------------------------------------------- the rows
+
+def _text(wrong: Callable[[str], str | None], optional: bool = False) -> Any:
+    def check(value: str) -> str:
+        if (value or not optional) and (sentence := wrong(value)):
+            raise ValueError(sentence)
+        return value
+    return Annotated[str, AfterValidator(check)]
 
 
-# Those of sweeps and of `verify` lie in folders.
-profile = _like(r"\w[\w.-]*(/\w[\w.-]*)*", "must be a plain name (letters, digits, '-', '_', '.')")
+def _parsed(parse: Callable[[str], Any], sentence: str) -> Any:
+    def wrong(value: str) -> str | None:
+        try:
+            parse(value)
+        except UsageError:
+            return sentence
+        return None
+    return _text(wrong)
 
 
-def seed(value: int) -> str | None:
-    return None if 0 <= value < 2**32 else "must be a whole number from 0 to 4294967295"
+def _one_of(*known: str) -> Any:
+    return _text(lambda value: None if value in known else f"must be one of {', '.join(map(repr, known))}")
 
 
-CHECKS: dict[str, Callable[[Any], str | None]] = {
-    "profile": profile,
-    "model": model,
-    "corpus": corpus,
-    "gradient_corpus": _optional(corpus),
-    "test_corpus": _optional(corpus),
-    "windows": _optional(existing_file),
-    "gradients": _optional(existing_file),
-    "roles": _one_of(*SAMPLINGS),
-    "seqlen": _at_least(2, "tokens per window"),
-    "nsamples": _at_least(1, "windows"),
-    "gradient_samples": _at_least(1, "windows"),
-    "search_windows": _at_least(1, "windows"),
-    "test_windows": _at_least(0, "windows; 0 means all"),
-    "seed": seed,
-    "dtype": _one_of("auto", *DTYPES),
-    "device": _like(r"auto|balanced|cpu|mps|cuda(:\d+)?", "must be 'auto', 'cpu', 'cuda', 'cuda:N', 'mps' or 'balanced'"),
-    "norm": _one_of("l1", "l2", "signed"),
-    "scale": _above(0),
-    "method": method,
-    "update_method": method,
-    "sparsity": _share(" of zeros"),
-    "update_sparsity": _share(" of zeros"),
-    "pattern": pattern,
-    "patterns": n_of_m,  # beside `sparsities`, which are unstructured
-    "task": task,
-    "target": task,
-    "regime": task,
-    "preset": preset,
-    "budget": _at_least(1, "evaluations"),
-    "population": _at_least(2, "trees"),
-    "census_trees": _at_least(1, "random trees"),
-    "threads": _at_least(1, "threads of one evaluation"),
-    "workers": _at_least(0, "processes; 0: none but this one"),
-    "other_model": _optional(model),
-    "other_corpus": _optional(corpus),
-    "other_task": task,
-    "top": _at_least(3, "metrics"),
-    "eval_windows": _at_least(2, "windows"),
-    "shuffles": _at_least(1, "null runs"),
-    "search_dtype": _one_of("fast", "auto", *DTYPES),
-    "group": _one_of("", "row", "layer", "variant"),
-    "update": _one_of("", "obs", "obs-iter"),
-    "train_samples": _at_least(1, "windows"),
-    "block": _at_least(2, "tokens per training window"),
-    "target_module": _like(r"[\w.-]+", "must be the name of a linear layer as q_proj, or query-value, or all-linear"),
-    "rank": _at_least(1, "columns of A and B"),
-    "alpha": _above(0),
-    "dropout": _share(),
-    "learning_rate": _above(0),
-    "epochs": _above(0),
-    "batch": _at_least(1, "windows per step"),
-    "eval_batch": _at_least(1, "windows"),
-    "eval_samples": _at_least(0, "windows; 0: no validation"),
-    "validation": _share(),
-    "save_every": _at_least(1, "steps"),
-    "plain_method": method,
-    "task_documents": _at_least(-1, "documents; 0: no tasks, -1: all"),
-    "zero_shot_task": _like(r"[\w.+-]+", "must be the name of a task of lm-eval"),
-    "task_method": method,
-    "task_sparsity": _share(" of zeros"),
-    "reference_method": method,
-    "folders": _optional(data_folders),
-    "documents": _at_least(0, "of each task; 0: all"),
-    "divergence_windows": _at_least(2, "windows"),
-    "calibration_samples": _at_least(1, "disjoint parts of the calibration windows"),
-    "limit": _above(0, " (documents, or a share below 1)"),
-    "num_fewshot": _at_least(0, "worked examples"),
-    "batch_size": _at_least(1, "questions at a time"),
-}
-PLURALS = {"sparsities": "sparsity", "windows": "windows", "task_sparsities": "task_sparsity", "documents": "documents"}
+_Name = Annotated[str, Field(pattern=r"^[\w.+-]+$", description="the name of a task of lm-eval")]
+_Target = _parsed(Target.parse, f"must be a sparsity such as '0.6', or {_N_OF_M}")
+_Pattern = _parsed(choices.parse_pattern, f"must be 'unstructured' or {_N_OF_M}")
+_Model, _OtherModel = _text(model), _text(model, optional=True)
+_Corpus, _OtherCorpus = _text(corpus), _text(corpus, optional=True)
+_File, _Folders = _text(existing_file, optional=True), _text(data_folders, optional=True)
+_Method, _Preset = _text(method), _text(preset)
+_Roles, _Dtype, _SearchDtype = _one_of(*SAMPLINGS), _one_of("auto", *DTYPES), _one_of("fast", "auto", *DTYPES)
+_Norm, _Group = _one_of("l1", "l2", "signed"), _one_of("", "row", "layer", "variant")
+_Update = _one_of("", "obs", "obs-iter")
+
+
+class Options(BaseModel):
+    """A list is checked entry by entry. The defaults are the command line's; a notebook states its own."""
+
+    profile: str = Field("", pattern=r"^\w[\w.-]*(/\w[\w.-]*)*$",  # those of sweeps are in folders
+                         description="a plain name (letters, digits, '-', '_', '.')")
+    seed: int = Field(0, ge=0, lt=2**32)
+
+    # model and text
+    model: _Model = Field(description="embedded/llama, embedded/opt, a directory, or a hub id")
+    corpus: _Corpus = Field(
+        None, description="embedded, wikitext2, c4, ptb, or a path (default: embedded for embedded models; "
+        "else c4 to calibrate, wikitext2 to evaluate)")
+    windows: _File = Field(None, description="ready token windows (.safetensors) instead of sampling")
+    roles: _Roles = Field("disjoint", description="disjoint, or published: the published sampling")
+    nsamples: int = Field(None, ge=1, description="windows")
+    seqlen: int = Field(None, ge=2, description="tokens per window")
+    test_windows: int = Field(0, ge=0, description="windows to evaluate on; 0: all")
+    norm: _Norm = Field("l2", description="of G: l2, l1 or signed")
+    scale: float = Field(100.0, gt=0, description="factor on gradients, as published")
+    dtype: _Dtype = Field("auto", description=", ".join(("auto", *DTYPES)))
+    device: str = Field("auto", pattern=r"^(auto|balanced|cpu|mps|cuda(:\d+)?)$",
+                        description="'auto', 'cpu', 'cuda', 'cuda:N', 'mps' or 'balanced'")
+    gradient_samples: int = Field(None, ge=1, description="windows")
+    gradient_corpus: _OtherCorpus = Field(
+        None, description="where to collect G when no file is given (default: --corpus)")
+    test_corpus: _OtherCorpus = Field(
+        None, description="to evaluate on (default: as --corpus of `evaluate`; a path given as --corpus)")
+    gradients: _File = Field(None, description="G from a file (.safetensors, published .pth); else collected")
+
+    # pruning
+    method: _Method = Field(None, description="a name of the catalogue, or a metric as 'mul(W, sqrt(X))'")
+    methods: _Method = ""
+    update_methods: _Method = ""
+    plain_method: _Method = ""
+    reference_method: _Method = ""
+    task_methods: _Method = ""
+    targets: list[_Target] = Field(["0.6"], description="sparsities and patterns, as 0.5 0.7 2:4")
+    update_targets: _Target = ""
+    test_targets: _Target = ""
+    other_targets: _Target = ""
+    sparsity: float = Field(0.5, ge=0, lt=1, description="share of zeros")
+    pattern: _Pattern = Field(
+        "unstructured", description="unstructured, or n:m as 2:4")
+    group: _Group = Field(
+        "row", description="what scores are compared within: row, layer or variant")
+    update: _Update = Field(None, description="weight update: obs or obs-iter")
+
+    # the search, and what is made of it
+    preset: _Preset = Field("modern", description=", ".join(PRESETS))
+    search_windows: int = Field(128, ge=1, description="windows that fitness is measured on")
+    threads: int = Field(1, ge=1, description="threads of one evaluation")
+    workers: int = Field(None, ge=0, description="processes; 0: none but this one")
+    census_trees: int = Field(0, ge=1, description="random trees")
+    search_dtype: _SearchDtype = "fast"
+    other_models: _OtherModel = ""
+    other_corpus: _OtherCorpus = ""
+    top: int = Field(0, ge=3, description="metrics")
+    eval_windows: int = Field(0, ge=2, description="windows")
+    shuffles: int = Field(0, ge=1, description="null runs")
+
+    # fine-tuning, beside the fields of LoraOptions
+    block: int = Field(None, ge=2, description="tokens per training window")
+    train_samples: int = Field(None, ge=1, description="windows")
+    task_documents: int = Field(0, ge=-1, description="documents; 0: no tasks, -1: all")
+
+    # tasks
+    zero_shot_tasks: _Name = ""
+    folders: _Folders = ""
+    documents: int = Field(0, ge=0, description="of each task; 0: all")
+    divergence_windows: int = Field(0, ge=2, description="windows")
+    calibration_samples: int = Field(0, ge=1, description="disjoint parts of the calibration windows")
+    limit: float = Field(None, gt=0, description="documents, or a share below 1")
+    num_fewshot: int = Field(0, ge=0, description="worked examples before each question")
+    batch_size: int = Field(32, ge=1, description="questions at a time")
+
+
+def _rows(cls: type, *names: str) -> dict[str, FieldInfo]:
+    hints = get_type_hints(cls, include_extras=True)
+    return {field.name: FieldInfo.from_annotated_attribute(hints[field.name], field.default)
+            for field in fields(cls) if not names or field.name in names}
+
+
+LORA = _rows(LoraOptions)
+ROWS = LORA | _rows(Preset, "population", "budget") | Options.model_fields
+
+
+def typed(key: str, value: Any, kind: Any, hint: Callable[[Any, Any], str] | None = None) -> Any:
+    """The value of a parameter or option, strictly of its type and as its row allows; else UsageError."""
+    return checked(key, value, _bounded(key, kind), hint)
+
+
+@cache
+def _bounded(key: str, kind: Any) -> Any:
+    row, of = ROWS.get(key), entry(kind)
+    if row:
+        row = FieldInfo.from_annotation(entry(row.annotation)) if entry(row.annotation) else row
+        bounded = Annotated[of or kind, *row.metadata, Field(description=row.description)]
+        kind = list[bounded] if of else bounded
+    return Annotated[kind, Field(min_length=1)] if of else kind
 
 
 def problem(key: str, value: Any) -> str | None:
-    """What is wrong with one value of the parameter `key` (or of an entry of the list `key`s); None if nothing is."""
-    singular = PLURALS.get(key, key.removesuffix("s"))
-    check = CHECKS.get(key) or CHECKS.get(singular)
-    return check(value) if check else None
+    """What is wrong with one value, or one entry of a list, without saying which; None if nothing is."""
+    try:
+        if key in ROWS:
+            typed(key, value, type(value))
+    except UsageError as error:
+        return str(error).removeprefix(f"{key} = {value!r} ").rstrip(".")
+    return None
 
 
-def combination_problem(values: Mapping[str, Any]) -> tuple[str, str] | None:
+def together(values: Mapping[str, Any]) -> tuple[str, str] | None:
     """(key, sentence) when single values do not go together: an n:m pattern removes exactly n/m."""
-    shape, share = values.get("pattern"), values.get("sparsity")
-    ratio = parse_pattern(shape) if isinstance(shape, str) and share is not None else None
-    if ratio and not math.isclose(share, ratio[0] / ratio[1]):
-        return "sparsity", (f"sparsity = {share!r} does not go with pattern = {shape!r}, which removes exactly "
-                            f"{ratio[0] / ratio[1]:g}")
+    try:
+        if values.get("pattern") and values.get("sparsity") is not None:
+            choices.check_sparsity(values["sparsity"], values["pattern"])
+    except UsageError as error:
+        return "sparsity", str(error)
     return None

@@ -1,15 +1,15 @@
-"""Typed parameters: what a notebook's parameters cell declares, a parameter file may change, and nothing else.
+"""Typed parameters: a parameter file may change what a notebook's parameters cell declares, and nothing else.
 
-A notebook declares its parameters as annotated literals in the cell tagged `parameters`. This module reads that cell
-without running it, builds a strict model from it, lays the parameter files and `--set` over the defaults, and refuses
-anything that does not fit with one sentence: file, key, value, what is allowed. It loads no torch.
+A notebook declares its parameters as annotated literals in the cell tagged `parameters`. This module reads
+that cell without running it, lays the parameter files and `--set` over the defaults, and refuses anything
+that does not fit with one sentence: file, key, value, what is allowed. It loads no torch.
 """
 from __future__ import annotations
 
 import ast
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,11 @@ from typing import Any
 import yaml
 
 from prunekit.errors import UsageError, did_you_mean
-from prunekit.workbook import project
-from prunekit.workbook.checks import PATHS, combination_problem, problem
+from prunekit.workbook import checks, project
 
 TYPES = {"str": str, "int": int, "float": float, "bool": bool}
-WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+RENAMED = dict.fromkeys(("sparsities", "patterns", "tasks", "task_sparsities"), "targets") | {
+    "regimes": "test_targets", "other_tasks": "other_targets", "update_sparsity": "update_targets"}
 
 
 @dataclass(frozen=True)
@@ -42,20 +42,24 @@ class Setting:
     origin: str
 
 
+Settings = dict[str, Setting]
+
+
 # ---------------------------------------------------------------- the parameters cell
 
 def read_parameters(path: Path) -> dict[str, Parameter]:
-    """The parameters that a notebook declares, in order; UsageError for a line that is not an annotated literal."""
+    """The parameters that a notebook declares, in order; UsageError for a line of another kind."""
     where = project.relative(path)
     sources = [cell["source"] for cell in project.cells(path) if project.tagged(cell, "parameters")]
     if len(sources) != 1:
         raise UsageError(f"{where}: needs exactly one cell tagged 'parameters', has {len(sources)}.")
     source = sources[0]
     try:
-        found = [_parameter(node, source.splitlines()) for node in ast.parse(source).body]
+        declared = [_parameter(node, source.splitlines()) for node in ast.parse(source).body]
     except (SyntaxError, ValueError) as error:
-        raise UsageError(f"{where}: the parameters cell may hold only lines `name: type = literal`, and {error}.") from None
-    return {parameter.name: parameter for parameter in found}
+        raise UsageError(f"{where}: the parameters cell may hold only lines `name: type = literal`, and "
+                         f"{error}.") from None
+    return {parameter.name: parameter for parameter in declared}
 
 
 def _parameter(node: ast.stmt, lines: list[str]) -> Parameter:
@@ -91,7 +95,8 @@ class _Loader(yaml.SafeLoader):
         keys = [key.value for key, _ in node.value]
         twice = next((key for key in keys if keys.count(key) > 1), None)
         if twice is not None:
-            raise yaml.constructor.ConstructorError(None, None, f"the key '{twice}' is given twice", node.start_mark)
+            said = f"the key '{twice}' is given twice"
+            raise yaml.constructor.ConstructorError(None, None, said, node.start_mark)
         return super().construct_mapping(node, deep)
 
 
@@ -104,7 +109,8 @@ def load_yaml(path: Path) -> dict[str, Any]:
         line = f" line {error.problem_mark.line + 1}:" if error.problem_mark else ""
         raise UsageError(f"{where}:{line} not readable as YAML: {error.problem}.") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"{where}: cannot be read: {getattr(error, 'strerror', None) or 'it is not a text file'}.") from None
+        said = getattr(error, "strerror", None) or "it is not a text file"
+        raise UsageError(f"{where}: cannot be read: {said}.") from None
     except RecursionError:
         raise UsageError(f"{where}: cannot be read: it is nested too deeply.") from None
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
@@ -120,7 +126,7 @@ def parse_override(text: str) -> tuple[str, str]:
 
 
 def _from_text(text: str, kind: Any) -> Any:
-    """What `--set key=text` means: text as it stands for text parameters, so that pattern=2:4 needs no quotes."""
+    """What `--set key=text` means: text stands as it is, so that targets=2:4 needs no quotes."""
     if getattr(kind, "__origin__", None) is list:
         if not text.startswith("["):
             text = f"[{json.dumps(text)}]" if "(" in text else f"[{text}]"
@@ -144,56 +150,24 @@ def validate(topic: str, settings: Mapping[str, Setting]) -> dict[str, Any]:
     """
     path = project.notebook(topic)
     declared = read_parameters(path)
-    for key, setting in settings.items():
-        if key not in declared:
-            raise UsageError(f"{setting.origin}: {topic} has no parameter '{key}'{did_you_mean(key, declared)}.")
+    refuse_unknown(settings, declared, f"{topic} has no parameter")
     values = {name: p.default for name, p in declared.items()} | {key: s.value for key, s in settings.items()}
 
     def refuse(key: str, sentence: str) -> None:
         origin = settings[key].origin if key in settings else project.relative(path)
-        raise UsageError(f"{origin}: {sentence}.")
+        raise UsageError(f"{origin}: {sentence}")
 
     for key, value in values.items():
         try:
-            values[key] = typed(key, value, declared[key].type)
+            values[key] = checks.typed(key, value, declared[key].type, yaml_hint)
         except UsageError as error:
             refuse(key, str(error))
-        _check(key, values[key], refuse)
-    if wrong := combination_problem(values):
+    if wrong := checks.together(values):
         refuse(*wrong)
     return values
 
 
-def _check(key: str, value: Any, refuse: Callable[[str, str], None]) -> None:
-    """Refuse a value that the vocabulary does not allow; a list is checked item by item under its singular name."""
-    if isinstance(value, list):
-        if not value:
-            refuse(key, f"{key} = [] is an empty list; it needs at least one entry")
-        for index, item in enumerate(value):
-            if wrong := problem(key, item):
-                refuse(key, f"{key}[{index}] = {item!r} {wrong}")
-    elif wrong := problem(key, value):
-        refuse(key, f"{key} = {value!r} {wrong}")
-
-
-def typed(key: str, value: Any, kind: Any) -> Any:
-    """The value, strictly of its type: no text for a number, no number for a text. UsageError says what it must be."""
-    from pydantic import ConfigDict, TypeAdapter, ValidationError
-
-    try:
-        return TypeAdapter(kind, config=ConfigDict(strict=True, allow_inf_nan=False)).validate_python(value)
-    except ValidationError as error:
-        first = error.errors()[0]
-        kind = kind.__args__[0] if first["loc"] else kind
-        place = key + "".join(f"[{index}]" for index in first["loc"])
-        raise UsageError(f"{place} = {first['input']!r} must be {_words(kind)}{_hint(first['input'], kind)}") from None
-
-
-def _words(kind: Any) -> str:
-    return WORDS[kind] if kind in WORDS else f"a list, each entry {_words(kind.__args__[0])}"
-
-
-def _hint(value: Any, kind: Any) -> str:
+def yaml_hint(value: Any, kind: Any) -> str:
     """What YAML has probably done to the value, and how to write it so that it arrives."""
     if kind is str and isinstance(value, bool):
         return " (YAML reads an unquoted yes, no, on or off as true or false: quote it)"
@@ -217,16 +191,16 @@ def _hint(value: Any, kind: Any) -> str:
     if value is None:
         return " (the line has a key but no value)"
     if getattr(kind, "__origin__", None) is list and not isinstance(value, (list, dict)):
-        return _hint(value, kind.__args__[0]) or f" (write it as a list: [{value}])"
+        return yaml_hint(value, kind.__args__[0]) or f" (write it as a list: [{value}])"
     return ""
 
 
 # ---------------------------------------------------------------- profiles
 
-def profile_settings(profile: str, overrides: Mapping[str, str] | None = None) -> dict[str, dict[str, Setting]]:
+def profile_settings(profile: str, overrides: Mapping[str, str] | None = None) -> dict[str, Settings]:
     """Per existing notebook, what the profile's files and the overrides set (not yet checked against types).
 
-    Every key must be known: one of common.yaml or `--set` to at least one notebook, one of NN_topic.yaml to that one.
+    Every key must be known: of common.yaml and `--set` to some notebook, of NN_topic.yaml to that.
     """
     folder = project.root() / "params" / profile
     if profile not in project.profiles():
@@ -235,40 +209,47 @@ def profile_settings(profile: str, overrides: Mapping[str, str] | None = None) -
     known = {name: parameter for parameters in declared.values() for name, parameter in parameters.items()}
     for file in sorted(folder.iterdir()):
         if file.stem not in ("common", *project.GRAPH) or file.suffix != ".yaml":
-            raise UsageError(f"{project.relative(file)}: no notebook reads this file{did_you_mean(file.stem, declared)}.")
+            near = did_you_mean(file.stem, declared)
+            raise UsageError(f"{project.relative(file)}: no notebook reads this file{near}.")
     common = _settings(folder / "common.yaml", known, "no notebook has a parameter")
     if (name := common.get("profile")) and name.value != profile:
-        raise UsageError(f"{name.origin}: profile = {name.value!r} must be {profile!r}, the name of the file's folder.")
+        raise UsageError(f"{name.origin}: profile = {name.value!r} must be {profile!r}, the name of the "
+                         "file's folder.")
     common["profile"] = Setting(profile, f"params/{profile}")
-    if "profile" in (overrides or {}):
+    overrides = overrides or {}
+    if "profile" in overrides:
         raise UsageError(f"--set profile=…: the profile is the one named in the command, {profile}.")
     given = {key: Setting(_from_text(text, known[key].type) if key in known else text, f"--set {key}={text}")
-             for key, text in (overrides or {}).items()}
-    _refuse_unknown(given, known, "no notebook has a parameter")
+             for key, text in overrides.items()}
+    refuse_unknown(given, known, "no notebook has a parameter")
     result = {}
     for topic, parameters in declared.items():
         own = _settings(folder / f"{topic}.yaml", parameters, f"{topic} has no parameter")
         merged = {k: s for k, s in {**common, **own, **given}.items() if k in parameters}
-        result[topic] = {k: absolute(k, s, Path.cwd() if k in given else project.root()) for k, s in merged.items()}
+        result[topic] = {key: absolute(key, setting, Path.cwd() if key in given else project.root())
+                         for key, setting in merged.items()}
     return result
 
 
-def _settings(file: Path, known: Mapping[str, Parameter], complaint: str) -> dict[str, Setting]:
+def _settings(file: Path, known: Mapping[str, Parameter], complaint: str) -> Settings:
     content = load_yaml(file) if file.exists() else {}
     settings = {key: Setting(value, project.relative(file)) for key, value in content.items()}
-    _refuse_unknown(settings, known, complaint)
+    refuse_unknown(settings, known, complaint)
     return settings
 
 
-def _refuse_unknown(settings: Mapping[str, Setting], known: Mapping[str, Parameter], complaint: str) -> None:
+def refuse_unknown(settings: Mapping[str, Setting], known: Collection[str], complaint: str) -> None:
+    """Refuse what is not a parameter, and name the nearest; of one that was renamed, the new name."""
     for key, setting in settings.items():
+        if key not in known and (new := RENAMED.get(key)):
+            raise UsageError(f"{setting.origin}: '{key}' is now '{new}', as in {new}: [\"0.5\", \"2:4\"].")
         if key not in known:
             raise UsageError(f"{setting.origin}: {complaint} '{key}'{did_you_mean(key, known)}.")
 
 
 def absolute(key: str, setting: Setting, base: Path) -> Setting:
-    """Paths that exist become absolute: a notebook's working directory is not where the file or command was written."""
-    if key in PATHS and isinstance(setting.value, str) and setting.value:
+    """Paths that exist become absolute: a notebook works in another folder than the file's or command's."""
+    if key in checks.PATHS and isinstance(setting.value, str) and setting.value:
         path = (base / Path(setting.value).expanduser()).resolve()
         if path.exists():
             return Setting(str(path), setting.origin)
@@ -288,9 +269,12 @@ def resolve_profile(profile: str, overrides: Mapping[str, str] | None = None) ->
 
 
 def agree(where: str, topic: str, own: Mapping[str, Any], upstream: Mapping[str, Mapping[str, Any]]) -> None:
-    """Refuse a parameter that a notebook shares with one it reads from, when their values differ."""
+    """Refuse a parameter that a notebook shares with one it reads from, when their values differ.
+
+    `targets` may: a metric that was searched at one of them is measured at others.
+    """
     for other, values in upstream.items():
-        for key in sorted((own.keys() & values.keys()) - {"profile"}):
+        for key in sorted((own.keys() & values.keys()) - {"profile", "targets"}):
             if own[key] != values[key]:
-                raise UsageError(f"{where}: {key} = {own[key]!r} in {topic} but {values[key]!r} in {other}, which it reads "
-                                 f"from: set {key} once, in {where}/common.yaml.")
+                raise UsageError(f"{where}: {key} = {own[key]!r} in {topic} but {values[key]!r} in {other}, "
+                                 f"which it reads from: set {key} once, in {where}/common.yaml.")

@@ -55,12 +55,13 @@ def grid(home):
 
 @pytest.mark.parametrize(("body", "sentence"), [
     ("sed: [1]", "no notebook of this sweep has a parameter 'sed' (did you mean 'seed'?)"),
+    ("sparsities: [0.5]", "'sparsities' is now 'targets'"),
     ("rank: [8]", "no notebook of this sweep has a parameter 'rank'"),
     ("pattern: [2:4]", 'pattern = 124 must be text (YAML reads an unquoted 2:4 as 124: quote it: "2:4")'),
     ("scale: [1e-4]", "scale = '1e-4' must be a number (YAML reads 1e-4 as text: write 1.0e-4)"),
     ("methods: [wanda]", "methods = 'wanda' must be a list, each entry text (write it as a list: [wanda])"),
     ("methods: [[wnda]]", "methods[0] = 'wnda' is no method"),
-    ("sparsity: [0.5, 1.5]", "sparsity = 1.5 must be a share of zeros"),
+    ("sparsity: [0.5, 1.5]", "sparsity = 1.5 must be at least 0 and below 1 (share of zeros)"),
     ("seed: 3", "grid.seed = 3 must be a list of values (write it as [3])"),
     ("seed: []", "the grid's seed = [] must name one or more different values"),
     ("seed: [1, 1]", "the grid's seed = [1, 1] must name one or more different values"),

@@ -2,13 +2,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 
 import pandas as pd
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from prunekit.cli import main
+from prunekit.cli import _parser, main
+from prunekit.lora.options import LoraOptions
 
 SEQLEN, VOCABULARY = 16, 64
 
@@ -24,24 +26,28 @@ def tiny(tmp_path_factory):
                          num_key_value_heads=1, vocab_size=VOCABULARY, max_position_embeddings=SEQLEN)
     LlamaForCausalLM(config).save_pretrained(folder / "model")
     ids = torch.randint(0, VOCABULARY, (12, SEQLEN))
-    save_file({"calibration": ids[:4].clone(), "gradient": ids[4:8].clone(), "test": ids[8:].clone()}, folder / "w.safetensors")
+    roles = {"calibration": ids[:4].clone(), "gradient": ids[4:8].clone(), "test": ids[8:].clone()}
+    save_file(roles, folder / "w.safetensors")
     return folder
 
 
 def options(tiny, **more):
-    given = {"model": tiny / "model", "windows": tiny / "w.safetensors", "corpus": "wikitext2", "seqlen": SEQLEN, "nsamples": 4}
+    given = {"model": tiny / "model", "windows": tiny / "w.safetensors", "corpus": "wikitext2",
+             "seqlen": SEQLEN, "nsamples": 4}
     return [f"--{key.replace('_', '-')}={value}" for key, value in {**given, **more}.items()]
 
 
 def zeros(model):
-    return {name: float((weight == 0).float().mean()) for name, weight in model.named_parameters() if "proj" in name}
+    return {name: float((weight == 0).float().mean())
+            for name, weight in model.named_parameters() if "proj" in name}
 
 
 def test_a_saved_model_has_exactly_the_promised_zeros(tiny, tmp_path, capsys):
     from transformers import AutoModelForCausalLM
 
     target, results = tmp_path / "pruned", tmp_path / "results"
-    command = ["prune", *options(tiny, method="pruner-zero", pattern="2:4", save_model=target, results=results)]
+    asked = options(tiny, method="pruner-zero", pattern="2:4", save_model=target, results=results)
+    command = ["prune", *asked]
     assert main(command) == 0
     written = capsys.readouterr().out
     assert "pruner-zero reads G and no --gradients are given: collecting them on wikitext2" in written
@@ -63,10 +69,12 @@ def test_gradients_from_a_file_give_the_same_masks(tiny, tmp_path):
 
     assert main(["gradients", *options(tiny, output=tmp_path / "g.safetensors")]) == 0
     for name, more in {"a": {}, "b": {"gradients": tmp_path / "g.safetensors"}}.items():
-        assert main(["prune", *options(tiny, method="gradient", save_model=tmp_path / name, **more), "--no-evaluate"]) == 0
+        asked = options(tiny, method="gradient", save_model=tmp_path / name, **more)
+        assert main(["prune", *asked, "--no-evaluate"]) == 0
     a, b = (AutoModelForCausalLM.from_pretrained(tmp_path / name) for name in "ab")
     assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
-    assert main(["gradients", *options(tiny, output=tmp_path / "x.safetensors"), "--activations", "--half"]) == 0
+    asked = options(tiny, output=tmp_path / "x.safetensors")
+    assert main(["gradients", *asked, "--activations", "--half"]) == 0
 
 
 def test_a_configuration_file_is_overruled_by_the_command_line(tiny, tmp_path, capsys):
@@ -90,20 +98,25 @@ def test_a_metric_is_a_method_and_so_is_a_tree_in_a_file(tiny, tmp_path, capsys)
 
 
 @pytest.mark.parametrize(("arguments", "sentence"), [
-    (["prune", "--model", "embedded/lama", "--method", "wanda"], ("--model embedded/lama is not an embedded model (did you "
-                                                                 "mean 'embedded/llama'?).")),
+    (["prune", "--model", "embedded/lama", "--method", "wanda"],
+     "--model embedded/lama is not an embedded model (did you mean 'embedded/llama'?)."),
     (["prune", "--model", "embedded/llama"], "give either --method or --tree."),
     (["prune", "--model", "embedded/llama", "--method", "wanda", "--pattern", "2:4", "--sparsity", "0.6"],
      "sparsity = 0.6 does not go with pattern = '2:4', which removes exactly 0.5."),
     (["prune", "--model", "embedded/llama", "--method", "wanda", "--sparsity", "1.5"],
-     "--sparsity 1.5 must be a share of zeros, at least 0 and below 1."),
-    (["prune", "--model", "embedded/llama", "--method", "wanda", "--update", "ob"], "--update ob must be one of '', 'obs', 'obs-iter'."),
+     "--sparsity 1.5 must be at least 0 and below 1 (share of zeros)."),
+    (["prune", "--model", "embedded/llama", "--method", "wanda", "--update", "ob"],
+     "--update ob must be one of '', 'obs', 'obs-iter'."),
     (["prune", "--model", "embedded/llama", "--method", "wanda", "--gradients", "none.pth"],
      "--gradients none.pth does not exist: give the path of a file, or \"\" for none."),
-    (["gradients", "--model", "embedded/llama", "--output", "g.pth"], "--output g.pth must end in .safetensors."),
-    (["gradients", "--model", "embedded/llama", "--output", "g.safetensors", "--norm", "l3"], "--norm l3 must be one of 'l1', 'l2', 'signed'."),
-    (["evaluate", "--model", "embedded/llama", "--seqlen", "1"], "--seqlen 1 must be at least 2 (tokens per window)."),
-    (["evaluate", "--model", "embedded/llama", "--config", "none.json"], "none.json: cannot be read: No such file or directory."),
+    (["gradients", "--model", "embedded/llama", "--output", "g.pth"],
+     "--output g.pth must end in .safetensors."),
+    (["gradients", "--model", "embedded/llama", "--output", "g.safetensors", "--norm", "l3"],
+     "--norm l3 must be one of 'l1', 'l2', 'signed'."),
+    (["evaluate", "--model", "embedded/llama", "--seqlen", "1"],
+     "--seqlen 1 must be at least 2 (tokens per window)."),
+    (["evaluate", "--model", "embedded/llama", "--config", "none.json"],
+     "none.json: cannot be read: No such file or directory."),
     (["run", "tny"], "There is no profile 'tny' (did you mean 'tiny'?)."),
     (["run", "tiny", "03_baseline"], "There is no notebook '03_baseline' (did you mean '03_baselines'?)."),
     (["run", "tiny", "--set", "seqlen"], "--set seqlen: must have the form key=value."),
@@ -114,7 +127,13 @@ def test_what_cannot_be_is_said_in_one_sentence(home, capsys, arguments, sentenc
     assert capsys.readouterr().err == f"prunekit: {sentence}\n"
 
 
+def test_finetune_asks_for_every_option_of_lora_and_nothing_else_by_default():
+    args = vars(_parser().parse_args(["finetune", "--model=embedded/llama", "--output=new"]))
+    assert LoraOptions(**{field.name: args[field.name] for field in fields(LoraOptions)}) == LoraOptions()
+
+
 @pytest.mark.parametrize(("content", "sentence"), [
+    ("seqlen: 1", "seqlen = 1 must be at least 2 (tokens per window)."),
     ("pattern: 2:4", 'pattern = 124 must be text (YAML reads an unquoted 2:4 as 124: quote it: "2:4").'),
     ("sparsty: 0.5", "`prunekit prune` has no option 'sparsty' (did you mean 'sparsity'?)."),
     ("variant: 1", "variant = 1 must be true or false."),
@@ -127,7 +146,8 @@ def test_a_configuration_file_is_checked_like_a_parameter_file(home, tmp_path, c
 
 def test_status_names_every_notebook(home, capsys):
     assert main(["status", "tiny"]) == 0
-    assert capsys.readouterr().out == "01_data           missing      never run\n03_baselines      missing      never run\n"
+    assert capsys.readouterr().out == ("01_data           missing      never run\n"
+                                       "03_baselines      missing      never run\n")
 
 
 def test_status_without_a_profile_names_what_has_been_run(home, capsys):
@@ -140,5 +160,6 @@ def test_status_without_a_profile_names_what_has_been_run(home, capsys):
     (failed / "reason.txt").write_text("too little memory\n")
     (home / "runs/sweeps/s").mkdir(parents=True)
     assert main(["status"]) == 0
-    assert capsys.readouterr().out == ("tiny\n01_data           missing      never run\n03_baselines      failed       too little memory\n"
+    assert capsys.readouterr().out == ("tiny\n01_data           missing      never run\n"
+                                       "03_baselines      failed       too little memory\n"
                                        "sweep s: 3 missing\n")

@@ -7,8 +7,8 @@ import pytest
 import prunekit as pk
 from prunekit.cli import main, search
 
-START = ["search", "start", "--model", "embedded/llama", "--seqlen", "32", "--nsamples", "4", "--search-windows", "8",
-         "--targets", "0.7", "2:4", "--preset", "random-distinct"]
+START = ["search", "start", "--model", "embedded/llama", "--seqlen", "32", "--nsamples", "4",
+         "--search-windows", "8", "--targets", "0.7", "2:4", "--preset", "random-distinct"]
 
 
 @pytest.fixture(scope="module")
@@ -26,9 +26,11 @@ def test_a_search_from_start_to_export(folder, capsys):
     for name in ("h.csv", "h.parquet", "best.json"):
         assert main(["search", "export", str(folder / "journal.jsonl"), str(folder / name)]) == 0
     table = pd.read_csv(folder / "h.csv")
-    assert table.equals(pd.read_csv(folder / "h.csv")) and len(table) == len(pd.read_parquet(folder / "h.parquet")) >= 9
+    assert table.equals(pd.read_csv(folder / "h.csv"))
+    assert len(table) == len(pd.read_parquet(folder / "h.parquet")) >= 9
     best = json.loads((folder / "best.json").read_text())
-    assert set(best) <= {"data", "left", "right", "meta"} and pk.Tree.from_json(best) == pk.replay(folder / "journal.jsonl").best.tree
+    assert set(best) <= {"data", "left", "right", "meta"}
+    assert pk.Tree.from_json(best) == pk.replay(folder / "journal.jsonl").best.tree
     assert pk.Tree.from_json(folder / "winner.json").size >= 1
 
 
@@ -59,7 +61,8 @@ def test_a_search_takes_its_options_from_a_file(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize("arguments, sentence", [
     (["start", "--model", "embedded/llama", "--output", "x", "--preset", "modem"], "did you mean 'modern'"),
-    (["start", "--model", "embedded/llama", "--output", "x", "--targets", "0.5", "5:4"], "--targets 5:4|pattern '5:4'"),
+    (["start", "--model", "embedded/llama", "--output", "x", "--targets", "0.5", "5:4"],
+     "--targets 5:4|pattern '5:4'"),
     (["start", "--model=embedded/llama", "--output=x", "--threads=0"], "--threads 0 must be at least 1"),
     (["start", "--model=embedded/llama", "--output=x", "--workers=2"], "kind 'serial' has no 2 workers"),
     (["resume", "nowhere.jsonl", "--budget", "0"], "--budget 0 must be at least 1"),

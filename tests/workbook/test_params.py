@@ -15,48 +15,55 @@ from tests.tiny_project import DATA, profile, write_notebook
 OWN = "params/tiny/03_baselines.yaml: "
 COMMON = "params/tiny/common.yaml: "
 MODELS = "an embedded model ('embedded/llama', 'embedded/opt'), an existing directory, or a hub id 'org/name'"
+N_OF_M = "'n:m' with 0 < n < m (n zeros in every m consecutive inputs, as in '2:4')."
 BAD = [
-    ("pattern: 2:4", OWN + 'pattern = 124 must be text (YAML reads an unquoted 2:4 as 124: quote it: "2:4").'),
-    ("patterns: [4:8]", OWN + 'patterns[0] = 248 must be text (YAML reads an unquoted 4:8 as 248: quote it: "4:8").'),
-    ("patterns: 2:4", OWN + 'patterns = 124 must be a list, each entry text (YAML reads an unquoted 2:4 as 124: quote it: '
-                            '"2:4").'),
-    ("patterns: unstructured", OWN + "patterns = 'unstructured' must be a list, each entry text (write it as a list: "
-                                     "[unstructured])."),
-    ('patterns: [unstructured]', OWN + "patterns[0] = 'unstructured' must be 'n:m' with 0 < n < m (n zeros in every m "
-                                       "consecutive inputs, as in '2:4')."),
-    ('pattern: "4:2"', OWN + "pattern = '4:2' must be 'unstructured' or 'n:m' with 0 < n < m (n zeros in every m "
-                             "consecutive inputs, as in '2:4')."),
-    ('pattern: "2:4"\nsparsity: 0.6', OWN + "sparsity = 0.6 does not go with pattern = '2:4', which removes exactly 0.5."),
-    ("sparsity: 1.0", OWN + "sparsity = 1.0 must be a share of zeros, at least 0 and below 1."),
-    ('sparsity: "0.5"', OWN + "sparsity = '0.5' must be a number (remove the quotes: 0.5)."),
-    ("sparsity: true", OWN + "sparsity = True must be a number."),
-    ("scale: 1e-4", OWN + "scale = '1e-4' must be a number (YAML reads 1e-4 as text: write 1.0e-4)."),
-    ("scale: 5e3", OWN + "scale = '5e3' must be a number (YAML reads 5e3 as text: write 5.0e+3)."),
-    ("scale: .inf", OWN + "scale = inf must be a number."),
-    ("scale: 0", OWN + "scale = 0.0 must be greater than 0."),
-    ("method: no", OWN + "method = False must be text (YAML reads an unquoted yes, no, on or off as true or false: quote it)."),
-    ("methods: []", OWN + "methods = [] is an empty list; it needs at least one entry."),
-    ("nsamples: 2.5", OWN + "nsamples = 2.5 must be a whole number."),
-    ("seed: 1e3", OWN + "seed = '1e3' must be a whole number (write 1000)."),
-    ('seed: "3"', OWN + "seed = '3' must be a whole number (remove the quotes: 3)."),
-    ("scale: inf", OWN + "scale = 'inf' must be a number."),
-    ("method: 0.5", OWN + 'method = 0.5 must be text (quote it: "0.5").'),
-    ("a: " + "{a: " * 10**5, OWN + "cannot be read: it is nested too deeply."),
-    ("nsamples: 0", OWN + "nsamples = 0 must be at least 1 (windows)."),
-    ("nsample: 3", OWN + "03_baselines has no parameter 'nsample' (did you mean 'nsamples'?)."),
-    ("fast: 1", OWN + "fast = 1 must be true or false."),
-    ("seed: -1", OWN + "seed = -1 must be a whole number from 0 to 4294967295."),
-    ("seed:", OWN + "seed = None must be a whole number (the line has a key but no value)."),
-    ("model: embedded/lama", OWN + "model = 'embedded/lama' is not an embedded model (did you mean 'embedded/llama'?)."),
-    ("model: ./nothing", OWN + f"model = './nothing' does not exist; allowed are {MODELS}."),
-    ("model: a/b/c", OWN + f"model = 'a/b/c' does not exist; allowed are {MODELS}."),
-    ('model: ""', OWN + f"model = '' names no model: give {MODELS}."),
-    ("corpus: wikitext", OWN + "corpus = 'wikitext' is neither a known corpus (embedded, wikitext2, c4, ptb) nor an existing "
-                               "file or folder."),
-    ("windows: no.safetensors", OWN + "windows = 'no.safetensors' does not exist: give the path of a file, or \"\" for none."),
-    ("a: [", OWN + "line 2: not readable as YAML: expected the node content, but found '<stream end>'."),
-    ("- 1", OWN + "must be lines of the form 'key: value'."),
-    ("seed: 1\nseed: 2", OWN + "line 1: not readable as YAML: the key 'seed' is given twice."),
+    ("pattern: 2:4", 'pattern = 124 must be text (YAML reads an unquoted 2:4 as 124: quote it: "2:4").'),
+    ("targets: [4:8]", 'targets[0] = 248 must be text (YAML reads an unquoted 4:8 as 248: quote it: "4:8").'),
+    ("targets: [0.5]", 'targets[0] = 0.5 must be text (quote it: "0.5").'),
+    ("targets: 2:4",
+     'targets = 124 must be a list, each entry text (YAML reads an unquoted 2:4 as 124: quote it: "2:4").'),
+    ("targets: unstructured",
+     "targets = 'unstructured' must be a list, each entry text (write it as a list: [unstructured])."),
+    ("targets: [unstructured]", "targets[0] = 'unstructured' must be a sparsity such as '0.6', or " + N_OF_M),
+    ('targets: ["1.0"]', "targets[0] = '1.0' must be a sparsity such as '0.6', or " + N_OF_M),
+    ("sparsities: [0.5]", """'sparsities' is now 'targets', as in targets: ["0.5", "2:4"]."""),
+    ('pattern: "4:2"', "pattern = '4:2' must be 'unstructured' or " + N_OF_M),
+    ('pattern: "2:4"\nsparsity: 0.6',
+     "sparsity = 0.6 does not go with pattern = '2:4', which removes exactly 0.5."),
+    ("sparsity: 1.0", "sparsity = 1.0 must be at least 0 and below 1 (share of zeros)."),
+    ('sparsity: "0.5"', "sparsity = '0.5' must be a number (remove the quotes: 0.5)."),
+    ("sparsity: true", "sparsity = True must be a number."),
+    ("scale: 1e-4", "scale = '1e-4' must be a number (YAML reads 1e-4 as text: write 1.0e-4)."),
+    ("scale: 5e3", "scale = '5e3' must be a number (YAML reads 5e3 as text: write 5.0e+3)."),
+    ("scale: .inf", "scale = inf must be a number."),
+    ("scale: 0", "scale = 0 must be greater than 0 (factor on gradients, as published)."),
+    ("method: no",
+     "method = False must be text (YAML reads an unquoted yes, no, on or off as true or false: quote it)."),
+    ("methods: []", "methods = [] is an empty list; it needs at least one entry."),
+    ("nsamples: 2.5", "nsamples = 2.5 must be a whole number."),
+    ("seed: 1e3", "seed = '1e3' must be a whole number (write 1000)."),
+    ('seed: "3"', "seed = '3' must be a whole number (remove the quotes: 3)."),
+    ("scale: inf", "scale = 'inf' must be a number."),
+    ("method: 0.5", 'method = 0.5 must be text (quote it: "0.5").'),
+    ("a: " + "{a: " * 10**5, "cannot be read: it is nested too deeply."),
+    ("nsamples: 0", "nsamples = 0 must be at least 1 (windows)."),
+    ("nsample: 3", "03_baselines has no parameter 'nsample' (did you mean 'nsamples'?)."),
+    ("fast: 1", "fast = 1 must be true or false."),
+    ("seed: -1", "seed = -1 must be at least 0 and below 4294967296."),
+    ("seed:", "seed = None must be a whole number (the line has a key but no value)."),
+    ("model: embedded/lama",
+     "model = 'embedded/lama' is not an embedded model (did you mean 'embedded/llama'?)."),
+    ("model: ./nothing", f"model = './nothing' does not exist; allowed are {MODELS}."),
+    ("model: a/b/c", f"model = 'a/b/c' does not exist; allowed are {MODELS}."),
+    ('model: ""', f"model = '' names no model: give {MODELS}."),
+    ("corpus: wikitext",
+     ("corpus = 'wikitext' is neither a known corpus (embedded, wikitext2, c4, ptb) nor an existing file or "
+     "folder.")),
+    ("windows: no.safetensors",
+     "windows = 'no.safetensors' does not exist: give the path of a file, or \"\" for none."),
+    ("a: [", "line 2: not readable as YAML: expected the node content, but found '<stream end>'."),
+    ("- 1", "must be lines of the form 'key: value'."),
+    ("seed: 1\nseed: 2", "line 1: not readable as YAML: the key 'seed' is given twice."),
 ]
 
 
@@ -69,7 +76,7 @@ def refusal(root, **files: str) -> str:
 
 @pytest.mark.parametrize(("text", "sentence"), BAD, ids=[text[:40] for text, _ in BAD])
 def test_a_bad_parameter_gets_one_sentence(home, text, sentence):
-    assert refusal(home, **{"03_baselines": text + "\n"}) == sentence
+    assert refusal(home, **{"03_baselines": text + "\n"}) == OWN + sentence
 
 
 @pytest.mark.parametrize("method", ["wnada", "mul(W, Y)"])
@@ -81,12 +88,17 @@ def test_an_unknown_method_names_its_place_and_the_nearest(home, method):
 
 @pytest.mark.parametrize(("files", "sentence"), [
     ({"common": "seqln: 3\n"}, COMMON + "no notebook has a parameter 'seqln' (did you mean 'seqlen'?)."),
-    ({"common": "profile: other\n"}, COMMON + "profile = 'other' must be 'tiny', the name of the file's folder."),
-    ({"01_data": "method: wanda\n"}, ("params/tiny/01_data.yaml: 01_data has no parameter 'method' (known: profile, rows, "
-                                     "seqlen, seed).")),
-    ({"04_nothing": "seed: 1\n"}, "params/tiny/04_nothing.yaml: no notebook reads this file (known: 01_data, 03_baselines)."),
-    ({"03_baselines": "seqlen: 16\n"}, ("params/tiny: seqlen = 16 in 03_baselines but 8 in 01_data, which it reads from: set "
-                                       "seqlen once, in params/tiny/common.yaml.")),
+    ({"common": "regimes: [0.5]\n"},
+     COMMON + """'regimes' is now 'test_targets', as in test_targets: ["0.5", "2:4"]."""),
+    ({"common": "profile: other\n"},
+     COMMON + "profile = 'other' must be 'tiny', the name of the file's folder."),
+    ({"01_data": "method: wanda\n"},
+     "params/tiny/01_data.yaml: 01_data has no parameter 'method' (known: profile, rows, seqlen, seed)."),
+    ({"04_nothing": "seed: 1\n"},
+     "params/tiny/04_nothing.yaml: no notebook reads this file (known: 01_data, 03_baselines)."),
+    ({"03_baselines": "seqlen: 16\n"},
+     ("params/tiny: seqlen = 16 in 03_baselines but 8 in 01_data, which it reads from: set seqlen once, in "
+     "params/tiny/common.yaml.")),
 ])
 def test_profiles_hold_only_what_a_notebook_knows(home, files, sentence):
     assert refusal(home, **files) == sentence
@@ -94,10 +106,11 @@ def test_profiles_hold_only_what_a_notebook_knows(home, files, sentence):
 
 @pytest.mark.parametrize(("overrides", "sentence"), [
     ({"seqln": "3"}, "--set seqln=3: no notebook has a parameter 'seqln' (did you mean 'seqlen'?)."),
+    ({"patterns": "2:4"},
+     """--set patterns=2:4: 'patterns' is now 'targets', as in targets: ["0.5", "2:4"]."""),
     ({"seqlen": "many"}, "--set seqlen=many: seqlen = 'many' must be a whole number."),
     ({"seed": "1e3"}, "--set seed=1e3: seed = '1e3' must be a whole number (write 1000)."),
-    ({"pattern": "2:3:4"}, ("--set pattern=2:3:4: pattern = '2:3:4' must be 'unstructured' or 'n:m' with 0 < n < m (n zeros in "
-                           "every m consecutive inputs, as in '2:4').")),
+    ({"pattern": "2:3:4"}, "--set pattern=2:3:4: pattern = '2:3:4' must be 'unstructured' or " + N_OF_M),
 ])
 def test_overrides_are_checked_alike(home, overrides, sentence):
     with pytest.raises(UsageError) as caught:
@@ -107,9 +120,10 @@ def test_overrides_are_checked_alike(home, overrides, sentence):
 
 def test_overrides_mean_what_they_say_without_yaml(home, tmp_path):
     (tmp_path / "text.txt").write_text("words")
-    overrides = {"patterns": "2:4,4:8", "methods": "mul(W, sqrt(X))", "scale": "1e-4", "fast": "false", "corpus": "text.txt"}
+    overrides = {"targets": "0.5,2:4", "methods": "mul(W, sqrt(X))", "scale": "1e-4", "fast": "false",
+                 "corpus": "text.txt"}
     values = params.resolve_profile("tiny", overrides)["03_baselines"]
-    assert values["patterns"] == ["2:4", "4:8"] and values["methods"] == ["mul(W, sqrt(X))"]
+    assert values["targets"] == ["0.5", "2:4"] and values["methods"] == ["mul(W, sqrt(X))"]
     assert values["scale"] == 1e-4 and values["fast"] is False
     assert values["corpus"] == str(tmp_path / "text.txt")  # absolute: the notebook runs elsewhere
 
@@ -128,7 +142,8 @@ def test_the_parameters_cell_is_read_without_running_it(home):
     assert declared["rows"].comment == "rows of the table; made up"
 
 
-@pytest.mark.parametrize("line", ["rows = 4", "rows: int = 2 + 2", "rows: set = {1}", "import os", "rows: int", "rows: int = ("])
+@pytest.mark.parametrize("line", [
+    "rows = 4", "rows: int = 2 + 2", "rows: set = {1}", "import os", "rows: int", "rows: int = ("])
 def test_only_annotated_literals_are_parameters(home, line):
     write_notebook(home / "notebooks" / "01_data.ipynb", [("parameters", DATA + line + "\n")])
     with pytest.raises(UsageError, match="notebooks/01_data.ipynb: the parameters cell may hold only lines"):

@@ -256,3 +256,23 @@ def _mcnemar_floor(n: int, power: float = 0.8) -> float:
     probability."""
     fewest = math.ceil(1 - math.log2(LEVEL))  # 2 / 2^6 < 0.05
     return float(stats.beta.ppf(power, fewest, n - fewest + 1)) if n >= fewest else math.inf
+
+
+def compare_means(pairs: Mapping[Any, tuple[pd.DataFrame, pd.DataFrame]], metric: str = "acc"
+                  ) -> pd.DataFrame:
+    """The mean over tasks of `compare_documents` for every pair, as `compare_many` does for perplexities.
+
+    A row per pair: name, and the columns of `compare_documents` without task; p_holm, holm_low, holm_high and
+    verdict are corrected over the pairs. Raises UsageError as `compare_documents` does.
+    """
+    import pandas as pd
+
+    def mean(pair: tuple[pd.DataFrame, pd.DataFrame], level: float = LEVEL) -> pd.Series:
+        return compare_documents(*pair, metric, level=level).iloc[-1].drop("task")
+
+    frame = pd.DataFrame([{"name": name, **mean(pair)} for name, pair in pairs.items()])
+    frame["p_holm"] = holm(frame["p"])
+    corrected = [mean(*at) for at in zip(pairs.values(), holm_levels(frame["p"]), strict=True)]
+    frame[["holm_low", "holm_high"]] = [(row["low"], row["high"]) for row in corrected]
+    frame["verdict"] = [verdict(row.p_holm, row.difference) for row in frame.itertuples()]
+    return frame

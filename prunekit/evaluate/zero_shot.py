@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from prunekit.errors import UsageError
 from prunekit.evaluate.harness import load_tasks, quiet, with_fewshot
-from prunekit.evaluate.intervals import Mean, pooled, wilson
+from prunekit.evaluate.intervals import Mean, detectable, mean_of, pooled, wilson
 from prunekit.models import in_eval_mode
 
 if TYPE_CHECKING:
@@ -151,3 +151,57 @@ def _chance(config: Mapping[str, Any], metric: str, samples: list[dict[str, Any]
     # every choice is also scored without its question
     twice = 2 if "acc_mutual_info" in samples[0]["metrics"] else 1
     return float(sum(twice / len(sample["arguments"]) for sample in samples) / len(samples))
+
+
+# --- question by question -----------------------------------------------------------------------------------
+
+
+def first_questions(tasks: Mapping[str, Any]) -> pd.DataFrame:
+    """What tasks of `harness.load_tasks` ask: a row for each, with its first document.
+
+    Columns: task, scored by, documents, question (its end), choices, answer (the place of the right choice, or
+    the text).
+    """
+    import pandas as pd
+
+    rows = []
+    for name, task in tasks.items():
+        first = next(iter(task.eval_docs))
+        choices = task.doc_to_choice(first) if task.OUTPUT_TYPE == "multiple_choice" else []
+        rows.append({"task": name, "scored by": task.OUTPUT_TYPE.replace("_", " "),
+                     "documents": len(task.eval_docs), "question": f"… {str(task.doc_to_text(first))[-90:]}",
+                     "choices": " / ".join(map(str, choices)), "answer": str(task.doc_to_target(first))})
+    return pd.DataFrame(rows)
+
+
+def log_probabilities(model: nn.Module, tokenizer: Any, question: str, choices: Sequence[str]) -> list[float]:
+    """ln p(choice | question) of each choice, summed over its tokens, in nats: as lm-eval computes it."""
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+
+    with quiet(progress=False):
+        wrapped = HFLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=len(choices))
+        requests = [Instance("loglikelihood", {}, (question, choice), i) for i, choice in enumerate(choices)]
+        return [total for total, _ in wrapped.loglikelihood(requests, disable_tqdm=True)]
+
+
+def by_limit(documents: pd.DataFrame, metric: str = "acc",
+             limits: Sequence[int] = (25, 50, 100, 200, 500, 2000)) -> pd.DataFrame:
+    """The mean over tasks as it would be known if only the first documents of each task had been asked.
+
+    documents: one model's, as `zero_shot(…, return_documents=True)` gives them. A row per limit, and one for
+    all: documents (the limit), value, low, high (95 %), detectable (the smallest true difference that is found
+    with probability 0.8 between two models that were asked so many documents each, but not the same ones).
+    """
+    import pandas as pd
+
+    graded = documents[documents["metric"] == metric]
+    number = graded["document"].str.partition(":")[0].astype(int)
+    rows = []
+    for limit in [*(n for n in limits if n <= number.max()), number.max() + 1]:
+        asked = graded[number < limit].groupby("task")["value"]
+        mean = pooled([mean_of(values.to_numpy(), running=False) for _, values in asked])
+        low, high = mean.interval()
+        rows.append({"documents": limit, "value": mean.value, "low": low, "high": high,
+                     "detectable": detectable(math.sqrt(2) * mean.error)})
+    return pd.DataFrame(rows)

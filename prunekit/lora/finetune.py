@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -227,3 +228,15 @@ def _digest(tensors: Any) -> str:
     for tensor in tensors:
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+# --- in a table -------------------------------------------------------------------------------------------------
+
+
+def recovery(dense: Perplexity, pruned: Perplexity, tuned: Perplexity) -> dict[str, float]:
+    """`recovered` as columns of a result, all intervals of 95 %: tuned, tuned_low, tuned_high (perplexity after
+    fine-tuning), recovered, recovered_low, recovered_high (NaN where nothing was lost).
+    """
+    share = recovered(dense, pruned, tuned) if pruned.value != dense.value else (math.nan,) * 3
+    names = ("tuned", "tuned_low", "tuned_high", "recovered", "recovered_low", "recovered_high")
+    return dict(zip(names, (tuned.value, *tuned.interval, *share), strict=True))

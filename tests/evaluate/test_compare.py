@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 import prunekit as pk
-from prunekit.evaluate.compare import _interval, _mcnemar
+from prunekit.evaluate.compare import _interval, _mcnemar, compare_means
 from prunekit.evaluate.perplexity import Perplexity
 
 RNG = np.random.default_rng
@@ -228,3 +228,22 @@ def test_shares_say_what_more_of_which_would_help():
 def test_one_seed_is_no_source():
     with pytest.raises(pk.UsageError, match=r"shape \(1, 8\)"):
         pk.sources(np.zeros((1, 8)))
+
+
+# ------------------------------------------------------------ means of several pairs
+
+def test_means_of_several_pairs_are_corrected():
+    """Each row is the mean that `compare_documents` finds, but corrected for the number of pairs."""
+    base, *others = (documents(a=RNG(i).random(200) < right, b=RNG(10 + i).random(200) < right)
+                     for i, right in enumerate((0.5, 0.58, 0.58, 0.58)))
+    pairs = {("model", i): (other, base) for i, other in enumerate(others)}
+    frame = compare_means(pairs)
+    assert frame["name"].tolist() == list(pairs) and "task" not in frame
+    alone = pd.DataFrame([pk.compare_documents(*pair).iloc[-1] for pair in pairs.values()])
+    for column in ("n", "first", "second", "difference", "low", "high", "p", "detectable"):
+        assert frame[column].tolist() == alone[column].tolist()
+    np.testing.assert_allclose(frame["p_holm"], pk.holm(alone["p"]))
+    excluded = (frame["holm_low"] > 0) | (frame["holm_high"] < 0)
+    assert (excluded == (frame["p_holm"] < 0.05)).all() and set(excluded) == {True, False}
+    assert frame["verdict"].ne("indistinguishable").tolist() == excluded.tolist()
+    assert (alone["p"] < 0.05).sum() > excluded.sum()  # alone, one more would be

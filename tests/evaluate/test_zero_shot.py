@@ -19,7 +19,7 @@ import prunekit.hub
 from prunekit.cli import main
 from prunekit.embedded import tasks
 from prunekit.evaluate import harness
-from prunekit.evaluate.zero_shot import default_tasks
+from prunekit.evaluate.zero_shot import by_limit, default_tasks, first_questions, log_probabilities
 
 RTE = [{"sentence1": f"The {a} is in the box.", "sentence2": f"There is a {b}.", "label": int(a != b),
         "idx": i}
@@ -327,3 +327,29 @@ def test_what_a_model_is_asked_if_nothing_is_said():
     assert default_tasks("some/model") == ["boolq", "rte", "hellaswag", "winogrande", "arc_easy",
                                            "arc_challenge", "openbookqa"]
     assert set(default_tasks("some/model")) <= set(harness._manager(False, None).task_index)
+
+
+# ------------------------------------------------------------ question by question
+
+def test_the_first_questions_and_what_their_choices_score(llama):
+    loaded = harness.load_tasks(["embedded_rare", "embedded_recall"])
+    frame = first_questions(loaded).set_index("task")
+    first = next(iter(tasks.documents("rare", 1)))
+    assert frame.loc["embedded_rare", "choices"] == " / ".join(first["choices"])
+    assert frame.loc["embedded_rare", "answer"] == str(first["gold"])
+    assert first["query"].endswith(frame.loc["embedded_rare", "question"].removeprefix("… "))
+    assert frame.loc["embedded_recall", ["scored by", "choices"]].tolist() == ["generate until", ""]
+    assert frame["documents"].tolist() == [len(task.eval_docs) for task in loaded.values()]
+    by_hand = [score(*llama, first["query"], choice) for choice in first["choices"]]
+    assert log_probabilities(*llama, first["query"], first["choices"]) == pytest.approx(by_hand, rel=1e-4)
+
+
+def test_a_limit_is_what_the_first_documents_say(llama):
+    names = ["embedded_ending", "embedded_rare"]
+    frame, found = pk.zero_shot(*llama, names, limit=12, return_documents=True, progress=False)
+    few, all_of_them = by_limit(found, "acc", limits=(5, 12, 500)).itertuples(index=False)
+    assert (few.documents, all_of_them.documents) == (5, 12)
+    for row, asked in ((few, pk.zero_shot(*llama, names, limit=5, progress=False)), (all_of_them, frame)):
+        mean = pk.mean_over(asked[asked["metric"] == "acc"])
+        assert (row.value, row.low, row.high) == pytest.approx((mean["value"], mean["low"], mean["high"]))
+        assert row.detectable == pytest.approx(pk.detectable(2 ** 0.5 * mean["stderr"]))

@@ -475,6 +475,14 @@ def test_the_recovered_share_by_hand():
         pk.recovered(of(0), of(0.3), Perplexity(dense[:40]))
 
 
+def test_where_nothing_is_lost_no_share_comes_back():
+    dense, pruned, tuned = (Perplexity(np.arange(8) / 8 + shift) for shift in (0, 0.3, 0.1))
+    row = finetune.recovery(dense, pruned, tuned)
+    assert (row["recovered"], row["recovered_low"], row["recovered_high"]) == pk.recovered(dense, pruned, tuned)
+    assert (row["tuned"], row["tuned_low"], row["tuned_high"]) == (tuned.value, *tuned.interval)
+    assert math.isnan(finetune.recovery(dense, dense, tuned)["recovered"])
+
+
 def test_the_recovered_shares_interval_is_scipys_bootstraps():
     def share(*nll, axis):
         d, p, t = (np.exp(values.mean(axis)) for values in nll)

@@ -9,7 +9,8 @@ import pytest
 from tests.tiny_project import BASELINES, DATA, profile, write_notebook
 
 os.environ.setdefault("TQDM_DISABLE", "1")
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # models this small gain nothing from threads, and sums depend on their number
+# Models this small gain nothing from threads, and sums depend on their number.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 GOLDEN = Path(__file__).parent / "golden"
 
 

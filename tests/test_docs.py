@@ -48,7 +48,8 @@ def test_commands_that_are_named_exist():
 
 def test_python_blocks_use_public_names():
     nodes = [node for block in blocks("python") for node in ast.walk(ast.parse(block))]
-    found = {node.attr for node in nodes if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "pk"}
+    found = {node.attr for node in nodes
+             if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "pk"}
     assert len(found) > 10 and found <= set(prunekit.__all__)
     named = {name for text in TEXTS.values() for name in re.findall(r"`pk\.(\w+)", text)}
     assert len(named) > 5 and named <= set(prunekit.__all__)

@@ -34,7 +34,8 @@ def run(args: argparse.Namespace) -> int:
     overrides = dict(params.parse_override(text) for text in args.set)
     if args.workers < 1:
         raise UsageError(f"--workers {args.workers}: give 1 or more.")
-    records = schedule.run_profile(args.profile, args.topics, overrides, force=args.force, workers=args.workers)
+    records = schedule.run_profile(
+        args.profile, args.topics, overrides, force=args.force, workers=args.workers)
     check_folder(project.report_folder(args.profile))
     broken = 0
     for record in records:

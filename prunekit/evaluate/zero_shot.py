@@ -159,8 +159,8 @@ def _chance(config: Mapping[str, Any], metric: str, samples: list[dict[str, Any]
 def first_questions(tasks: Mapping[str, Any]) -> pd.DataFrame:
     """What tasks of `harness.load_tasks` ask: a row for each, with its first document.
 
-    Columns: task, scored by, documents, question (its end), choices, answer (the place of the right choice, or
-    the text).
+    Columns: task, scored by, documents, question (its end), choices, answer (the right choice's place, or the
+    text).
     """
     import pandas as pd
 
@@ -190,8 +190,8 @@ def by_limit(documents: pd.DataFrame, metric: str = "acc",
     """The mean over tasks as it would be known if only the first documents of each task had been asked.
 
     documents: one model's, as `zero_shot(…, return_documents=True)` gives them. A row per limit, and one for
-    all: documents (the limit), value, low, high (95 %), detectable (the smallest true difference that is found
-    with probability 0.8 between two models that were asked so many documents each, but not the same ones).
+    all: documents (the limit), value, low, high (95 %), detectable (the smallest true difference found with
+    probability 0.8 between two models that were asked so many documents each, but not the same ones).
     """
     import pandas as pd
 

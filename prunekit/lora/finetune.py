@@ -230,7 +230,7 @@ def _digest(tensors: Any) -> str:
     return digest.hexdigest()[:16]
 
 
-# --- in a table -------------------------------------------------------------------------------------------------
+# --- in a table ---------------------------------------------------------------------------------------------
 
 
 def recovery(dense: Perplexity, pruned: Perplexity, tuned: Perplexity) -> dict[str, float]:

@@ -478,7 +478,8 @@ def test_the_recovered_share_by_hand():
 def test_where_nothing_is_lost_no_share_comes_back():
     dense, pruned, tuned = (Perplexity(np.arange(8) / 8 + shift) for shift in (0, 0.3, 0.1))
     row = finetune.recovery(dense, pruned, tuned)
-    assert (row["recovered"], row["recovered_low"], row["recovered_high"]) == pk.recovered(dense, pruned, tuned)
+    share = row["recovered"], row["recovered_low"], row["recovered_high"]
+    assert share == pk.recovered(dense, pruned, tuned)
     assert (row["tuned"], row["tuned_low"], row["tuned_high"]) == (tuned.value, *tuned.interval)
     assert math.isnan(finetune.recovery(dense, dense, tuned)["recovered"])
 
@@ -505,11 +506,14 @@ def test_the_recovered_shares_interval_is_scipys_bootstraps():
     (lambda: LoraOptions(seed=-1), "seed = -1 must be at least 0 and below 4294967296."),
     (lambda: LoraOptions(dropout=1.0), "dropout = 1.0 must be at least 0 and below 1 (share, on the input"),
     (lambda: LoraOptions(validation=math.nan), "validation = nan must be a number."),
-    (lambda: LoraOptions(learning_rate=0), "learning_rate = 0 must be greater than 0 (at the first step, then linearly to 0)."),
+    (lambda: LoraOptions(learning_rate=0),
+     "learning_rate = 0 must be greater than 0 (at the first step, then linearly to 0)."),
     (lambda: LoraOptions(learning_rate=math.inf), "learning_rate = inf must be a number."),
     (lambda: LoraOptions(epochs=None), "epochs = None must be a number."),
-    (lambda: LoraOptions(target_modules=()), "target_modules = () is an empty list; it needs at least one entry."),
-    (lambda: LoraOptions(target_modules="q_proj"), "target_modules = 'q_proj' must be a list, each entry text."),
+    (lambda: LoraOptions(target_modules=()),
+     "target_modules = () is an empty list; it needs at least one entry."),
+    (lambda: LoraOptions(target_modules="q_proj"),
+     "target_modules = 'q_proj' must be a list, each entry text."),
     (lambda: pk.finetune_lora(pruned(), windows(4, 8), replace(FAST, rank=10**6)),
      "rank = 1000000 is more than that of the layers, at most 32; give less."),
     (lambda: pk.finetune_lora(pruned(), windows(4, 8), replace(FAST, learning_rate=1e38), progress=False),

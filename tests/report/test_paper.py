@@ -25,7 +25,8 @@ TABLE = pd.DataFrame({"a_b": ["[1]", "x & y", "100 %"], "score": [0.5, 1.25, 3.0
 def runs(home):
     """A finished run of 01 and one of 03, with a figure, a table and a table that is long."""
     for topic, rows in (("01_data", 1), ("03_baselines", 20)):
-        values = {"profile": "tiny", "method": "wanda", "methods": ["wanda"], "sparsity": 0.5, "pattern": "unstructured",
+        values = {"profile": "tiny", "method": "wanda", "methods": ["wanda"], "sparsity": 0.5,
+                  "pattern": "unstructured",
                   "targets": ["2:4"], "scale": 1.0, "nsamples": 2, "fast": True, "model": "embedded/llama",
                   "corpus": "embedded", "windows": "", "rows": 4, "seqlen": 8, "seed": 0}
         run = pk.start_run(topic, values)

@@ -38,8 +38,8 @@ class Measured:
         return {"method": meta["method"], "metric": "perplexity", "sparsity": self.report.target,
                 "pattern": meta["pattern"], "ppl": self.perplexity.value, "low": low, "high": high,
                 "reached": self.report.sparsity, "n": len(self.perplexity.nll),
-                "calibration_windows": meta["n"], "tree": meta["tree"], "group": meta["group"], "update": meta["update"],
-                "seconds": meta["seconds"]}
+                "calibration_windows": meta["n"], "tree": meta["tree"], "group": meta["group"],
+                "update": meta["update"], "seconds": meta["seconds"]}
 
 
 def prune_and_measure(model: nn.Module, calibration: Tensor, test: Tensor,

@@ -234,8 +234,8 @@ def _digest(tensors: Any) -> str:
 
 
 def recovery(dense: Perplexity, pruned: Perplexity, tuned: Perplexity) -> dict[str, float]:
-    """`recovered` as columns of a result, all intervals of 95 %: tuned, tuned_low, tuned_high (perplexity after
-    fine-tuning), recovered, recovered_low, recovered_high (NaN where nothing was lost).
+    """`recovered` as columns of a result, all intervals of 95 %: tuned, tuned_low, tuned_high (perplexity
+    after fine-tuning), recovered, recovered_low, recovered_high (NaN where nothing was lost).
     """
     share = recovered(dense, pruned, tuned) if pruned.value != dense.value else (math.nan,) * 3
     names = ("tuned", "tuned_low", "tuned_high", "recovered", "recovered_low", "recovered_high")

@@ -80,9 +80,6 @@ def locate(source: str | Path) -> str:
         if not (path / "config.json").is_file():
             raise UsageError(f"model '{name}' is a directory without config.json; give a Hugging Face model "
                              "directory.")
-        if (path / "adapter_config.json").is_file():  # transformers would add them to the weights in silence
-            raise UsageError(f"model '{name}' is a directory that holds adapters beside the model; move "
-                             "them to one of their own, for load_lora.")
         return str(path)
     if path.exists() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith("."):
         raise UsageError(f"model '{name}' is not a directory; give embedded/llama, embedded/opt, a Hugging "

@@ -70,7 +70,7 @@ def test_a_small_p_is_no_zero():
 
 def test_menus_draw_again_or_say_how_to_do_without(monkeypatch):
     def look(metric):
-        return figures.forest(pd.DataFrame({"metric": [metric], "tree": [metric]}))
+        return figures.lines(pd.DataFrame({"x": [0, 1], "y": [1, 2], "by": metric}), "x", "y", "by", "x", "y")
 
     monkeypatch.setitem(sys.modules, "ipywidgets", None)
     assert "look(metric='W')" in pk.choose_from(look, metric=["W", "G"]).text

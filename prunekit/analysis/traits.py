@@ -7,7 +7,6 @@ What follows from them is counted in `prunekit.analysis.findings`.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
 
@@ -15,7 +14,6 @@ import numpy as np
 import pandas as pd
 
 from prunekit.errors import UsageError
-from prunekit.evaluate.intervals import wilson
 from prunekit.metric.primitives import TERMINALS, symbols
 from prunekit.metric.rank import canonical
 from prunekit.metric.syntax import fold
@@ -130,28 +128,6 @@ def exponents(tree: Tree) -> tuple[float, float, float] | None:
     if powers is None or not powers.any():
         return None
     return tuple(float(power) for power in powers / np.abs(powers).sum())
-
-
-def over_time(frame: pd.DataFrame, names: Iterable[str] = TERMINALS, parts: int = 10) -> pd.DataFrame:
-    """Share of the distinct metrics that contain each symbol or pair, by part of the search (1 to `parts`).
-
-    Columns: journal, name, part, share, low, high (Wilson's 95 % interval, as if metrics were independent),
-    n.
-    """
-    part = np.ceil(frame["position"].to_numpy(dtype=float) * parts).clip(1, parts).astype(int)
-    rows = []
-    for name in names:
-        present = contains(frame, name)
-        for (journal, number), has in present.groupby([frame["journal"], part]):
-            rows.append((journal, name, number, has.mean(), *wilson(has.sum(), len(has)), len(has)))
-    return pd.DataFrame(rows, columns=["journal", "name", "part", "share", "low", "high", "n"])
-
-
-def contains(frame: pd.DataFrame, name: str) -> pd.Series:
-    """Whether each metric contains a symbol (`sqrt`) or a pair (`sqrt>G`)."""
-    if ">" in name:
-        return frame["pairs"].map(lambda text: name in text.split()).astype(bool)
-    return frame[name] > 0
 
 
 def counted(frame: pd.DataFrame) -> list[str]:

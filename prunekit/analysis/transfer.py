@@ -126,25 +126,6 @@ def _measured(bench: Bench, masks: Sequence[Tensor], windows: Tensor) -> np.ndar
     return bench.measure(windows)
 
 
-def distances(frame: pd.DataFrame, bench: Bench, targets: Trees, target: float | str = 0.5) -> pd.DataFrame:
-    """How far the search was from known metrics, metric by metric, on the smallest layer.
-
-    frame: as from `traits`. Columns: journal, i, evaluated, fitness, target, distance (share of the layer's
-    weights on which the two masks differ; two random masks at sparsity s: 2 s (1 - s)). A metric that is
-    invalid on that layer has none.
-    """
-    index = min(range(len(bench.layers)), key=lambda i: bench.dense[i].numel())
-    wanted = {name: _keep(bench, tree, index, target) for name, tree in targets.items()}
-    rows = []
-    for row in frame.itertuples():
-        S = bench.scores(Tree.parse(row.key), index)
-        if defect(S):
-            continue
-        keep, of = keep_mask(S, *Target.parse(target)), (row.journal, row.i, row.evaluated, row.fitness)
-        rows += [(*of, name, float((keep != other).float().mean())) for name, other in wanted.items()]
-    return pd.DataFrame(rows, columns=["journal", "i", "evaluated", "fitness", "target", "distance"])
-
-
 # Transfer ---------------------------------------------------------------------------------------------------
 
 

@@ -6,7 +6,6 @@ from prunekit.figures.curves import (
     accuracy_panels,
     lines,
     log_curves,
-    panels,
     perplexity_curves,
     rank_frequency,
     tails,
@@ -14,10 +13,10 @@ from prunekit.figures.curves import (
 from prunekit.figures.dots import findings, intervals, recovery, seen_and_unseen
 from prunekit.figures.maps import corners, matrices, simplex, table_map
 from prunekit.figures.style import COLOURS, DASHES, MARKERS, STYLE
-from prunekit.figures.trees import anatomy, family_tree, forest, pareto
+from prunekit.figures.trees import anatomy, family_tree, pareto
 
 __all__ = [
     "COLOURS", "DASHES", "MARKERS", "STYLE", "accuracy_panels", "anatomy", "corners", "family_tree",
-    "findings", "forest", "intervals", "lines", "log_curves", "matrices", "panels", "pareto",
+    "findings", "intervals", "lines", "log_curves", "matrices", "pareto",
     "perplexity_curves", "rank_frequency", "recovery", "seen_and_unseen", "simplex", "table_map", "tails",
 ]

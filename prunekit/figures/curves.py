@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import PercentFormatter
 
 from prunekit.figures import style
 
@@ -42,19 +42,6 @@ def perplexity_curves(frame: pd.DataFrame, dense: float | None = None) -> Figure
     ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     ax.set(xlabel=_SPARSITY, ylabel="perplexity (log scale)")
     ax.legend(loc="upper left")
-    return made
-
-
-@style.figure
-def panels(frame: pd.DataFrame, x: str, y: str, by: str, xlabel: str, ylabel: str) -> Figure:
-    """y against x with its band (columns low, high), one small panel per value of `by`, on the same axes."""
-    groups = dict(list(frame.groupby(by, sort=False)))
-    made, axes = style.panes(list(groups), 3, style.WIDE, 1.5, 0.7)
-    for ax, rows in zip(axes.flat, groups.values(), strict=False):
-        style.line(ax, rows, x, y)
-        ax.xaxis.set_major_locator(MaxNLocator(integer=(frame[x] % 1 == 0).all()))
-    made.supxlabel(xlabel, fontsize=9)
-    made.supylabel(ylabel, fontsize=9)
     return made
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 from textwrap import wrap
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -82,22 +81,6 @@ def _numbered(ax: Any, x: pd.Series, y: pd.Series, label: str) -> None:
     ax.plot(x, y, "o", color=style.COLOURS[0], markersize=10, label=label, zorder=3)
     for place, at in enumerate(zip(x, y, strict=True), 1):
         ax.text(*at, str(place), color="white", fontsize=7, ha="center", va="center_baseline", zorder=4)
-
-
-@style.figure
-def forest(frame: pd.DataFrame) -> Figure:
-    """Metrics as trees, side by side: columns metric, tree."""
-    trees = [Tree.parse(text) for text in frame["tree"]]
-    columns = min(3, len(trees))
-    depths = [max(tree.depth for tree in trees[at:at + columns]) for at in range(0, len(trees), columns)]
-    heights = [0.6 + 0.27 * depth for depth in depths]
-    made, axes = style.new(columns, len(depths), width=style.WIDE, height=sum(heights), height_ratios=heights)
-    for ax in axes.flat:
-        ax.set_axis_off()
-    for ax, depth, name, tree in zip(axes.flat, np.repeat(depths, columns), frame["metric"], trees):
-        tree.draw(ax, fontsize=7.5)
-        ax.set(ylim=(-depth - 0.6, 0.6), title=name)
-    return made
 
 
 @style.figure

@@ -69,14 +69,6 @@ def test_flips_add_up_to_the_other_metric(evaluator):
     assert not nothing["disputed"].any() and not nothing["change"].any()
 
 
-def test_distances_along_a_search(evaluator):
-    frame = pd.DataFrame({"journal": "j", "i": range(4), "evaluated": range(1, 5), "fitness": 0.0,
-                          "key": ["W", "mul(W, sqrt(X))", "neg(W)", "div(W, sub(G, G))"]})
-    targets = {"magnitude": TREES["magnitude"]}
-    found = transfer.distances(frame, evaluator.benches[0], targets).set_index("i")["distance"]
-    assert found[0] == 0 and 0 < found[1] < 0.5 and found[2] > 0.9 and 3 not in found
-
-
 def test_transfer_is_the_evaluators_loss_and_invalid_metrics_have_none(evaluator):
     windows = evaluator.benches[0].search
     settings = {"home": (evaluator, windows), "2:4": lambda: (evaluator.on(targets=["2:4"]), windows)}

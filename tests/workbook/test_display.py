@@ -39,7 +39,6 @@ DRAWN = {
     "matrices": lambda: figures.matrices({"$G$": torch.randn(60, 70), "keep": torch.randn(60, 70) > 0}),
     "tails": lambda: figures.tails({"q": RNG.lognormal(size=90_000), "k": RNG.lognormal(size=500)}, "G"),
     "tails of float32": lambda: figures.tails({"q": RNG.lognormal(size=9_000).astype(np.float32)}, "G"),
-    "panels": lambda: figures.panels(interval(POINTS, "y"), "x", "y", "by", "x", "y"),
     "an empty table": lambda: figures.pareto(pd.DataFrame(columns=["size", "fitness", "front", "formula"])),
     "table_map": lambda: figures.table_map(pd.DataFrame([[0.1, np.nan], [1 / 3, 2]], index=["a", "b"],
                                                         columns=[0.5, 0.7]), "u"),
@@ -59,7 +58,6 @@ DRAWN = {
     "seen_and_unseen": lambda: figures.seen_and_unseen(interval(pd.DataFrame(
         {"metric": ["W", "G"], "search": [0.1, 0.2], "other": [1 / 3, 0.3], "chosen": [True, False]}),
         "other")),
-    "forest": lambda: figures.forest(pd.DataFrame({"metric": ["a", "b"], "tree": ["W", "mul(W, sqrt(X))"]})),
     "anatomy": lambda: figures.anatomy(pd.DataFrame({"row": [0, 0, 1, 1], "column": [0, 1, 0, 1],
                                                      "score": RNG.normal(size=4),
                                                      "kept": [True, False, False, True]}), "mul(W, sqrt(X))"),

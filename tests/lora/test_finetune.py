@@ -567,7 +567,7 @@ def test_the_command_before_after_and_merged(plain, tmp_path, capsys):
     assert main(tuning) == 2 and "holds adapters already: give a new directory." in capsys.readouterr().err
     (tmp_path / "adapter/config.json").write_text("{}")
     assert main(["evaluate", f"--model={tmp_path}/adapter", *given]) == 2
-    assert "is a directory that holds adapters beside the model" in capsys.readouterr().err
+    assert "holds an adapter beside its weights" in capsys.readouterr().err
 
 
 def test_the_command_refuses_before_it_loads(capsys):

@@ -192,18 +192,19 @@ def load_config(source: str | Path, *, cache_dir: str | None = None) -> Any:
     where = {"path_or_repo_id": path, "cache_dir": cache_dir, "_raise_exceptions_for_missing_entries": False}
     try:
         with _source(path):
+            if cached_file(filename="adapter_config.json", **where):
+                raise UsageError(f"model '{source}' holds an adapter beside its weights; move "
+                                 "adapter_config.json and its weights to a folder of their own, for load_lora.")
             config = AutoConfig.from_pretrained(path, cache_dir=cache_dir, trust_remote_code=False)
             modelopt = cached_file(filename="hf_quant_config.json", **where)
-            adapter = cached_file(filename="adapter_config.json", **where)
+    except UsageError:
+        raise
     except (OSError, ValueError, KeyError) as error:
         raise _load_error(str(source), path, error) from error
     method = _quantization(config.to_dict()) or ("modelopt" if modelopt else None)
     if method:
         raise UsageError(f"model '{source}' is quantized ({method}); prune the unquantized one, then "
                          "quantize.")
-    if adapter:
-        raise UsageError(f"model '{source}' holds an adapter beside its weights; move "
-                         "adapter_config.json and its weights to a folder of their own, for load_lora.")
     return config
 
 

@@ -16,11 +16,12 @@ from tqdm import tqdm
 from prunekit.choices import Target
 from prunekit.errors import UsageError
 from prunekit.evaluate.intervals import exp_mean, mean_of, percentiles, resampled
+from prunekit.metric.catalogue import resolve
 from prunekit.metric.rank import canonical
-from prunekit.metric.tree import Tree, defect
+from prunekit.metric.tree import Tree
 from prunekit.models import load_model
+from prunekit.pruning.decide import Decision
 from prunekit.pruning.gradients import collect_gradients
-from prunekit.pruning.masks import keep_mask, zero_out
 from prunekit.search.bench import Bench
 from prunekit.search.evaluator import Evaluator
 
@@ -48,11 +49,10 @@ def mask_agreement(bench: Bench, trees: Trees, target: float | str = 0.5) -> pd.
 
 
 def _keep(bench: Bench, tree: Tree, index: int, target: float | str) -> Tensor:
-    S = bench.scores(tree, index)
-    if why := defect(S):
-        raise UsageError(f"the metric {tree} is {why} in layer {bench.layers[index].name}, so it has no mask "
-                         "there.")
-    return keep_mask(S, *Target.parse(target))
+    try:
+        return bench.decide(resolve(tree), index, [Target.parse(target)])[0].keep
+    except UsageError as error:
+        raise UsageError(f"the metric {tree} is {error}, so it has no mask there.") from error
 
 
 def corner(bench: Bench, tree: Tree, index: int, target: float | str = 0.5, most: int = 40) -> pd.DataFrame:
@@ -118,11 +118,8 @@ def flip_disputed(bench: Bench, first: Tree, second: Tree, target: float | str =
     return pd.DataFrame(rows, columns=["by", "part", "disputed", "change", "low", "high", "n"])
 
 
-@torch.no_grad()
 def _measured(bench: Bench, masks: Sequence[Tensor], windows: Tensor) -> np.ndarray:
-    bench.restore()
-    for layer, keep in zip(bench.layers, masks, strict=True):
-        zero_out(layer.weight, keep)
+    bench.apply([Decision(keep) for keep in masks])
     return bench.measure(windows)
 
 

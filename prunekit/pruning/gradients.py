@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -94,7 +94,7 @@ class LayerTensors(Mapping[str, Tensor]):
         return path
 
     @classmethod
-    def load(cls, path: str | Path):
+    def load(cls, path: str | Path) -> Self:
         """Read a .safetensors file, or a .pth file of the published code, by content and not by suffix.
 
         Tensors come back in float32. Raises UsageError if the file is missing, torn, or holds anything but

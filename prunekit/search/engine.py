@@ -66,9 +66,9 @@ def evolve(evaluator: Callable[..., Any], preset: str | Preset = "modern", budge
     budget = chosen.budget if budget is None else budget
     if isinstance(budget, bool) or not isinstance(budget, int) or budget < 1:
         raise UsageError(f"budget {budget!r} is no number of evaluations; give 1 or more.")
-    evaluator = _Adapter.around(evaluator)
-    search = Search(chosen, seed, evaluator.group, seeds)
-    return _evolve(search, evaluator, budget, journal, restart, executor, progress)
+    asked = _Adapter.around(evaluator)
+    search = Search(chosen, seed, asked.group, seeds)
+    return _evolve(search, asked, budget, journal, restart, executor, progress)
 
 
 def _evolve(search: Search, evaluator: Any, budget: int, journal: str | Path | None, restart: bool,

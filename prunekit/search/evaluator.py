@@ -279,9 +279,9 @@ def _read_bench(tensors: Mapping[str, Tensor], number: int, update: str | None, 
                 device: str) -> Bench:
     by_kind: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
-        whose, kind, *layer = key.split("/", 2)
+        whose, kind, *name_of = key.split("/", 2)
         if whose == str(number):
-            by_kind.setdefault(kind, {})["".join(layer)] = tensor
+            by_kind.setdefault(kind, {})["".join(name_of)] = tensor
     G, calibration, search = by_kind.get("G"), by_kind["calibration"][""], by_kind["search"][""]
     bench = Bench(name, calibration, search, dtype=dtype, device=device, gradients=G and Gradients(G))
     for layer in bench.layers:

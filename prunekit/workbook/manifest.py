@@ -189,8 +189,9 @@ def _attempt(folder: Path) -> State | None:
 
 
 def _changed_parameters(then: Mapping[str, Any], now: Mapping[str, Any], shared_only: bool) -> str:
-    keys = then.keys() & now.keys() if shared_only else then.keys() | now.keys()
-    return next((f"{key} was {then.get(key)!r}, is {now.get(key)!r}" for key in sorted(keys - {"profile"})
+    keys = ((then.keys() & now.keys()) - project.ITS_OWN if shared_only
+            else (then.keys() | now.keys()) - {"profile"})
+    return next((f"{key} was {then.get(key)!r}, is {now.get(key)!r}" for key in sorted(keys)
                  if then.get(key) != now.get(key)), "")
 
 

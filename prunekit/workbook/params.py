@@ -269,12 +269,9 @@ def resolve_profile(profile: str, overrides: Mapping[str, str] | None = None) ->
 
 
 def agree(where: str, topic: str, own: Mapping[str, Any], upstream: Mapping[str, Mapping[str, Any]]) -> None:
-    """Refuse a parameter that a notebook shares with one it reads from, when their values differ.
-
-    `targets` may: a metric that was searched at one of them is measured at others.
-    """
+    """Refuse a parameter that a notebook shares with one it reads from, when their values differ."""
     for other, values in upstream.items():
-        for key in sorted((own.keys() & values.keys()) - {"profile", "targets"}):
+        for key in sorted((own.keys() & values.keys()) - project.ITS_OWN):
             if own[key] != values[key]:
                 raise UsageError(f"{where}: {key} = {own[key]!r} in {topic} but {values[key]!r} in {other}, "
                                  f"which it reads from: set {key} once, in {where}/common.yaml.")

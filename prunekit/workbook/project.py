@@ -30,6 +30,10 @@ GRAPH: dict[str, tuple[str, ...]] = {
     "07_lora": ("01_data", "02_gradients", "04_gp_search"),
 }
 
+# What a notebook may hold otherwise than one it reads from: a metric that was searched at some targets is
+# measured at others.
+ITS_OWN = frozenset({"profile", "targets"})
+
 
 def root() -> Path:
     """PRUNEKIT_HOME, else the student's copy around here, else the parent of the package, else the nearest

@@ -193,8 +193,8 @@ def load_config(source: str | Path, *, cache_dir: str | None = None) -> Any:
     try:
         with _source(path):
             if cached_file(filename="adapter_config.json", **where):
-                raise UsageError(f"model '{source}' holds an adapter beside its weights; move adapter_config.json "
-                                 "and its weights to a folder of their own, for load_lora.")
+                raise UsageError(f"model '{source}' holds an adapter beside its weights; move its "
+                                 "adapter_config.json and weights to a folder of their own, for load_lora.")
             config = AutoConfig.from_pretrained(path, cache_dir=cache_dir, trust_remote_code=False)
             modelopt = cached_file(filename="hf_quant_config.json", **where)
     except UsageError:

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 
 _TASKS = ("lm-eval's tasks, separated by commas (default: the papers' seven; for embedded models the "
           "package's seven)")
+_SIZE = "limit num_fewshot batch_size"
 _OF_TASKS = (
-    "limit num_fewshot batch_size",
+    _SIZE,
     argument("--datasets", action="append", default=[], metavar="NAME=FOLDER",
              help="a task's data set (or hub id) from this disk"),
     argument("--include-path", metavar="DIR", help="a folder of lm-eval YAML tasks of your own"),
@@ -117,7 +118,7 @@ def _tasks(args: argparse.Namespace) -> dict[str, Any]:
         zero_shot.default_tasks(args.model)
     with harness.quiet(progress=False):
         harness.load_tasks(tasks, **data)
-    return data | {"tasks": tasks} | {key: getattr(args, key) for key in _OF_TASKS[0].split()}
+    return data | {"tasks": tasks} | {key: getattr(args, key) for key in _SIZE.split()}
 
 
 def _zero_shot(args: argparse.Namespace, model: Any, tokenizer: Any, asked: dict, row: dict) -> None:

@@ -21,6 +21,7 @@ _PUBLIC = {
     "prune_checkpoint": "streaming.stream",
     "checkpoint_needs": "streaming.stream",
     "ObsOptions": "pruning.obs",
+    "AdmmOptions": "pruning.admm",
     "owl_budget": "pruning.budgets",
     "layer_errors": "evaluate.measure",
     "prune_and_measure": "evaluate.measure",

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from prunekit.choices import Target
 from prunekit.evaluate.perplexity import Perplexity, perplexity
 from prunekit.models import as_it_was, layers
+from prunekit.pruning.admm import output_error
 from prunekit.pruning.gradients import Gradients
 from prunekit.pruning.inputs import collect_inputs
 from prunekit.pruning.prune import Report, prune
@@ -130,9 +131,7 @@ def layer_errors(pruned: nn.Module, dense: nn.Module, windows: Tensor, *,
         for step in Walk(dense, windows, one_shot=True, progress=progress):
             inputs = collect_inputs(step, len(windows), hessian=True)
             for layer in step.layers:
-                W, H = layer.weight.float(), inputs[layer.name].H
-                D = W - others[layer.name].weight.float()
-                error, total = (((M @ H) * M).sum().item() for M in (D, W))
+                V = others[layer.name].weight.float()
                 rows.append({"layer": layer.name, "block": layer.block, "kind": layer.kind,
-                             "error": error / total})
+                             "error": output_error(layer.weight.float(), V, inputs[layer.name].H)})
     return pd.DataFrame(rows)

@@ -2,7 +2,8 @@
 
 Group: `row` (the lowest scores of every output row go), `layer` (one threshold for the whole layer),
 `variant` (Wanda's, on cumulated scores). Update: None, "obs" (mask first, then the OBS update), "obs-iter"
-(mask chosen block by block inside the OBS solver).
+(mask chosen block by block inside the OBS solver), "admm" (mask grown while the layer's problem is solved as
+a whole).
 """
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from prunekit.metric.primitives import TERMINALS
 from prunekit.metric.tree import Tree
 
 GROUPS = ("row", "layer", "variant")
-UPDATES = ("obs", "obs-iter")
+UPDATES = ("obs", "obs-iter", "admm")
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ METHODS: dict[str, Method] = {m.name: m for m in (
             "share of the cumulated score instead of a count per row", "variant"),
     Method("sparsegpt", None, "layer", "obs-iter", "arXiv 2301.00774",
            "w²/U_ii² per block of columns, U from H⁻¹ = UᵀU; kept weights are updated"),
+    Method("admm", Tree.parse("mul(W, sqrt(X))"), "row", "admm", "arXiv 2401.02938",
+           "Wanda's metric of the current weights; the layer's problem is solved as a whole"),
     _method("pruner-zero", _PUBLISHED, "arXiv 2406.02924",
             "the published tree; same masks as |W|·sqrt(G − min G)"),
     _method("pruner-zero-variant", _PUBLISHED, "arXiv 2406.02924, code option use_variant",

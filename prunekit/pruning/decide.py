@@ -16,6 +16,7 @@ from prunekit.choices import Target
 from prunekit.errors import UsageError
 from prunekit.metric.catalogue import Method
 from prunekit.metric.tree import Tree
+from prunekit.pruning.admm import AdmmOptions, Inverse, admm_inverse, admm_update, output_error
 from prunekit.pruning.inputs import InputStatistics
 from prunekit.pruning.masks import keep_mask, remedy, zero_out
 from prunekit.pruning.obs import Factor, ObsOptions, inverse_factor, obs_update
@@ -83,7 +84,7 @@ def decide(known: Known, method: Method, target: Target, options: Any = None, S:
         return Decision(_mask(known, ranked, target, S), unseen=ranked is not method)
     decision = SOLVERS[method.update].solve(known, method, target, options, S)
     largest, dtype = max(map(abs, decision.W.aminmax())), known.W.dtype
-    if largest > torch.finfo(dtype).max:
+    if not largest <= torch.finfo(dtype).max:  # also if it is not a number
         raise UsageError(f"the update makes a weight of {largest:.3g}, too large for {dtype}; "
                          f"{remedy(dtype)}.")
     return decision
@@ -100,10 +101,11 @@ def _mask(known: Known, method: Method, target: Target, S: Tensor | None) -> Ten
 class Solver:
     """A weight update.
 
-    shared: the class of what layers with the same inputs share; factor: (H (in, in), options) -> that; solve:
-    (known, method, target, options, S) -> Decision.
+    options: the class of its options; shared: of what layers with the same inputs share; factor: (H (in, in),
+    options) -> that; solve: (known, method, target, options, S) -> Decision.
     """
 
+    options: type
     shared: type
     factor: Callable[[Tensor, Any], Any]
     solve: Callable[[Known, Method, Target, Any, Tensor | None], Decision]
@@ -121,4 +123,17 @@ def _obs(known: Known, method: Method, target: Target, options: ObsOptions, S: T
     return Decision(keep, W, record={"damping": factor.damping, "dead": int(factor.dead.sum())})
 
 
-SOLVERS = {"obs": Solver(Factor, inverse_factor, _obs), "obs-iter": Solver(Factor, inverse_factor, _obs)}
+def _admm(known: Known, method: Method, target: Target, options: AdmmOptions, S: Tensor | None) -> Decision:
+    """The layer's problem as a whole, the mask by the metric of the current weights, whatever S is."""
+    W, H = known.W.to(torch.float32, copy=True), known.inputs.H
+    inverse = known.inputs.factored(admm_inverse, options, keep=True)
+    keep = admm_update(W, inverse, *target, method.group, options=options,
+                       score=lambda V: method.tree.score(V, known.G, known.X))
+    error = {} if H is None else {"error": output_error(known.W.float(), W, H)}  # a search has given H up
+    return Decision(keep, W, record={"damping": inverse.damping, "dead": int(inverse.dead.sum()),
+                                     "iterations": options.iterations} | error)
+
+
+SOLVERS = {"obs": Solver(ObsOptions, Factor, inverse_factor, _obs),
+           "obs-iter": Solver(ObsOptions, Factor, inverse_factor, _obs),
+           "admm": Solver(AdmmOptions, Inverse, admm_inverse, _admm)}

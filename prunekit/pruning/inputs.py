@@ -33,10 +33,10 @@ class InputStatistics:
         for part in x.split(_CHUNK):  # small enough to stay in the cache
             self.X.add_(part.float().square().sum(0), alpha=1 / self.n)
 
-    def factored(self, factor: Callable[[Tensor, Any], Any], options: Any) -> Any:
-        """factor(H, options), made once for all layers that read these inputs; H is given up for it."""
+    def factored(self, factor: Callable[[Tensor, Any], Any], options: Any, keep: bool = False) -> Any:
+        """factor(H, options), made once for all layers with these inputs; H is given up unless `keep`."""
         if self.shared is None:
-            self.shared, self.H = factor(self.H, options), None
+            self.shared, self.H = factor(self.H, options), self.H if keep else None
         return self.shared
 
 

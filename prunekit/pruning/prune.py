@@ -17,6 +17,7 @@ from prunekit.errors import UsageError
 from prunekit.metric.catalogue import Method, resolve
 from prunekit.metric.tree import Tree
 from prunekit.models import Layer, check_windows, decoder_blocks, layers, prunable_layers, refuse_offloaded
+from prunekit.pruning.admm import AdmmOptions
 from prunekit.pruning.decide import Decision, Known, decide
 from prunekit.pruning.gradients import Gradients
 from prunekit.pruning.inputs import InputStatistics, collect_inputs
@@ -58,7 +59,8 @@ class Report:
         return round(sum(row["target"] * row["numel"] for row in self.rows) / weights, 9)
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per layer: block, kind, target and reached sparsity, zeros, weights, damping, dead inputs.
+        """One row per layer: block, kind, target and reached sparsity, zeros, weights, damping, dead inputs;
+        with `admm` also its iterations and the relative output error (see `output_error`).
 
         `zeros` are counted in the weights, `masked` in the mask: dead inputs and rounding add to the first.
         An expert of a mixture also has `tokens`, how many reached it, and `unseen`: none did, so magnitude
@@ -72,14 +74,15 @@ class Report:
 def prune(model: nn.Module, windows: Tensor | None, method: str | Tree | Method,
           sparsity: float | Sequence[float], pattern: str = "unstructured", *,
           gradients: Gradients | None = None, group: str | None = None, update: str | None = None,
-          one_shot: bool = False, obs: ObsOptions = ObsOptions(), progress: bool = True) -> Report:
+          one_shot: bool = False, obs: ObsOptions = ObsOptions(), admm: AdmmOptions = AdmmOptions(),
+          progress: bool = True) -> Report:
     """Prune the linear layers of a model's decoder blocks in place.
 
     windows: calibration token ids (n, seqlen); may be None for a method that reads W or W and G only. method:
     a name of the catalogue, a Tree or its text. sparsity: share of zeros, a number or one per block; n/m for
     pattern `n:m`. group, update: override the method's own. one_shot: take all statistics from the dense
-    model. Scores are float32 whatever the model's dtype. Sources: the published lib/prune.py; SparseGPT for
-    `update`.
+    model. obs, admm: options of those updates. Scores and updates are float32 whatever the model's dtype.
+    Sources: the published lib/prune.py; SparseGPT for obs and obs-iter; arXiv 2401.02938 for admm.
 
     Raises UsageError, before anything is changed, on an unknown method, sparsity or pattern, on missing or
     foreign gradients, on windows that are missing or that the model cannot read, on an input width that the
@@ -88,7 +91,9 @@ def prune(model: nn.Module, windows: Tensor | None, method: str | Tree | Method,
     model is half pruned.
     """
     refuse_offloaded(model)
-    plan = Plan(model, windows, resolve(method, group, update), sparsity, pattern, gradients, obs, one_shot)
+    asked = resolve(method, group, update)
+    options = admm if asked.update == "admm" else obs
+    plan = Plan(model, windows, asked, sparsity, pattern, gradients, options, one_shot)
     path, decoder = decoder_blocks(model)
     refuse_not_finite(decoder, path)
     started = time.perf_counter()
@@ -99,7 +104,7 @@ def prune(model: nn.Module, windows: Tensor | None, method: str | Tree | Method,
             for _, block, inputs in blocks:
                 for layer in block:
                     decision = made[layer.name].unpacked() if made else None
-                    rows.append(plan.prune_layer(layer, inputs.get(layer.name), decision))
+                    rows.append(plan.prune_layer(layer, inputs.pop(layer.name, None), decision))
         except UsageError as error:
             if not rows:
                 raise
@@ -127,7 +132,7 @@ class Plan:
     sparsity: float | Sequence[float]
     pattern: str = "unstructured"
     gradients: Gradients | None = None
-    obs: ObsOptions = field(default_factory=ObsOptions)
+    options: Any = None  # of the method's update
     one_shot: bool = False
     layers: list[Layer] = field(init=False)
     sparsities: list[float] = field(init=False)  # one per block
@@ -185,7 +190,8 @@ class Plan:
         with _naming(layer):
             G = self.gradients[layer.name].to(layer.weight.device) if "G" in self.method.needs else None
             known = Known(layer.weight, G, inputs, layer.expert is not None)
-            return decide(known, self.method, Target(self.sparsities[layer.block], self.pattern), self.obs)
+            target = Target(self.sparsities[layer.block], self.pattern)
+            return decide(known, self.method, target, self.options)
 
     def prune_layer(self, layer: Layer, inputs: InputStatistics | None, decision: Decision | None = None
                     ) -> dict[str, Any]:

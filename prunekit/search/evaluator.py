@@ -6,6 +6,7 @@ import copy
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
@@ -23,6 +24,7 @@ from prunekit.files import read_json, replacing_file
 from prunekit.metric.catalogue import UPDATES, Method
 from prunekit.metric.tree import Tree, defect
 from prunekit.models import check_windows
+from prunekit.pruning.admm import AdmmOptions
 from prunekit.pruning.decide import SOLVERS, Decision
 from prunekit.pruning.gradients import Gradients
 from prunekit.pruning.inputs import InputStatistics
@@ -52,14 +54,15 @@ class Evaluator:
 
     def __init__(self, benches: Bench | Sequence[Bench], targets: Sequence[float | str] = (0.5,), *,
                  update: str | None = None, rungs: Sequence[int] = (16, 64), threads: int = 1, seed: int = 0,
-                 obs: ObsOptions = ObsOptions()):
-        self.update, self.threads, self.seed, self.obs = update, threads, seed, obs
+                 obs: ObsOptions = ObsOptions(), admm: AdmmOptions = AdmmOptions()):
+        self.update, self.threads, self.seed = update, threads, seed
+        self.options = admm if update == "admm" else obs
         self._set([benches] if isinstance(benches, Bench) else list(benches), targets, rungs)
         with without_gradients(self.threads):
             for bench in self.benches:
                 order = torch.randperm(len(bench.search), generator=torch.Generator().manual_seed(seed))
                 bench.search = bench.search[order]
-                bench.prepare(update, obs)
+                bench.prepare(update, self.options)
 
     def _set(self, benches: list[Bench], targets: Sequence[float | str], rungs: Sequence[int]) -> None:
         self.benches, self.targets = benches, [Target.parse(target) for target in targets]
@@ -98,9 +101,12 @@ class Evaluator:
     @property
     def identity(self) -> dict[str, Any]:
         """What decides an evaluation's result; in the journal's header."""
-        return {"models": [bench.identity for bench in self.benches],
-                "tasks": [list(target) for target in self.targets], "update": self.update or "",
-                "rungs": self.rungs, "threads": self.threads, "seed": self.seed, "torch": torch.__version__}
+        known = {"models": [bench.identity for bench in self.benches],
+                 "tasks": [list(target) for target in self.targets], "update": self.update or "",
+                 "rungs": self.rungs, "threads": self.threads, "seed": self.seed, "torch": torch.__version__}
+        if self.update and self.options != ObsOptions():  # those are left out, as in the first journals
+            known["options"] = json.loads(json.dumps(asdict(self.options)))  # lists, as they will be read
+        return known
 
     # One metric ---------------------------------------------------------------------------------------------
 
@@ -155,7 +161,7 @@ class Evaluator:
         method = Method(str(tree), tree, update=self.update)
         sha, decided = hashlib.blake2b(digest_size=12), []
         for bench in self.benches:
-            by_layer = [bench.decide(method, i, self.targets, self.obs) for i in range(len(bench.layers))]
+            by_layer = [bench.decide(method, i, self.targets, self.options) for i in range(len(bench.layers))]
             for decision in () if self.update else chain(*by_layer):
                 sha.update(np.packbits(decision.keep.cpu().numpy()))
             decided.append(list(zip(*by_layer, strict=True)))
@@ -253,7 +259,8 @@ class Evaluator:
                 meta = read_json((file.metadata() or {})["prunekit"])
                 tensors = {key: file.get_tensor(key) for key in file.keys()}
             self.update, self.threads, self.seed = meta["update"] or None, meta["threads"], meta["seed"]
-            self.obs = ObsOptions()
+            options = SOLVERS[self.update].options if self.update else ObsOptions
+            self.options = options(**meta.get("options", {}))
             benches = [_read_bench(tensors, number, self.update, *named)
                        for number, named in enumerate(meta["benches"])]
         except UsageError:

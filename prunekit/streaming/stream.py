@@ -23,6 +23,7 @@ from prunekit.metric.catalogue import Method, resolve
 from prunekit.metric.tree import Tree
 from prunekit.models import Layer, fingerprint, locate, prunable_layers
 from prunekit.pruning import walk
+from prunekit.pruning.admm import AdmmOptions
 from prunekit.pruning.gradients import Gradients
 from prunekit.pruning.obs import ObsOptions
 from prunekit.pruning.prune import Plan, Report, refuse_not_finite
@@ -37,6 +38,7 @@ _MARGIN = 6 * 2**20  # for all that is small
 # places and sums; "n:m" the columns apart, and their ranks.
 _MASKING = {"row": 4.25, "layer": 2.3, "variant": 7, "n:m": 2.8}
 _FACTORING = 5.75  # of H: itself and a copy, the Cholesky factor, the unit matrix, the inverse, its flip
+_INVERTING, _SPLITTING = 3, 5  # beside H: it preconditioned, the factor, the inverse; W', V, Z, U, V / scale
 
 
 @contextmanager
@@ -62,7 +64,7 @@ def prune_checkpoint(source_dir: str | Path, target_dir: str | Path, windows: Te
                      method: str | Tree | Method, sparsity: float | Sequence[float],
                      pattern: str = "unstructured", *, gradients: Gradients | str | Path | None = None,
                      group: str | None = None, update: str | None = None, obs: ObsOptions = ObsOptions(),
-                     dtype: str = "auto", progress: bool = True) -> Report:
+                     admm: AdmmOptions = AdmmOptions(), dtype: str = "auto", progress: bool = True) -> Report:
     """Prune a safetensors checkpoint into another directory, holding one decoder block in memory at a time.
 
     What is written equals what `prune` leaves of the model loaded in the same dtype, bit for bit. source_dir:
@@ -81,7 +83,9 @@ def prune_checkpoint(source_dir: str | Path, target_dir: str | Path, windows: Te
     source = _local(source_dir)
     stored = _stored_gradients(gradients) if isinstance(gradients, (str, Path)) else gradients
     skeleton = Skeleton(source, dtype)
-    plan = Plan(skeleton.model, windows, resolve(method, group, update), sparsity, pattern, stored, obs)
+    asked = resolve(method, group, update)
+    options = admm if asked.update == "admm" else obs
+    plan = Plan(skeleton.model, windows, asked, sparsity, pattern, stored, options)
     request = _request(source, skeleton, plan)
     run = _Run(source, Path(target_dir), request, _needs(skeleton, plan), len(skeleton.blocks))
     meta = plan.meta() | {"dtype": request["dtype"]} | run.needs
@@ -97,8 +101,7 @@ def _prune_blocks(skeleton: Skeleton, plan: Plan, run: _Run, progress: bool) -> 
     for index, layers, inputs in plan.blocks(progress, resident, run.finished):
         path = f"{skeleton.path}.{index}"
         refuse_not_finite(skeleton.model.get_submodule(path), path)
-        rows = [plan.prune_layer(layer, inputs.get(layer.name)) for layer in layers]
-        inputs.clear()
+        rows = [plan.prune_layer(layer, inputs.pop(layer.name, None)) for layer in layers]
         run.write_block(index, resident.tensors(index), rows)
 
 
@@ -170,9 +173,8 @@ def _forward(skeleton: Skeleton, plan: Plan) -> int:
     tokens = min(n, max(1, walk.BATCH_TOKENS // seqlen)) * seqlen
     exact = 0 if number == 4 else 4  # a float32 copy
     measured = number + exact + 4
-    if plan.method.update:
-        return tokens * (2 * number * width + max(3 * number, measured) * wide) + 8 * wide**2
-    return tokens * (2 * number * width + max(3 * number, measured) * wide)
+    product = 8 * wide**2 if plan.method.update else 0
+    return tokens * 2 * number * width + max(tokens * 3 * number * wide, tokens * measured * wide + product)
 
 
 def _scoring(layer: Layer, plan: Plan) -> int:
@@ -183,7 +185,9 @@ def _scoring(layer: Layer, plan: Plan) -> int:
     if method.tree:
         masking = _MASKING[method.group if plan.pattern == "unstructured" else "n:m"]
         scores = (max(masking, 4 if method.tree.size > 4 else 2) + ("G" in method.needs)) * matrix
-    if method.update:
+    if method.update == "admm":
+        solving = max(_INVERTING * square, square + _SPLITTING * matrix + scores)
+    elif method.update:
         within = scores if method.update == "obs-iter" else 0
         solving = max(_FACTORING * square, square + 2 * matrix + within)
     return int(max(scores, solving))
@@ -205,7 +209,7 @@ def _inputs(layers: list[Layer]) -> list[int]:
 def _request(source: Path, skeleton: Skeleton, plan: Plan) -> dict[str, Any]:
     """All that the result depends on."""
     windows, gradients, reads_G = plan.windows, plan.gradients, "G" in plan.method.needs
-    asked = plan.meta() | {"sparsity": plan.sparsities, "obs": asdict(plan.obs)}
+    asked = plan.meta() | {"sparsity": plan.sparsities, "options": asdict(plan.options)}
     asked |= {
         "prunekit": __version__, "torch": torch.__version__, "source": fingerprint(source),
         "dtype": str(skeleton.dtype).removeprefix("torch."), "batch_tokens": walk.BATCH_TOKENS,

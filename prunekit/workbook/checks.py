@@ -119,7 +119,7 @@ _File, _Folders = _text(existing_file, optional=True), _text(data_folders, optio
 _Method, _Preset = _text(method), _text(preset)
 _Roles, _Dtype, _SearchDtype = _one_of(*SAMPLINGS), _one_of("auto", *DTYPES), _one_of("fast", "auto", *DTYPES)
 _Norm, _Group = _one_of("l1", "l2", "signed"), _one_of("", "row", "layer", "variant")
-_Update = _one_of("", "obs", "obs-iter")
+_Update = _one_of("", "obs", "obs-iter", "admm")
 
 
 class Options(BaseModel):
@@ -167,7 +167,7 @@ class Options(BaseModel):
         "unstructured", description="unstructured, or n:m as 2:4")
     group: _Group = Field(
         "row", description="what scores are compared within: row, layer or variant")
-    update: _Update = Field(None, description="weight update: obs or obs-iter")
+    update: _Update = Field(None, description="weight update: obs, obs-iter or admm")
 
     # the search, and what is made of it
     preset: _Preset = Field("modern", description=", ".join(PRESETS))

@@ -106,7 +106,7 @@ def test_a_metric_is_a_method_and_so_is_a_tree_in_a_file(tiny, tmp_path, capsys)
     (["prune", "--model", "embedded/llama", "--method", "wanda", "--sparsity", "1.5"],
      "--sparsity 1.5 must be at least 0 and below 1 (share of zeros)."),
     (["prune", "--model", "embedded/llama", "--method", "wanda", "--update", "ob"],
-     "--update ob must be one of '', 'obs', 'obs-iter'."),
+     "--update ob must be one of '', 'obs', 'obs-iter', 'admm'."),
     (["prune", "--model", "embedded/llama", "--method", "wanda", "--gradients", "none.pth"],
      "--gradients none.pth does not exist: give the path of a file, or \"\" for none."),
     (["gradients", "--model", "embedded/llama", "--output", "g.pth"],

@@ -15,6 +15,7 @@ def test_metrics_equal_their_published_formulas():
     formulas = {
         "magnitude": w,
         "wanda": w * norm,
+        "admm": w * norm,
         "pruner-zero": w**2 * (G - G.min()) / (G.max() - G.min()),
         "gblm": w * norm + w * G,
         "wanda++": w * (100 * G + norm),

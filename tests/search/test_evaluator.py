@@ -129,6 +129,14 @@ def test_the_race_stops_the_hopeless_only(evaluator):
     assert audited.complete and audited.stopped == 8 and np.allclose(audited.losses[:8], bad.losses)
 
 
+def test_the_options_of_an_update_are_saved_and_named(parts, tmp_path):
+    small = make(parts, update="obs-iter", obs=pk.ObsOptions(block_size=16))
+    assert "options" not in make(parts, update="obs-iter").identity  # as in the journals that there are
+    again = pk.Evaluator.load(small.save(tmp_path / "evaluator.safetensors"))
+    assert again.identity == small.identity and small.identity["options"]["block_size"] == 16
+    assert (again.losses(WANDA) == small.losses(WANDA)).all()
+
+
 def test_masks_seen_before_are_not_measured_again(evaluator):
     first = evaluator(WANDA)
     same = evaluator(pk.Tree.parse("mul(sqr(W), X)"), seen={first.masks: 7})

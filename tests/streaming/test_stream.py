@@ -82,6 +82,7 @@ def test_every_family_equals_pruning_in_memory(family: str, tmp_path: Path):
 @pytest.mark.parametrize("method, sparsity, pattern, options", [
     ("magnitude", 0.6, "unstructured", {}), ("wanda", [0.4, 0.5, 0.6], "unstructured", {}),
     ("wanda", 0.5, "2:4", {"update": "obs"}), ("sparsegpt", 0.5, "unstructured", {}),
+    (G_TREE, [0.4, 0.5, 0.6], "unstructured", {"update": "admm", "admm": pk.AdmmOptions(6, 4)}),
     (G_TREE, 0.5, "unstructured", {}), ("pruner-zero", 0.5, "2:4", {"update": "obs-iter"})])
 def test_every_kind_of_method_equals_pruning_in_memory(source: Path, tmp_path: Path, method: str,
                                                        sparsity: Any, pattern: str, options: dict):
@@ -367,7 +368,8 @@ print(status("VmHWM") - before)
 
 
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="the peak cannot be reset here")
-@pytest.mark.parametrize("blocks, method", [(2, "wanda"), (5, "wanda"), (3, "magnitude"), (2, "sparsegpt")])
+@pytest.mark.parametrize("blocks, method", [
+    (2, "wanda"), (5, "wanda"), (3, "magnitude"), (2, "sparsegpt"), (2, "admm")])
 def test_memory_is_as_announced_and_flat_in_blocks(blocks: int, method: str, tmp_path: Path):
     config = AutoConfig.for_model("llama", vocab_size=4096, hidden_size=768, intermediate_size=2048,
                                   num_hidden_layers=blocks, num_attention_heads=12, dtype="float32")

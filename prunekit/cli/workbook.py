@@ -76,7 +76,8 @@ def _counts(of: Iterable[Any]) -> str:
 
 @command("sweep", argument("file", help="as params/sweeps/embedded.yaml"),
          _workers("runs at a time, in processes of this machine"),
-         argument("--dask", metavar="ADDRESS", help="of a scheduler whose workers see this folder, as tcp://host:8786"),
+         argument("--dask", metavar="ADDRESS",
+                  help="of a scheduler whose workers see this folder, as tcp://host:8786"),
          *flags(retry="try again what failed",
                 dry_run="check everything, count the runs, estimate the time; run nothing"))
 def run_sweep(args: argparse.Namespace) -> int:

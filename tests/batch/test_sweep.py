@@ -153,17 +153,19 @@ def test_killed_resumed_and_retried(grid, monkeypatch):
 
 
 def test_after_a_worker_that_died_the_others_are_run(grid, home):
-    """Two at a time, the second kills its worker, and the pool with it; the third has a new one."""
-    dies = "import os, signal, time\nif seed == 1:\n    os.kill(os.getppid(), signal.SIGKILL)\n"
+    """Two at a time, and the second kills its worker, and the pool with it: one run beside it may be lost."""
+    dies = "import os, signal\nif seed == 1:\n    os.kill(os.getppid(), signal.SIGKILL)\n"
     write_notebook(home / "notebooks/01_data.ipynb", [
         ("parameters", 'profile: str = "tiny"\nseed: int = 0\n'), ("", SETUP.format("01_data")),
-        ("", dies + "time.sleep(300 if seed == 0 else 0)\nrun.finish()")])
-    file = grid("seed: [0, 1, 2]")
+        ("", dies + "run.finish()")])
+    file = grid("seed: [0, 1, 2, 3]")
     file.write_text(file.read_text().replace("03_baselines", "01_data"))
     planned = sweep.read(file)
     records = dict(sweep.bring_up_to_date(planned, workers=2))
-    assert [records[unit].outcome for unit in planned.units] == ["failed", "failed", "done"]
-    assert all("its worker process died" in records[unit].reason for unit in planned.units[:2])
+    lost = [unit.parameters["seed"] for unit in planned.units if records[unit].outcome == "failed"]
+    assert 1 in lost and len(lost) <= 2
+    for unit in planned.units:
+        assert records[unit].outcome == "done" or "its worker process died" in records[unit].reason
 
 
 def test_two_runs_of_one_sweep_do_not_meet(grid, capsys):

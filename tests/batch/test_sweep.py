@@ -26,7 +26,7 @@ run.finish()"""
 READER = """import time
 value = run.load("01_data", "content")["value"]
 assert seed != 1, "the seed is 1"
-time.sleep(2 if sleepy else 0)
+time.sleep(10 if sleepy else 0)
 frame = pd.DataFrame({"model": "m", "method": ["a", "b"], "metric": "sum", "sparsity": 0.5, "pattern": "2:4",
                       "corpus": "c", "n": 1, "value": [value + 1000 * scale, -value], "seconds": time.time()})
 run.table(frame, "sums", "Sums.", result=True)

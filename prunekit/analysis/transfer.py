@@ -1,7 +1,6 @@
 """Where metrics agree, what their disputes are worth, and whether an order of metrics travels."""
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 from typing import Any
@@ -62,31 +61,6 @@ def corner(bench: Bench, tree: Tree, index: int, target: float | str = 0.5, most
     keep, S = (M[:most, :most].cpu().numpy() for M in full)
     row, column = (places.ravel() for places in np.indices(S.shape))
     return pd.DataFrame({"row": row, "column": column, "score": S.ravel(), "kept": keep.ravel()})
-
-
-def disputed_weights(bench: Bench, first: Tree, second: Tree, target: float | str = 0.5) -> pd.DataFrame:
-    """What the two metrics fight about: per kind of layer, the weights that only one of them keeps.
-
-    Columns: kind, kept (by first or by second only), share (of all weights), and W, G, X: the mean place of
-    those weights among all weights of their row, 0 lowest to 1 highest (random ones: 0.5).
-    """
-    means: dict[tuple[str, str], list[list[float]]] = defaultdict(list)  # per layer of a kind: share, W, G, X
-    for index, layer in enumerate(bench.layers):
-        a, b = (_keep(bench, tree, index, target) for tree in (first, second))
-        W, X = bench.dense[index].abs().float(), bench.X[index].reshape(1, -1)
-        G = bench.G[index] if bench.G else torch.full_like(W, torch.nan)
-        places = [_places(M) for M in (W, G, X.expand_as(W))]
-        for name, only in (("first", a & ~b), ("second", b & ~a)):
-            mean = [float(place[only].mean()) if only.any() else np.nan for place in places]
-            means[layer.kind, name].append([float(only.float().mean()), *mean])
-    rows = [(*place, *np.nanmean(values, axis=0)) for place, values in means.items()
-            if any(share for share, *_ in values)]
-    return pd.DataFrame(rows, columns=["kind", "kept", "share", "W", "G", "X"])
-
-
-def _places(M: Tensor) -> Tensor:
-    """Of each entry, its rank in its row, scaled to 0..1."""
-    return M.argsort(1).argsort(1).float() / max(1, M.shape[1] - 1)
 
 
 def flip_disputed(bench: Bench, first: Tree, second: Tree, target: float | str = 0.5,

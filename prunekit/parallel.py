@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from functools import partial
 from multiprocessing.connection import Connection
@@ -23,7 +23,8 @@ def open_executor(kind: str = "serial", *, workers: int | None = None, address: 
 
     "serial": in this process. "processes": `workers` processes on this machine (default: one per core).
     "dask": the scheduler at `address`, or without one a cluster of `workers` processes on this machine (extra
-    `cluster`). Raises UsageError for an unknown kind, arguments that do not fit, and a scheduler that does
+    `cluster`). Where several GPUs are visible, each process of a pool or of a cluster made here sees one of
+    them, in turn. Raises UsageError for an unknown kind, arguments that do not fit, and a scheduler that does
     not answer.
     """
     for key in unknown:
@@ -40,6 +41,22 @@ def open_executor(kind: str = "serial", *, workers: int | None = None, address: 
     if kind == "dask":
         return Dask(address, workers)
     return Processes(workers or os.cpu_count() or 1) if kind == "processes" else Serial()
+
+
+def visible_gpus() -> list[str]:
+    """What CUDA_VISIBLE_DEVICES may name here, one GPU each, without starting CUDA."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [name.strip() for name in named.split(",") if name.strip()]
+    import torch
+
+    return list(map(str, range(torch.cuda.device_count())))
+
+
+def see_one(gpus: Sequence[str], worker: int) -> None:
+    """In a worker, before CUDA starts: of several GPUs let this process see its own."""
+    if len(gpus) > 1:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[worker % len(gpus)]
 
 
 class Serial(Executor):
@@ -70,7 +87,8 @@ class Processes(Executor):
     def _new(self) -> ProcessPoolExecutor:
         context = multiprocessing.get_context("spawn")
         held, self._lease = context.Pipe(duplex=False)
-        return ProcessPoolExecutor(self.workers, context, _end_with, (held,))
+        start = held, visible_gpus(), context.Value("i", 0)
+        return ProcessPoolExecutor(self.workers, context, _begin, start)
 
     def submit(self, function: Any, /, *args: Any, **kwargs: Any) -> Future:
         return self._pool.submit(function, *args, **kwargs)
@@ -82,6 +100,14 @@ class Processes(Executor):
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         self._pool.shutdown(wait, cancel_futures=cancel_futures)
         self._lease.close()
+
+
+def _begin(held: Connection, gpus: Sequence[str], started: Any) -> None:
+    """In a worker: take the next GPU, and end with the pool. started: how many workers did so before."""
+    with started.get_lock():
+        see_one(gpus, started.value)
+        started.value += 1
+    _end_with(held)
 
 
 def _end_with(held: Connection) -> None:
@@ -104,7 +130,7 @@ class Dask(Executor):
 
     def __init__(self, address: str | None, workers: int | None):
         try:
-            from distributed import Client, LocalCluster
+            from distributed import Client, LocalCluster, WorkerPlugin
         except ImportError as error:
             raise UsageError("executor kind 'dask' needs Dask: pip install 'prunekit[cluster]'.") from error
         here = {"n_workers": workers or os.cpu_count(), "threads_per_worker": 1, "dashboard_address": None}
@@ -114,6 +140,14 @@ class Dask(Executor):
         except (OSError, ValueError) as error:
             raise UsageError(f"no Dask scheduler answers at {address}: start one there (dask scheduler), or "
                              "correct the address.") from error
+        gpus = [] if address else visible_gpus()  # of another machine's nothing is known
+
+        class OwnGpu(WorkerPlugin):
+            def setup(self, worker: Any) -> None:  # before it is sent anything that may start CUDA
+                see_one(gpus, int(worker.name))
+
+        if len(gpus) > 1:
+            self._client.register_plugin(OwnGpu())
         self._executor = self._client.get_executor(pure=False)
 
     def submit(self, function: Any, /, *args: Any, **kwargs: Any) -> Future:

@@ -12,6 +12,7 @@ from prunekit.errors import UsageError
 from prunekit.evaluate.intervals import mean_of
 from prunekit.evaluate.perplexity import batches, cut, logit_pieces
 from prunekit.models import check_windows, in_eval_mode
+from prunekit.pruning.walk import batch_tokens
 
 
 @dataclass(frozen=True)
@@ -55,11 +56,12 @@ def divergence(model: nn.Module, dense: nn.Module, tokens: Tensor, seqlen: int =
     kl, changed = [], []
     with in_eval_mode(model, dense), torch.no_grad():
         here, there = logit_pieces(model), logit_pieces(dense)
-        for batch in batches(windows, "divergence", progress):
+        for batch in batches(windows, batch_tokens(model), "divergence", progress):
             parts = [_compare(q, p.to(q.device)) for q, p in zip(here(batch), there(batch), strict=True)]
             for kept, values in zip((kl, changed), zip(*parts, strict=True), strict=True):
-                kept.append(torch.cat(values).double().view(len(batch), -1).mean(1).cpu())
-    return Divergence(torch.cat(kl).numpy(), torch.cat(changed).numpy(), {"seqlen": seqlen, **(meta or {})})
+                kept.append(torch.cat(values).double().view(len(batch), -1).mean(1))
+    kl, changed = (torch.cat(values).cpu().numpy() for values in (kl, changed))
+    return Divergence(kl, changed, {"seqlen": seqlen, **(meta or {})})
 
 
 def _compare(q: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:

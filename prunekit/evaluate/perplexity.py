@@ -15,9 +15,10 @@ from prunekit.data import check_seqlen
 from prunekit.errors import UsageError
 from prunekit.evaluate.intervals import exp_mean
 from prunekit.models import check_windows, in_eval_mode
+from prunekit.pruning import walk
+from prunekit.pruning.walk import batch_noted, batch_tokens
 
-LOGIT_BUDGET = 2**25  # logits alive at once: 128 MiB in float32
-BATCH_TOKENS = 4096  # per forward call
+LOGIT_BUDGET = 2**25  # logits alive at once: 128 MiB in float32; on a GPU more, as its batches are larger
 
 
 @dataclass(frozen=True)
@@ -66,16 +67,16 @@ def perplexity(model: nn.Module, tokens: Tensor, seqlen: int = 128, *, progress:
     windows = cut(tokens, seqlen)
     check_windows(model, windows)
     with in_eval_mode(model), torch.no_grad():
-        losses = window_losses(model)
-        parts = [losses(batch).double().cpu() for batch in batches(windows, "perplexity", progress)]
-    nll = torch.cat(parts).numpy()
-    return Perplexity(nll, {"seqlen": seqlen, "windows": len(nll),
+        losses, tokens = window_losses(model), batch_tokens(model)
+        parts = [losses(batch) for batch in batches(windows, tokens, "perplexity", progress)]
+    nll = torch.cat(parts).double().cpu().numpy()
+    return Perplexity(nll, {"seqlen": seqlen, "windows": len(nll), **batch_noted(tokens),
                             "dtype": str(model.dtype).removeprefix("torch."), **(meta or {})})
 
 
-def batches(windows: Tensor, task: str = "", progress: bool = False) -> Iterator[Tensor]:
-    """Windows (n, seqlen) in batches of BATCH_TOKENS tokens or fewer, with a bar."""
-    parts = windows.split(max(1, BATCH_TOKENS // windows.shape[1]))
+def batches(windows: Tensor, tokens: int, task: str = "", progress: bool = False) -> Iterator[Tensor]:
+    """Windows (n, seqlen) in batches of so many tokens or fewer, with a bar."""
+    parts = windows.split(max(1, tokens // windows.shape[1]))
     return iter(tqdm(parts, desc=task, disable=not progress, leave=False))
 
 
@@ -112,7 +113,8 @@ def logit_pieces(model: nn.Module) -> Callable[[Tensor], Iterator[Tensor]]:
     device, head = model.get_input_embeddings().weight.device, model.get_output_embeddings()
     body = getattr(model, model.base_model_prefix, None)
     direct = body is not None and head is not None and _head_is_all(model, body, head, device)
-    chunk = max(1, LOGIT_BUDGET // model.get_input_embeddings().num_embeddings)
+    budget = LOGIT_BUDGET * batch_tokens(model) // walk.BATCH_TOKENS
+    chunk = max(1, budget // model.get_input_embeddings().num_embeddings)
 
     def pieces(ids: Tensor) -> Iterator[Tensor]:
         ids = ids.to(device)

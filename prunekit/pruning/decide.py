@@ -18,7 +18,7 @@ from prunekit.metric.catalogue import Method
 from prunekit.metric.tree import Tree
 from prunekit.pruning.admm import AdmmOptions, Inverse, admm_inverse, admm_update, output_error
 from prunekit.pruning.inputs import InputStatistics
-from prunekit.pruning.masks import keep_mask, remedy, zero_out
+from prunekit.pruning.masks import bounds, keep_mask, remedy, zero_out
 from prunekit.pruning.obs import Factor, ObsOptions, inverse_factor, obs_update
 
 _MAGNITUDE = Tree.parse("W")
@@ -65,17 +65,18 @@ class Decision:
     unseen: bool = False
     record: dict[str, Any] = field(default_factory=dict)
 
-    def write(self, weight: Tensor) -> None:
-        """Prune `weight` (out, in) in place, which holds the weights that were decided on."""
+    def write(self, weight: Tensor, dense: Tensor | None = None) -> None:
+        """Prune `weight` (out, in) in place; the weights that were decided on are in it, or in `dense`."""
         if self.W is None:
-            zero_out(weight, self.keep)
+            zero_out(weight, self.keep, dense)
         else:
             weight.copy_(self.W)
 
 
 def decide(known: Known, method: Method, target: Target, options: Any = None, S: Tensor | None = None
            ) -> Decision:
-    """How a method prunes a layer; nothing is written. options: of its update. S: its scores, if known.
+    """How a method prunes a layer; nothing is written. options: of its update. S: its scores, if known and
+    found to be finite.
 
     Raises UsageError if the scores rank nothing, and if the model's dtype cannot hold the update's weights.
     """
@@ -83,7 +84,7 @@ def decide(known: Known, method: Method, target: Target, options: Any = None, S:
     if ranked.update is None:
         return Decision(_mask(known, ranked, target, S), unseen=ranked is not method)
     decision = SOLVERS[method.update].solve(known, method, target, options, S)
-    largest, dtype = max(map(abs, decision.W.aminmax())), known.W.dtype
+    largest, dtype = max(map(abs, bounds(decision.W))), known.W.dtype
     if not largest <= torch.finfo(dtype).max:  # also if it is not a number
         raise UsageError(f"the update makes a weight of {largest:.3g}, too large for {dtype}; "
                          f"{remedy(dtype)}.")
@@ -91,7 +92,9 @@ def decide(known: Known, method: Method, target: Target, options: Any = None, S:
 
 
 def _mask(known: Known, method: Method, target: Target, S: Tensor | None) -> Tensor:
-    return keep_mask(known.score(method.tree) if S is None else S, *target, method.group)
+    known_finite = S is not None
+    return keep_mask(S if known_finite else known.score(method.tree), *target, method.group,
+                     check=not known_finite)
 
 
 # --- weight updates -----------------------------------------------------------------------------------------

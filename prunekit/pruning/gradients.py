@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -19,7 +20,7 @@ from tqdm import tqdm
 from prunekit.errors import UsageError, did_you_mean
 from prunekit.files import replacing_file
 from prunekit.models import Layer, check_windows, decoder_blocks, in_eval_mode, layers, refuse_offloaded
-from prunekit.pruning.masks import finite
+from prunekit.pruning.masks import bounds, finite
 from prunekit.pruning.walk import InputGroup, Walk
 
 GRADIENT_NORMS = ("l2", "l1", "signed")
@@ -57,6 +58,12 @@ class LayerTensors(Mapping[str, Tensor]):
         tensor = self._tensors[self._names[_place(name)]]
         return tensor.float() if isinstance(tensor, Tensor) else tensor.read(torch.float32)
 
+    def near(self, W: Tensor, name: str) -> Tensor:
+        """The tensor on W's device, in float32; on a GPU, one of 16 bits as it is."""
+        stored = self._tensors[self._names[_place(name)]]
+        as_it_is = W.device.type != "cpu" and isinstance(stored, Tensor) and stored.itemsize == 2
+        return (stored if as_it_is else self[name]).to(W.device)
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)
 
@@ -74,9 +81,10 @@ class LayerTensors(Mapping[str, Tensor]):
             if tensor.shape != wanted:
                 raise UsageError(f"{whose} has shape {tuple(tensor.shape)} where the model needs {wanted}; "
                                  "it was made with another model (collect it with this one).")
-            if not finite(tensor):
+            low, high = bounds(tensor)
+            if not (math.isfinite(low) and math.isfinite(high)):
                 raise UsageError(f"{whose} is not finite; collect it again, in float32.")
-            if tensor.min() < 0:
+            if low < 0:
                 raise UsageError(f"{whose} is negative somewhere, where a norm cannot be; collect it with "
                                  f"collect_{self.kind}s.")
 
@@ -87,7 +95,7 @@ class LayerTensors(Mapping[str, Tensor]):
     def save(self, path: str | Path, *, dtype: torch.dtype | None = None) -> Path:
         """Write a .safetensors file that says how it was made; `dtype=torch.float16` halves it."""
         path = Path(path)
-        tensors = {name: tensor.to(dtype or tensor.dtype).contiguous() for name, tensor in self.items()}
+        tensors = {name: tensor.to("cpu", dtype).contiguous() for name, tensor in self.items()}
         with replacing_file(path) as file:
             meta = json.dumps(self.meta, sort_keys=True)
             save_file(tensors, file, metadata={"kind": self.kind, "prunekit": meta})
@@ -175,8 +183,8 @@ def _read_pth(path: Path, kind: str) -> dict[str, Tensor]:
 
 def collect_gradients(model: nn.Module, windows: Tensor, *, norm: str = "l2", scale: float = 100.0,
                       local: bool = False, gradient_checkpointing: bool = False,
-                      offload: str | Path | None = None, progress: bool = True,
-                      meta: Mapping[str, Any] | None = None) -> Gradients:
+                      offload: str | Path | None = None, on_device: torch.dtype | None = None,
+                      progress: bool = True, meta: Mapping[str, Any] | None = None) -> Gradients:
     """G of every prunable layer over windows (n, seqlen), each window one sample; (out, in) float32.
 
     With g the gradient of a window's mean-token cross-entropy, `l2`: G = sqrt(sum (scale g)^2); `l1`: G = sum
@@ -189,10 +197,11 @@ def collect_gradients(model: nn.Module, windows: Tensor, *, norm: str = "l2", sc
     in Wanda++ (arXiv 2503.04992, regional gradients): no backward pass through the model, one block's
     activations alive. gradient_checkpointing: compute every block's activations again in the backward pass
     instead of keeping them. offload: a directory for the sums, which are then memory-mapped files (4 bytes
-    per weight; yours to delete).
+    per weight; yours to delete). on_device: a dtype, such as torch.bfloat16, in which G then stays where its
+    layer is instead of going to the processor's memory; sums are float32 all the same, and so is a score.
 
-    Raises UsageError on an unknown norm, a model parts of which are offloaded, windows that it cannot read,
-    or a loss that is not finite.
+    Raises UsageError on an unknown norm, a model parts of which are offloaded, windows that it cannot read, a
+    loss that is not finite, or a dtype that cannot hold G.
     """
     if norm not in GRADIENT_NORMS:
         raise UsageError(f"gradient norm '{norm}' is not known{did_you_mean(norm, GRADIENT_NORMS)}.")
@@ -204,8 +213,9 @@ def collect_gradients(model: nn.Module, windows: Tensor, *, norm: str = "l2", sc
             for place, (key, p) in enumerate(parameters.items())}
 
     def add(parameter: nn.Parameter) -> None:
-        g = parameter.grad.to(sums[id(parameter)].device, torch.float32)
-        total = sums[id(parameter)]
+        g, total = parameter.grad, sums[id(parameter)]
+        if total.device.type != "cuda" or g.device != total.device:  # there sums read g as it is
+            g = g.to(total)
         total.addcmul_(g, g) if norm == "l2" else total.add_(g.abs_() if norm == "l1" else g)
         parameter.grad = None
 
@@ -217,13 +227,19 @@ def collect_gradients(model: nn.Module, windows: Tensor, *, norm: str = "l2", sc
                 raise UsageError(f"the loss of gradient window {index} is {loss.item()}; load the model in "
                                  "float32.")
             (loss * scale).backward()
-    for total in sums.values():
+    for key, total in sums.items():
         if norm != "l1":
             total.sqrt_() if norm == "l2" else total.abs_()
+        if on_device:
+            sums[key] = total.to(parameters[key].device, on_device)
+            if not finite(sums[key]):
+                raise UsageError(f"{on_device} cannot hold G, which reaches {total.max():.3g}; use bfloat16 "
+                                 "or a smaller scale.")
     made = {"kind": "gradient", "norm": norm, "scale": scale, "n": len(windows), "seqlen": windows.shape[1],
             "dtype": str(model.dtype).removeprefix("torch."), **({"local": True} if local else {}),
             **(meta or {})}
-    return Gradients({layer.name: _oriented(layer, sums[id(layer.parameter)]) for layer in prunable}, made)
+    found = {layer.name: _oriented(layer, sums[id(layer.parameter)]) for layer in prunable}
+    return Gradients(found if on_device else {name: G.cpu() for name, G in found.items()}, made)
 
 
 def _losses(model: nn.Module, windows: Tensor, progress: bool) -> Iterator[tuple[int, Tensor]]:
@@ -268,7 +284,7 @@ def _zeros(parameter: Tensor, path: Path | None) -> Tensor:
 
 def _oriented(layer: Layer, total: Tensor) -> Tensor:
     total = total if layer.expert is None else total[layer.expert]
-    return (total.T if layer.transposed else total).cpu()
+    return total.T if layer.transposed else total
 
 
 @contextmanager
@@ -307,14 +323,15 @@ def collect_activations(model: nn.Module, windows: Tensor, *, norm: str = "l2", 
     measure = torch.Tensor.square if norm == "l2" else torch.Tensor.abs
     norms: dict[str, Tensor] = {}
     for step in Walk(model, windows, one_shot=True, progress=progress):
-        sums = {id(group): torch.zeros(group.inputs) for group in step.groups}
+        sums = {id(group): torch.zeros(group.inputs, device=group.layers[0].weight.device)
+                for group in step.groups}
         step.collect(partial(_add_columns, sums, measure))
         for group in step.groups:
-            norms |= {layer.name: sums[id(group)] / len(windows) for layer in group.layers}
+            norms |= {layer.name: (sums[id(group)] / len(windows)).cpu() for layer in group.layers}
     made = {"kind": "activation", "norm": norm, "n": len(windows), "seqlen": windows.shape[1], **(meta or {})}
     return Activations(norms, made)
 
 
 def _add_columns(sums: dict[int, Tensor], measure: Callable[[Tensor], Tensor], group: InputGroup,
                  x: Tensor) -> None:
-    sums[id(group)] += measure(x.float()).sum(0).cpu()
+    sums[id(group)] += measure(x.float()).sum(0)

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -30,6 +31,9 @@ class InputStatistics:
         self.tokens += len(x)
         if self.H is not None:
             self.H.add_(_gram(x), alpha=2 / self.n)
+        if x.device.type != "cpu":  # one launch that reads x as it is, and writes nothing as large
+            self.X.add_(torch.linalg.vector_norm(x, dim=0, dtype=torch.float32).square_(), alpha=1 / self.n)
+            return
         for part in x.split(_CHUNK):  # small enough to stay in the cache
             self.X.add_(part.float().square().sum(0), alpha=1 / self.n)
 
@@ -60,7 +64,10 @@ def collect_inputs(step: Step, n: int, *, hessian: bool = False) -> dict[str, In
 
 
 def _gram(x: Tensor) -> Tensor:
-    """x^T x in float32. Products of two bfloat16 numbers are exact there, so the fast unit loses nothing."""
+    """x^T x in float32. Products of two bfloat16 or float16 numbers are exact there, so the fast units lose
+    nothing."""
+    if multiplies_exactly(x.device, x.dtype):
+        return torch.mm(x.T, x, out_dtype=torch.float32)
     exact = x.float()
     if x.dtype != torch.bfloat16 or x.device.type != "cpu":
         return exact.T @ exact
@@ -71,3 +78,15 @@ def _gram(x: Tensor) -> Tensor:
         return exact.T @ exact
     finally:
         backend.fp32_precision = before
+
+
+@cache
+def multiplies_exactly(device: torch.device, dtype: torch.dtype) -> bool:
+    """Does this GPU multiply numbers of 16 bits to a float32 one? Tried where 16 bits could not hold it."""
+    if device.type != "cuda" or dtype.itemsize != 2:
+        return False
+    x = (torch.arange(32 * 16, device=device) % 97).view(32, 16).to(dtype)
+    try:
+        return torch.equal(torch.mm(x.T, x, out_dtype=torch.float32), x.float().T @ x.float())
+    except (RuntimeError, TypeError):  # a torch or a GPU without it
+        return False

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache, partial
 
 import numpy as np
 import torch
@@ -11,8 +12,11 @@ from prunekit.choices import parse_pattern
 from prunekit.errors import UsageError, did_you_mean
 from prunekit.metric.catalogue import GROUPS
 
+_PAIRED = 16  # the widest group of N:M that a GPU compares pair by pair at once
 
-def keep_mask(S: Tensor, sparsity: float, pattern: str = "unstructured", group: str = "row") -> Tensor:
+
+def keep_mask(S: Tensor, sparsity: float, pattern: str = "unstructured", group: str = "row", *,
+              check: bool = True) -> Tensor:
     """The weights that stay under scores S (out, in), float32: bool (out, in).
 
     pattern `n:m`: in every m consecutive inputs of a row the n lowest scores go. Unstructured, group `row`:
@@ -20,12 +24,13 @@ def keep_mask(S: Tensor, sparsity: float, pattern: str = "unstructured", group: 
     the value at position int(numel * sparsity) of the sorted scores goes (at least the target). Group
     `variant`: Wanda's bisection on each row's cumulative sorted score. Source: the published lib/prune.py.
 
-    Raises UsageError if the pattern does not divide the inputs, if the group is unknown, or if a score is not
-    finite.
+    Raises UsageError if the pattern does not divide the inputs, if the group is unknown, or, with `check`, if
+    a score is not finite.
     """
     if group not in GROUPS:
         raise UsageError(f"group '{group}' is not known{did_you_mean(group, GROUPS)}.")
-    check_scores(S)
+    if check:
+        check_scores(S)
     ratio = parse_pattern(pattern)
     if ratio:
         return keep_n_of_m(S, *ratio)
@@ -47,7 +52,12 @@ def check_scores(S: Tensor) -> None:
 
 def finite(tensor: Tensor) -> bool:
     """Is every number finite? By the bounds, which is many times faster than asking each."""
-    return all(math.isfinite(bound) for bound in tensor.aminmax())
+    return all(map(math.isfinite, bounds(tensor)))
+
+
+def bounds(tensor: Tensor) -> list[float]:
+    """The lowest and the highest number, NaN if one is; in one question, since a GPU makes each wait."""
+    return torch.stack(tensor.aminmax()).cpu().tolist()
 
 
 def remedy(dtype: torch.dtype) -> str:
@@ -75,6 +85,8 @@ def keep_n_of_m(S: Tensor, n: int, m: int) -> Tensor:
     """Remove the n lowest scores of every m consecutive inputs; among equal scores the leftmost go first."""
     if S.shape[1] % m:
         raise UsageError(f"pattern {n}:{m} needs inputs in multiples of {m}, but the layer has {S.shape[1]}.")
+    if S.device.type != "cpu" and m <= _PAIRED:
+        return keep_by_pairs(S, n, m)
     columns = [column.contiguous() for column in S.reshape(-1, m).unbind(1)]  # m of (out * in / m,)
     rank = [torch.zeros(columns[0].shape, dtype=torch.uint8, device=S.device) for _ in columns]
     # a place's rank is the number of places it does not precede: m(m-1)/2 comparisons, no sort
@@ -84,6 +96,15 @@ def keep_n_of_m(S: Tensor, n: int, m: int) -> Tensor:
             rank[j] += first
             rank[i] += ~first
     return torch.stack([place >= n for place in rank], dim=1).view(S.shape)
+
+
+def keep_by_pairs(S: Tensor, n: int, m: int) -> Tensor:
+    """`keep_n_of_m` with all comparisons of a group at once: few launches, m bytes for each score."""
+    groups = S.reshape(-1, m)
+    one, other = groups[:, :, None], groups[:, None, :]
+    earlier = torch.ones(m, m, dtype=torch.bool, device=S.device).tril(-1)
+    before = torch.where(earlier, other <= one, other < one)  # (groups, m, m): does the other go first?
+    return (before.sum(2, dtype=torch.uint8) >= n).view(S.shape)
 
 
 def keep_above(S: Tensor, position: int) -> Tensor:
@@ -115,9 +136,11 @@ def keep_variant(S: Tensor, sparsity: float) -> Tensor:
 
 
 def kth_smallest(S: Tensor, k: int) -> Tensor:
-    """The k-th smallest (from 1) of every row, (rows, 1). Selection, not a sort: linear in the row."""
+    """The k-th smallest (from 1) of every row, (rows, 1). On a processor selection, linear in the row."""
     if S.device.type == "cpu":
         return torch.from_numpy(np.partition(S.numpy(), k - 1, axis=1)[:, k - 1:k])
+    if len(S) == 1:  # a GPU selects within a row by a few of its units, and sorts with all of them
+        return S.sort(dim=1).values[:, k - 1:k]
     return S.kthvalue(k, dim=1, keepdim=True).values
 
 
@@ -128,6 +151,33 @@ def nonzero(tensor: Tensor) -> int:
     return int(torch.count_nonzero(tensor))
 
 
-def zero_out(W: Tensor, keep: Tensor) -> None:
-    """Zero the weights that are not kept, in place. On their bits: faster than filling, +0 for every sign."""
-    W.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[W.element_size()]).mul_(keep)
+def zero_out(W: Tensor, keep: Tensor, dense: Tensor | None = None) -> None:
+    """Zero the weights that are not kept, in place; those kept become `dense`'s, if given (of W's dtype).
+
+    On their bits: faster than filling, +0 for every sign.
+    """
+    bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[W.element_size()]
+    torch.mul((W if dense is None else dense).view(bits), keep, out=W.view(bits))
+
+
+@cache
+def _places(shape: tuple[int, int], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Fixed random numbers for `mask_sums`: (in, 16) float32, whole from 0 to 255, and (out, 2, 8) int64.
+
+    Sums of the first over a row stay below 2^24, so that float32 has them exactly in any order.
+    """
+    out, width = shape
+    draw = partial(torch.randint, generator=torch.Generator().manual_seed(0))
+    digits, factors = draw(min(256, 2**24 // width), (width, 16)), draw(-2**63, 2**63 - 1, (out, 2, 8))
+    return digits.to(device, torch.float32), factors.to(device)
+
+
+def mask_sums(keep: Tensor) -> Tensor:
+    """What identifies a mask, bool (out, in), without leaving its device: (2,) int64.
+
+    Each is the sum over kept places of a random number of 64 bits, of the place's row and column, modulo
+    2^64: two masks that differ agree in both by chance, less than once in 2^100.
+    """
+    digits, factors = _places(tuple(keep.shape), keep.device)
+    by_row = (keep.to(digits.dtype) @ digits).to(torch.int64)  # (out, 16), exact
+    return (by_row.view(-1, 2, 8) * factors).sum((0, 2))

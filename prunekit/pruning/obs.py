@@ -1,8 +1,10 @@
 """The Optimal Brain Surgeon update: SparseGPT's solver (arXiv 2301.00774), for any metric."""
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -15,6 +17,8 @@ from prunekit.pruning.masks import check_scores, finite, keep_above, keep_n_of_m
 SliceScore = Callable[[slice, Tensor], Tensor]
 # Columns updated one by one before the rest of the block is updated at once; so few stay in the cache
 _PANEL = 32
+_KERNEL_ON = ("cuda",)  # kinds of devices where a block is solved by `obs_kernel`
+_refused: set[torch.device] = set()  # where that did not do what the loop does
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ def inverse_factor(H: Tensor, options: ObsOptions = ObsOptions()) -> Factor:
     H = H.clone()
     diagonal = H.diagonal()
     dead = diagonal == 0
-    diagonal[dead] = 1
+    diagonal.masked_fill_(dead, 1)
     mean = diagonal.mean()
     previous = 0.0
     for damping in options.damping:
@@ -55,10 +59,27 @@ def inverse_factor(H: Tensor, options: ObsOptions = ObsOptions()) -> Factor:
         if not failed:
             eye = torch.eye(len(H), dtype=H.dtype, device=H.device)
             U = torch.linalg.solve_triangular(L, eye, upper=False).flip(0, 1)
-            if torch.isfinite(U).all():
+            if finite(U):
                 return Factor(U.contiguous(), dead, damping)
     raise UsageError(f"the Hessian is not positive definite even with damping {options.damping[-1]:g}; use "
                      "more calibration windows or a longer damping ladder (ObsOptions).")
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What masks chosen inside the solver rank: a metric's scores or, without, SparseGPT's w^2 / U_ii^2.
+
+    bounds: of all scores so far; looked at in the end, since asking a GPU makes it wait.
+    """
+
+    U: Tensor
+    metric: SliceScore | None = None
+    bounds: list[Tensor] = field(default_factory=list)
+
+    def __call__(self, columns: slice, W: Tensor) -> Tensor:
+        S = self.metric(columns, W) if self.metric else (W / self.U.diagonal()[columns]).square()
+        self.bounds.extend(S.aminmax())
+        return S
 
 
 def obs_update(W: Tensor, factor: Factor, sparsity: float, pattern: str, *, keep: Tensor | None = None,
@@ -79,38 +100,33 @@ def obs_update(W: Tensor, factor: Factor, sparsity: float, pattern: str, *, keep
         raise UsageError(f"block size {options.block_size} is smaller than a group of pattern {pattern}; "
                          f"give {group} or more.")
     block = options.block_size - options.block_size % group
-    W[:, factor.dead] = 0
+    W.masked_fill_(factor.dead, 0)
     given, keep = keep is not None, torch.ones_like(W, dtype=torch.bool) if keep is None else keep
-    bounds: list[Tensor] = []  # of all scores; looked at in the end, since asking a GPU makes it wait
-
-    def scored(columns: slice, W: Tensor) -> Tensor:
-        S = score(columns, W) if score else (W / U.diagonal()[columns]).square()
-        bounds.extend(S.aminmax())
-        return S
-
+    scores, chosen = Scores(U, score), None if given else ratio
     for start in range(0, W.shape[1], block):
         columns = slice(start, min(start + block, W.shape[1]))
         if not given and not ratio and sparsity > 0:
-            S = scored(columns, W[:, columns])
+            S = scores(columns, W[:, columns])
             keep[:, columns] = keep_above(S, int(S.numel() * sparsity))
-        choose = (lambda columns, W: keep_n_of_m(scored(columns, W), *ratio)) if ratio and not given else None
-        errors = _solve_block(W[:, columns], U[columns, columns], keep[:, columns], start, group, choose)
+        solve = _solver(W.device, columns.stop - start, group, chosen, score is not None)
+        errors = solve(W[:, columns], U[columns, columns], keep[:, columns], start, group, chosen, scores)
         W[:, columns.stop:].addmm_(errors.T, U[columns, columns.stop:], alpha=-1)
     zero_out(W, keep)
-    if bounds:
-        check_scores(torch.stack(bounds))
+    if scores.bounds:
+        check_scores(torch.cat([bound.reshape(-1) for bound in scores.bounds]))
     if not finite(W):
         raise UsageError("the updated weights are not finite; the layer's weights or inputs are too large "
                          "for the update, so use a method without it.")
     return keep
 
 
-def _solve_block(W: Tensor, U: Tensor, keep: Tensor, start: int, group: int, choose: SliceScore | None
-                 ) -> Tensor:
+def solve_block(W: Tensor, U: Tensor, keep: Tensor, start: int, group: int, ratio: tuple[int, int] | None,
+                scores: Scores) -> Tensor:
     """One block of columns, W (out, block) and keep in place; returns the errors transposed, (block, out).
 
-    Works on transposed copies, where a column lies in one piece, in panels: the columns of a panel are
-    updated one by one, the rest of the block by one product per panel.
+    start: the block's first column in the layer. group: m of the pattern, or 1. ratio: n and m, if the mask
+    is chosen here. Works on transposed copies, where a column lies in one piece, in panels: the columns of a
+    panel are updated one by one, the rest of the block by one product per panel.
     """
     w, kept, width = W.T.contiguous(), keep.T.contiguous(), W.shape[1]  # (block, out): a row for each input
     errors = torch.empty_like(w)  # (block, out)
@@ -118,9 +134,9 @@ def _solve_block(W: Tensor, U: Tensor, keep: Tensor, start: int, group: int, cho
     for first in range(0, width, panel):
         last = min(first + panel, width)
         for i in range(first, last):
-            if choose and i % group == 0:
-                columns = slice(start + i, start + i + group)
-                kept[i:i + group] = choose(columns, w[i:i + group].T).T  # chosen as (out, group)
+            if ratio and i % group == 0:
+                S = scores(slice(start + i, start + i + group), w[i:i + group].T)
+                kept[i:i + group] = keep_n_of_m(S, *ratio).T  # chosen as (out, group)
             torch.div(w[i], U[i, i], out=errors[i])  # (out,)
             errors[i].masked_fill_(kept[i], 0)
             w[i:last].addr_(U[i, i:last], errors[i], alpha=-1)  # (panel's rest,) x (out,)
@@ -128,3 +144,47 @@ def _solve_block(W: Tensor, U: Tensor, keep: Tensor, start: int, group: int, cho
     W.copy_(w.T)
     keep.copy_(kept.T)
     return errors
+
+
+# --- in one launch on a GPU ---------------------------------------------------------------------------------
+
+
+@cache
+def _solver(device: torch.device, width: int, group: int, ratio: tuple[int, int] | None,
+            metric: bool) -> Callable[..., Tensor]:
+    """The kernel where it has been seen to do what the loop does, else the loop; once with a warning."""
+    if device.type not in _KERNEL_ON or device in _refused:
+        return solve_block
+    try:
+        from prunekit.pruning.obs_kernel import solve_block as kernel
+
+        if agrees(kernel, device, width, group, ratio, metric):
+            return kernel
+        why = "its weights are not those of the loop"
+    except Exception as error:  # noqa: BLE001 (whatever a compiler and a driver make of it)
+        why = f"{type(error).__name__}: {str(error)[:200]}"
+    _refused.add(device)
+    warnings.warn(f"the kernel of the OBS update is of no use on {device} ({why}); the slower loop does its "
+                  "work.", stacklevel=3)
+    return solve_block
+
+
+def agrees(kernel: Callable[..., Tensor], device: torch.device, width: int, group: int,
+           ratio: tuple[int, int] | None, metric: bool) -> bool:
+    """Does the kernel do, on a random block of this width, what the loop does?
+
+    In rows with the same mask, that is; scores can be so close that their last bits decide.
+    """
+    generator = torch.Generator().manual_seed(0)
+    x, rows = torch.randn(2 * width, width, generator=generator), torch.randn(37, width, generator=generator)
+    U = inverse_factor(x.T @ x).U.to(device)
+    found = []
+    for solve in (kernel, solve_block):
+        W = rows.to(device, copy=True)
+        keep = W > 0
+        scores = Scores(U, (lambda columns, part: part.abs()) if metric else None)
+        errors = solve(W, U, keep, 0, group, ratio, scores)
+        found.append((keep, torch.cat([W, errors.T], dim=1)))
+    (keep, mine), (expected, theirs) = found
+    same = (keep == expected).all(1)
+    return bool(same.float().mean() > 0.9) and torch.allclose(mine[same], theirs[same], rtol=1e-3, atol=1e-3)

@@ -23,7 +23,7 @@ from prunekit.pruning.gradients import Gradients
 from prunekit.pruning.inputs import InputStatistics, collect_inputs
 from prunekit.pruning.masks import finite, nonzero, remedy
 from prunekit.pruning.obs import ObsOptions
-from prunekit.pruning.walk import Resident, Walk
+from prunekit.pruning.walk import Resident, Walk, batch_noted, batch_tokens
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -136,9 +136,10 @@ class Plan:
     one_shot: bool = False
     layers: list[Layer] = field(init=False)
     sparsities: list[float] = field(init=False)  # one per block
+    tokens: int = field(init=False)  # per forward call
 
     def __post_init__(self) -> None:
-        self.layers = layers(self.model)
+        self.layers, self.tokens = layers(self.model), batch_tokens(self.model)
         self.sparsities = per_block(self.sparsity, self.pattern, len(decoder_blocks(self.model)[1]))
         ratio = parse_pattern(self.pattern)
         for layer in self.layers if ratio else ():
@@ -164,7 +165,7 @@ class Plan:
         n, seqlen = (0, 0) if self.windows is None else self.windows.shape
         return {"method": self.method.name, "tree": str(self.method.tree or "w²/U_ii²"),
                 "group": self.method.group, "update": self.method.update or "", "pattern": self.pattern,
-                "one_shot": self.one_shot, "n": n, "seqlen": seqlen}
+                "one_shot": self.one_shot, "n": n, "seqlen": seqlen, **batch_noted(self.tokens)}
 
     def blocks(self, progress: bool, resident: Resident | None = None, finished: int = 0
                ) -> Iterator[tuple[int, list[Layer], dict[str, InputStatistics]]]:
@@ -178,7 +179,7 @@ class Plan:
                     yield index, block, {}
             return
         for step in Walk(self.model, self.windows, one_shot=self.one_shot, progress=progress,
-                         resident=resident):
+                         resident=resident, batch=max(1, self.tokens // self.windows.shape[1])):
             if step.index < finished:
                 continue
             inputs = collect_inputs(step, len(self.windows), hessian=self.method.update is not None)
@@ -188,7 +189,7 @@ class Plan:
     def decide(self, layer: Layer, inputs: InputStatistics | None = None) -> Decision:
         """What becomes of a layer; nothing is written. A refusal says which layer it is about."""
         with _naming(layer):
-            G = self.gradients[layer.name].to(layer.weight.device) if "G" in self.method.needs else None
+            G = self.gradients.near(layer.weight, layer.name) if "G" in self.method.needs else None
             known = Known(layer.weight, G, inputs, layer.expert is not None)
             target = Target(self.sparsities[layer.block], self.pattern)
             return decide(known, self.method, target, self.options)

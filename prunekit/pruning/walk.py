@@ -19,7 +19,8 @@ from prunekit.errors import UsageError
 from prunekit.models import Layer, check_windows, decoder_blocks, prunable_layers, refuse_offloaded
 from prunekit.pruning.experts import ExpertInputs, one_by_one
 
-BATCH_TOKENS = 4096  # tokens per forward call
+BATCH_TOKENS = 4096  # tokens per forward call; on a GPU at least
+_MOST_TOKENS = 2**16
 _PROBE_TOKENS = 8
 
 Observe = Callable[["InputGroup", Tensor], None]  # called with x of shape (tokens, in)
@@ -93,6 +94,32 @@ class Step:
         self._outputs_kept = keep
 
 
+def batch_tokens(model: nn.Module) -> int:
+    """How many tokens a forward call should have: 4096; on a GPU a power of two from there to 65,536.
+
+    As many as an eighth of the memory beside the weights holds, at 16 numbers of the widest layer for each
+    token: that depends on model and card only, so that sums come out alike. Halved where so much is not free.
+    """
+    device = model.get_input_embeddings().weight.device
+    if device.type != "cuda":
+        return BATCH_TOKENS
+    free, total = torch.cuda.mem_get_info(device)
+    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    weights = sum(parameter.nbytes for parameter in model.parameters() if parameter.device == device)
+    widest = max(max(layer.weight.shape) for block in prunable_layers(model) for layer in block)
+    return _fitting(min(total - weights, 2 * free) // 8, 16 * widest * model.dtype.itemsize)
+
+
+def _fitting(room: int, token: int) -> int:
+    """The power of two of tokens, of `token` bytes each, that fits into `room` bytes, within the limits."""
+    return min(max(2 ** (max(room // token, 1).bit_length() - 1), BATCH_TOKENS), _MOST_TOKENS)
+
+
+def batch_noted(tokens: int) -> dict[str, int]:
+    """For the meta of a result whose last bits depend on the batches: their tokens, if not the usual 4096."""
+    return {} if tokens == BATCH_TOKENS else {"batch_tokens": tokens}
+
+
 class Resident:
     """Where a model's blocks are while it is walked: in memory. A subclass may bring and drop them."""
 
@@ -110,7 +137,7 @@ class Walk:
 
     windows: token ids (n, seqlen). Whatever is done to a block between two steps (pruning, say) is what the
     next block's inputs come from; with `one_shot` they come from the block as it was when `Step.collect` ran.
-    batch: windows per forward call (by default as many as make 4096 tokens).
+    batch: windows per forward call (by default as many as make `batch_tokens`).
 
     Raises UsageError if the model cannot read the windows, or calls its blocks in a way that cannot be
     replayed.
@@ -120,7 +147,7 @@ class Walk:
                  resident: Resident | None = None, batch: int | None = None):
         check_windows(model, windows)
         self.model, self.windows, self.one_shot, self.progress = model, windows, one_shot, progress
-        self.batch = batch or max(1, BATCH_TOKENS // windows.shape[1])
+        self.batch = batch or max(1, batch_tokens(model) // windows.shape[1])
         self.path, self.blocks = decoder_blocks(model)
         self.layers = prunable_layers(model)
         if resident is None:

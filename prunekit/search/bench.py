@@ -21,7 +21,7 @@ from prunekit.models import check_windows, fingerprint, layers, load_model
 from prunekit.pruning.decide import SOLVERS, Decision, Known, decide
 from prunekit.pruning.gradients import Gradients
 from prunekit.pruning.inputs import InputStatistics, collect_inputs
-from prunekit.pruning.walk import Walk
+from prunekit.pruning.walk import Walk, batch_noted, batch_tokens
 
 
 def fast_dtype(device: str = "auto") -> str:
@@ -38,11 +38,13 @@ class Bench:
     model: a name or directory as for `load_model`, or the model itself (which then cannot be sent to other
     processes). calibration: windows (n, seqlen) for X and, for a weight update, H, all taken from the dense
     model. search: windows (n, seqlen) that fitness is measured on. gradients: G, if metrics may read it.
-    dtype, device: as for `load_model`; dtype "fast" is `fast_dtype`'s.
+    dtype, device: as for `load_model`; dtype "fast" is `fast_dtype`'s. tokens: per forward call, as
+    `batch_tokens` has it. On a GPU a G of 16 bits stays one, and is read in float32.
     """
 
     def __init__(self, model: str | Path | nn.Module, calibration: Tensor, search: Tensor, *,
-                 gradients: Gradients | None = None, dtype: str = "auto", device: str = "auto"):
+                 gradients: Gradients | None = None, dtype: str = "auto", device: str = "auto",
+                 tokens: int | None = None):
         named = not isinstance(model, nn.Module)
         self.name, self.device = str(model) if named else "", device
         self.dtype = fast_dtype(device) if dtype == "fast" else dtype
@@ -54,16 +56,18 @@ class Bench:
             gradients.check(self.layers)
         self.dense = [layer.weight.clone() for layer in self.layers]
         self.G = None if gradients is None else [
-            gradients[layer.name].to(layer.weight.device, torch.float32) for layer in self.layers]
+            gradients.near(layer.weight, layer.name) for layer in self.layers]
         self.inputs: list[InputStatistics] = []  # by layer, H already factored
+        self._written: Sequence[Decision] | None = None  # what the model is pruned by
         self.calibration, self.search = calibration, search
-        self.losses = window_losses(self.model.eval())
+        self.losses, self.tokens = window_losses(self.model.eval()), tokens or batch_tokens(self.model)
         self.nll = np.zeros(0)
 
     def prepare(self, update: str | None, options: Any) -> None:
         """Collect X (and factor H as a weight update wants it), and the dense losses of the search."""
         by_name: dict[str, InputStatistics] = {}
-        for step in Walk(self.model, self.calibration, one_shot=True, progress=False):
+        batch = max(1, self.tokens // self.calibration.shape[1])
+        for step in Walk(self.model, self.calibration, one_shot=True, progress=False, batch=batch):
             by_name |= (here := collect_inputs(step, len(self.calibration), hessian=update is not None))
             for statistics in here.values() if update else ():
                 statistics.factored(SOLVERS[update].factor, options)
@@ -73,7 +77,8 @@ class Bench:
     @torch.no_grad()
     def measure(self, windows: Tensor) -> np.ndarray:
         """Mean negative log-likelihood of each window under the model as it is now, float64 (n,)."""
-        return torch.cat([self.losses(batch).double().cpu() for batch in batches(windows)]).numpy()
+        parts = [self.losses(batch) for batch in batches(windows, self.tokens)]
+        return torch.cat(parts).double().cpu().numpy()
 
     @property
     def X(self) -> list[Tensor]:
@@ -94,28 +99,46 @@ class Bench:
         """S (out, in) of one layer of the dense model, float32."""
         return self.known(index).score(tree, check=check)
 
-    def decide(self, method: Method, index: int, targets: Sequence[Target], options: Any = None
-               ) -> list[Decision]:
-        """What becomes of one layer, target by target. Raises UsageError if the metric is none there."""
+    def decide(self, method: Method, index: int, targets: Sequence[Target], options: Any = None,
+               later: list[Tensor] | None = None) -> list[Decision]:
+        """What becomes of one layer, target by target. Raises UsageError if the metric is none there.
+
+        later: if given, the bounds of the scores are put there instead of looked at, for `check`.
+        """
         known = self.known(index)
         method = known.ranked_by(method)
         S = known.score(method.tree, check=False)
-        if why := defect(S):
+        if later is not None:
+            later.append(torch.stack(S.aminmax()))
+        elif why := defect(S):
             raise UsageError(f"{why} in layer {self.layers[index].name}")
         return [decide(known, method, target, options, S) for target in targets]
+
+    def decide_all(self, method: Method, targets: Sequence[Target], options: Any = None
+                   ) -> list[list[Decision]]:
+        """`decide` of every layer; on a GPU, which would wait at every question, all are asked at the end."""
+        later: list[Tensor] | None = None if self.model.device.type == "cpu" or method.update else []
+        decided = [self.decide(method, i, targets, options, later) for i in range(len(self.layers))]
+        for layer, bounds in zip(self.layers, together(later), strict=True) if later else ():
+            if why := defect(bounds):
+                raise UsageError(f"{why} in layer {layer.name}")
+        return decided
 
     @torch.no_grad()
     def apply(self, decisions: Sequence[Decision]) -> None:
         """Prune the dense model: a decision for every layer."""
-        self.restore()
-        for layer, decision in zip(self.layers, decisions, strict=True):
-            decision.write(layer.weight)
+        if decisions is self._written:
+            return
+        for layer, dense, decision in zip(self.layers, self.dense, decisions, strict=True):
+            decision.write(layer.weight, dense)
+        self._written = decisions
 
     @torch.no_grad()
     def restore(self) -> None:
         """The dense weights, bit for bit."""
         for layer, weight in zip(self.layers, self.dense, strict=True):
             layer.weight.copy_(weight)
+        self._written = None
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -123,7 +146,8 @@ class Bench:
         weights = fingerprint(self.name)[:16] if self.name else _digest(*self.dense)
         return {"model": self.name or type(self.model).__name__, "weights": weights, "data": data,
                 "windows": list(self.search.shape), "calibration": list(self.calibration.shape),
-                "dtype": dtype.removeprefix("torch."), "device": self.model.device.type}
+                "dtype": dtype.removeprefix("torch."), "device": self.model.device.type,
+                **batch_noted(self.tokens)}
 
 
 @contextmanager
@@ -136,6 +160,17 @@ def without_gradients(threads: int) -> Iterator[None]:
             yield
     finally:
         torch.set_num_threads(before)
+
+
+def together(tensors: Sequence[Tensor]) -> Tensor:
+    """Small tensors of one shape stacked on the processor; those of one device come in one piece."""
+    by_device: dict[torch.device, list[int]] = {}
+    for place, tensor in enumerate(tensors):
+        by_device.setdefault(tensor.device, []).append(place)
+    found = torch.empty(len(tensors), *tensors[0].shape, dtype=tensors[0].dtype)
+    for places in by_device.values():
+        found[places] = torch.stack([tensors[place] for place in places]).cpu()
+    return found
 
 
 def _digest(*tensors: Tensor) -> str:

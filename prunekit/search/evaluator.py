@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import lru_cache
 from itertools import chain
@@ -28,9 +28,9 @@ from prunekit.pruning.admm import AdmmOptions
 from prunekit.pruning.decide import SOLVERS, Decision
 from prunekit.pruning.gradients import Gradients
 from prunekit.pruning.inputs import InputStatistics
-from prunekit.pruning.masks import keep_mask
+from prunekit.pruning.masks import keep_mask, mask_sums
 from prunekit.pruning.obs import ObsOptions
-from prunekit.search.bench import Bench, without_gradients
+from prunekit.search.bench import Bench, together, without_gradients
 from prunekit.search.records import Outcome, Race, behind
 
 _PROBE_ROWS = 8
@@ -161,9 +161,9 @@ class Evaluator:
         method = Method(str(tree), tree, update=self.update)
         sha, decided = hashlib.blake2b(digest_size=12), []
         for bench in self.benches:
-            by_layer = [bench.decide(method, i, self.targets, self.options) for i in range(len(bench.layers))]
-            for decision in () if self.update else chain(*by_layer):
-                sha.update(np.packbits(decision.keep.cpu().numpy()))
+            by_layer = bench.decide_all(method, self.targets, self.options)
+            for content in () if self.update else identifying([one.keep for one in chain(*by_layer)]):
+                sha.update(content)
             decided.append(list(zip(*by_layer, strict=True)))
         return decided, "" if self.update else sha.hexdigest()
 
@@ -230,7 +230,7 @@ class Evaluator:
                 tensors |= {f"{number}/{kind}/{layer.name}": tensor for kind, tensor in
                             {"X": known.X, "G": known.G, **shared}.items() if isinstance(tensor, Tensor)}
         self.home = Path(path).resolve()
-        meta = self.identity | {"benches": [[b.name, b.dtype, b.device] for b in self.benches]}
+        meta = self.identity | {"benches": [[b.name, b.dtype, b.device, b.tokens] for b in self.benches]}
         # Layers share X: one copy each
         whole = {key: tensor.cpu().contiguous().clone() for key, tensor in tensors.items()}
         with replacing_file(self.home) as file:
@@ -276,6 +276,13 @@ class Evaluator:
         return self
 
 
+def identifying(masks: Sequence[Tensor]) -> Iterable[bytes | np.ndarray]:
+    """What the hash of all masks is made of: their bits or, not to bring these from a GPU, their sums."""
+    if all(keep.device.type == "cpu" for keep in masks):
+        return (np.packbits(keep.numpy()) for keep in masks)
+    return [together(list(map(mask_sums, masks))).numpy().tobytes()]
+
+
 @lru_cache(maxsize=2)
 def _resident(path: str, changed: int) -> Evaluator:
     """One per process, however many evaluations it is sent for."""
@@ -283,14 +290,15 @@ def _resident(path: str, changed: int) -> Evaluator:
 
 
 def _read_bench(tensors: Mapping[str, Tensor], number: int, update: str | None, name: str, dtype: str,
-                device: str) -> Bench:
+                device: str, tokens: int | None = None) -> Bench:
     by_kind: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         whose, kind, *name_of = key.split("/", 2)
         if whose == str(number):
             by_kind.setdefault(kind, {})["".join(name_of)] = tensor
     G, calibration, search = by_kind.get("G"), by_kind["calibration"][""], by_kind["search"][""]
-    bench = Bench(name, calibration, search, dtype=dtype, device=device, gradients=G and Gradients(G))
+    bench = Bench(name, calibration, search, dtype=dtype, device=device, tokens=tokens,
+                  gradients=G and Gradients(G))
     for layer in bench.layers:
         here = {kind: by_layer[layer.name].to(layer.weight.device) for kind, by_layer in by_kind.items()
                 if layer.name in by_layer}

@@ -222,7 +222,7 @@ def _digest(tensors: Iterable[Tensor]) -> str:
     digest = hashlib.sha256()
     for tensor in tensors:
         digest.update(str(tuple(tensor.shape)).encode())
-        digest.update(memoryview(tensor.contiguous().view(-1).view(torch.uint8).numpy()))
+        digest.update(memoryview(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy()))
     return digest.hexdigest()[:16]
 
 

@@ -113,3 +113,39 @@ def test_no_worker_outlives_its_pool(tmp_path):
     while set(multiprocessing.active_children()) - before and time.monotonic() < until:
         time.sleep(0.05)
     assert not set(multiprocessing.active_children()) - before
+
+
+@pytest.mark.parametrize("kind", ["processes", "dask"])
+def test_every_worker_sees_a_gpu_of_its_own(monkeypatch, kind):
+    """Three workers, two GPUs that are not there; a pool's chosen before an argument, a model say, is read (Dask
+    reads arguments in its scheduler, too)."""
+    asked = (_given, _Read()) if kind == "processes" else (_gpu,)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
+    seen, until = {}, time.monotonic() + 60
+    with pk.open_executor(kind, workers=3) as pool:
+        while len(seen) < 3 and time.monotonic() < until:
+            seen |= dict(call.result() for call in [pool.submit(*asked) for _ in range(6)])
+    assert sorted(seen.values()) == ["5", "5", "7"]
+
+
+class _Read:
+    """Becomes, where it is unpickled, what that process sees."""
+
+    def __reduce__(self):
+        return _gpu, ()
+
+
+def _gpu():
+    time.sleep(0.05)  # so that no worker takes all calls
+    return os.getpid(), os.environ["CUDA_VISIBLE_DEVICES"]
+
+
+def _given(read):
+    return read
+
+
+@pytest.mark.parametrize("named", ["3", ""])
+def test_one_gpu_or_none_is_left_to_all(monkeypatch, named):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    with pk.open_executor("processes", workers=1) as pool:
+        assert pool.submit(_gpu).result()[1] == named

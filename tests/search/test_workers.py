@@ -117,8 +117,8 @@ def test_no_worker_outlives_its_pool(tmp_path):
 
 @pytest.mark.parametrize("kind", ["processes", "dask"])
 def test_every_worker_sees_a_gpu_of_its_own(monkeypatch, kind):
-    """Three workers, two GPUs that are not there; a pool's chosen before an argument, a model say, is read (Dask
-    reads arguments in its scheduler, too)."""
+    """Three workers, two GPUs that are not there; a pool's are chosen before an argument (a model) is read;
+    Dask reads arguments in its scheduler, too."""
     asked = (_given, _Read()) if kind == "processes" else (_gpu,)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
     seen, until = {}, time.monotonic() + 60

@@ -1,11 +1,11 @@
-"""What pruning and searching cost on one GPU, in dense passes of the same run, and whether a GPU finds the same.
+"""What pruning and searching cost on one GPU, in dense passes of the same run; and whether it finds the same.
 
     python benchmarks/gpu.py [--model DIR] [--minutes 8] [--device cuda] [--output benchmarks/gpu.json]
 
 Random LLaMAs in bfloat16: the widths of 7B with 4 blocks, the shape of SmolLM2-135M, 7B whole; before them a
 model from a directory, if given. Windows are 128 of 2,048 tokens, the unit is one pass of them through the
 decoder blocks. Each figure is the median of three after a warm-up on few windows; of one, where three would
-take too long. The files (JSON, and a Markdown table beside it) are written anew after every row, and a row that
+take too long. The files (JSON, a Markdown table beside it) are written anew after every row, and a row that
 fails says why, so that a time limit or a missing feature loses nothing. --tiny: models of nothing, to try it.
 """
 from __future__ import annotations

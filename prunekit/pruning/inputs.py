@@ -82,9 +82,12 @@ def _gram(x: Tensor) -> Tensor:
 
 @cache
 def multiplies_exactly(device: torch.device, dtype: torch.dtype) -> bool:
-    """Does this GPU multiply numbers of 16 bits to a float32 one? Tried where 16 bits could not hold it."""
-    if device.type != "cuda" or dtype.itemsize != 2:
-        return False
+    """Does this device multiply matrices of 16 bits to one of float32, without rounding on the way?"""
+    return device.type == "cuda" and dtype.itemsize == 2 and product_is_exact(device, dtype)
+
+
+def product_is_exact(device: torch.device, dtype: torch.dtype) -> bool:
+    """Tried, on whole numbers whose products 16 bits could not hold."""
     x = (torch.arange(32 * 16, device=device) % 97).view(32, 16).to(dtype)
     try:
         return torch.equal(torch.mm(x.T, x, out_dtype=torch.float32), x.float().T @ x.float())

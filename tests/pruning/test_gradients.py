@@ -9,6 +9,7 @@ from torch import nn
 
 import prunekit as pk
 from prunekit.models import layers
+from prunekit.pruning.masks import keep_mask
 from tests.pruning.families import BLOCKS, FAMILIES, block_outputs, windows
 
 NAME = "model.layers.1.mlp.down_proj"
@@ -142,3 +143,23 @@ def test_unknown_norm_and_infinite_loss_are_refused(model: nn.Module):
         model.lm_head.weight.fill_(torch.inf)
     with pytest.raises(pk.UsageError, match="loss of gradient window 0"):
         pk.collect_gradients(model, windows(), progress=False)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_gradients_of_16_bits_stay_where_they_are_and_rank_alike(model: nn.Module, dtype: torch.dtype):
+    exact = pk.collect_gradients(model, windows(), progress=False)
+    short = pk.collect_gradients(model, windows(), on_device=dtype, progress=False)
+    W = torch.empty(1, device="meta")  # a device that is not the processor
+    assert {short.near(W, name).dtype for name in short} == {dtype}
+    assert {short.near(torch.empty(1), name).dtype for name in short} == {torch.float32}
+    for name, G in exact.items():
+        assert torch.equal(short[name], G.to(dtype).float())
+        keep, other = (keep_mask(one, 0.5) for one in (G, short[name]))
+        assert (keep == other).float().mean() > 0.97
+    report = pk.prune(model, None, "mul(W, G)", 0.5, gradients=short, progress=False)
+    assert report.sparsity == 0.5
+
+
+def test_a_dtype_that_cannot_hold_the_gradients_is_refused(model: nn.Module):
+    with pytest.raises(pk.UsageError, match="torch.float16 cannot hold G, which reaches"):
+        pk.collect_gradients(model, windows(2), scale=1e7, on_device=torch.float16, progress=False)

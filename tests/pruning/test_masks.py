@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from prunekit import UsageError
 from prunekit.choices import parse_pattern, per_block
-from prunekit.pruning.masks import keep_mask, kth_smallest, nonzero
+from prunekit.pruning import masks
+from prunekit.pruning.masks import keep_by_pairs, keep_mask, kth_smallest, mask_sums, nonzero, zero_out
 
 
 def scores(seed: int, rows: int, columns: int, levels: int) -> torch.Tensor:
@@ -37,6 +38,7 @@ def test_every_group_loses_exactly_n(seed, pattern, levels):
     S = scores(seed, 4, 6 * m, levels)
     expected = torch.stack([lowest_go(group, n) for group in S.view(-1, m)]).view(S.shape)
     assert torch.equal(keep_mask(S, n / m, pattern), expected)
+    assert torch.equal(keep_by_pairs(S, n, m), expected)  # a GPU's way
 
 
 @settings(max_examples=40, deadline=None)
@@ -98,3 +100,43 @@ def test_one_sparsity_per_block():
 @pytest.mark.parametrize("dtype", [torch.bool, torch.bfloat16, torch.float16, torch.float32])
 def test_both_zeros_count_as_zero(dtype):
     assert nonzero(torch.tensor([[0.0, -0.0, 1e-7], [-2.0, 0.0, 3.0]]).to(dtype)) == 3
+
+
+def test_sums_tell_masks_apart():
+    """One place more or less, two that are swapped, and any way of splitting the rows."""
+    generator = torch.Generator().manual_seed(0)
+    keep = torch.rand(13, 40, generator=generator) > 0.5
+    others = [keep, keep.flip(0), keep.flip(1), keep[:, torch.randperm(40, generator=generator)], ~keep]
+    for place in range(keep.numel()):
+        other = keep.clone()
+        other.view(-1)[place].logical_not_()
+        others.append(other)
+    sums = torch.stack(list(map(mask_sums, others)))
+    assert all(len(column.unique()) == len(others) for column in sums.T)
+    assert torch.equal(mask_sums(keep.clone()), sums[0])
+
+
+def test_sums_are_those_of_whole_numbers_modulo_two_to_the_64():
+    keep = torch.rand(5, 9, generator=torch.Generator().manual_seed(1)) > 0.3
+    digits, factors = masks._places((5, 9), keep.device)
+    kept = keep.nonzero().tolist()
+    expected = [sum(int(factors[i, which, c]) * int(digits[j, 8 * which + c]) for i, j in kept
+                    for c in range(8)) for which in range(2)]
+    assert [value % 2**64 for value in mask_sums(keep).tolist()] == [value % 2**64 for value in expected]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_zeros_are_the_same_bits_written_at_once_or_in_place(dtype):
+    dense = torch.tensor([[-1.5, 2.0, -0.0], [torch.inf, -3.0, 0.25]], dtype=dtype)
+    keep = torch.tensor([[False, True, True], [False, False, True]])
+    here, there = dense.clone(), torch.full_like(dense, torch.nan)
+    zero_out(here, keep)
+    zero_out(there, keep, dense)
+    bits = {torch.bfloat16: torch.int16, torch.float32: torch.int32}[dtype]
+    assert torch.equal(here.view(bits), there.view(bits))
+    assert here.view(bits).flatten().tolist()[::4] == [0, 0]  # +0, whatever was there
+
+
+def test_scores_known_to_be_finite_are_not_looked_at_again():
+    S = torch.tensor([[1.0, torch.inf, 2.0, 0.5]])
+    assert keep_mask(S, 0.5, check=False).tolist() == [[False, True, True, False]]

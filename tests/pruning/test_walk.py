@@ -6,6 +6,8 @@ import torch
 from torch import nn
 
 import prunekit as pk
+from prunekit.evaluate import perplexity
+from prunekit.pruning import inputs, prune, walk
 from prunekit.pruning.walk import InputGroup, Stop, Walk
 from tests.pruning.families import BLOCKS, FAMILIES, windows
 
@@ -155,3 +157,41 @@ def test_model_without_blocks_is_refused(model: nn.Module):
 
 def test_stop_is_not_an_error_that_users_catch():
     assert not issubclass(Stop, pk.UsageError)
+
+
+def test_batches_are_powers_of_two_within_limits():
+    """Bytes of room, bytes of a token."""
+    found = [walk._fitting(room, 1000) for room in (0, 5_000_000, 9_000_000, 10**12)]
+    assert found == [4096, 4096, 8192, 65536]
+
+
+def test_batches_other_than_usual_are_noted(model: nn.Module, monkeypatch: pytest.MonkeyPatch):
+    def reports() -> list[dict]:
+        found = pk.perplexity(model, windows(), 12, progress=False)
+        return [pk.prune(model, windows(), "wanda", 0.5, progress=False).meta, found.meta]
+
+    assert all("batch_tokens" not in meta for meta in reports())
+    for module in (prune, perplexity):
+        monkeypatch.setattr(module, "batch_tokens", lambda model: 8192)
+    assert [meta["batch_tokens"] for meta in reports()] == [8192, 8192]
+
+
+def test_products_of_16_bits_are_tried_before_they_are_used(monkeypatch: pytest.MonkeyPatch):
+    """As a GPU should have it, as one that rounds has it, and as torch has it on a processor: not at all."""
+    def exact(a: torch.Tensor, b: torch.Tensor, out_dtype: torch.dtype) -> torch.Tensor:
+        return a.to(out_dtype) @ b.to(out_dtype)
+
+    def rounded(a: torch.Tensor, b: torch.Tensor, out_dtype: torch.dtype) -> torch.Tensor:
+        return exact(a, b, out_dtype).to(a.dtype).to(out_dtype)
+
+    here = torch.device("cpu")
+    assert not inputs.multiplies_exactly(here, torch.bfloat16)
+    assert not inputs.product_is_exact(here, torch.bfloat16)
+    for product, expected in ((exact, True), (rounded, False)):
+        monkeypatch.setattr(torch, "mm", product)
+        for dtype in (torch.bfloat16, torch.float16):
+            assert inputs.product_is_exact(here, dtype) == expected
+    monkeypatch.setattr(torch, "mm", exact)
+    monkeypatch.setattr(inputs, "multiplies_exactly", lambda *_: True)
+    x = torch.randn(64, 7).bfloat16()
+    assert torch.equal(inputs._gram(x), x.float().T @ x.float())

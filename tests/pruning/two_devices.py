@@ -125,8 +125,27 @@ def check(first: str, second: str, folder: str) -> None:
                    for one in (model, whole)]
         assert reports[0].rows == reports[1].rows
         assert_close(model.parameters(), whole.parameters())
+    search((spread(first, second), FAMILIES["LLaMA"].model()), ids, gradients)
     model.save_pretrained(folder)
     assert_close(pk.load_model(folder)[0].parameters(), whole.parameters())
+
+
+def search(models: Iterable[nn.Module], ids: Tensor, gradients: pk.Gradients) -> None:
+    """Losses and refusals are the same; masks have other names where they do not come to the processor."""
+    benches = [pk.Bench(model, ids, ids, gradients=gradients) for model in models]
+    evaluators = [pk.Evaluator(bench, ["0.5", "2:4"]) for bench in benches]
+    trees = [pk.Tree.parse(text) for text in ("W", "mul(W, sqrt(X))", "mul(W, G)", "mul(sqr(W), X)")]
+    found = [[evaluator(tree) for tree in trees] for evaluator in evaluators]
+    assert_close(*([torch.tensor([one.losses for one in outcomes])] for outcomes in found))
+    for outcomes in found:  # of the second and the fourth it is provable that their masks are the same
+        assert [one.masks == outcomes[1].masks for one in outcomes] == [False, True, False, True]
+    assert found[0][0].masks != found[1][0].masks
+    for evaluator in evaluators:
+        evaluator._probe = lambda tree: ""
+    refused = [evaluator(pk.Tree.parse("mms(sub(G, G))")).defect for evaluator in evaluators]
+    assert refused[0] == refused[1] == "not finite in layer model.layers.0.self_attn.q_proj"
+    for evaluator, outcomes in zip(evaluators, found, strict=True):
+        assert evaluator(trees[0]) == outcomes[0]  # of dense weights again
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from scipy.stats import kendalltau
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -82,8 +81,8 @@ def flip_disputed(bench: Bench, first: Tree, second: Tree, target: float | str =
         for by, part in tqdm([("all", "all layers"), *places], desc="flips", disable=not progress):
             turned = [by == "all" or getattr(layer, by) == part for layer in bench.layers]
             mixed = [pair[turn] for pair, turn in zip(masks, turned, strict=True)]
-            flipped = [(a != b).flatten() for (a, b), turn in zip(masks, turned, strict=True) if turn]
-            disputed = float(torch.cat(flipped).double().mean())
+            whose = [pair for pair, turn in zip(masks, turned, strict=True) if turn]  # perhaps on several GPUs
+            disputed = sum(int((a != b).sum()) for a, b in whose) / sum(a.numel() for a, _ in whose)
             change = mean_of(_measured(bench, mixed, windows) - base, running=True)
             rows.append((by, f"block {part}" if by == "block" else part, disputed, change.value,
                          *change.interval(), len(windows)))

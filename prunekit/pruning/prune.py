@@ -213,13 +213,21 @@ class _Packed:
 
     def __init__(self, decision: Decision):
         keep = decision.keep
-        self.rest, self.shape, self.device = replace(decision, keep=None), keep.shape, keep.device
-        self.bits = np.packbits(keep.cpu().numpy())
+        self.rest, self.shape = replace(decision, keep=None), keep.shape
+        self.places = None if keep.device.type == "cpu" else 2 ** torch.arange(
+            8, dtype=torch.uint8, device=keep.device)  # it stays there
+        if self.places is None:
+            self.bits = np.packbits(keep.numpy())
+        else:
+            eights = torch.nn.functional.pad(keep.flatten(), (0, -keep.numel() % 8)).view(-1, 8)
+            self.bits = (eights * self.places).sum(1, dtype=torch.uint8)
 
     def unpacked(self) -> Decision:
-        bits = np.unpackbits(self.bits, count=self.shape.numel())
-        keep = torch.from_numpy(bits).view(torch.bool).view(self.shape).to(self.device)
-        return replace(self.rest, keep=keep)
+        if self.places is None:
+            keep = torch.from_numpy(np.unpackbits(self.bits, count=self.shape.numel())).view(torch.bool)
+        else:
+            keep = (self.bits[:, None] & self.places).ne(0).flatten()[:self.shape.numel()]
+        return replace(self.rest, keep=keep.view(self.shape))
 
 
 @contextmanager

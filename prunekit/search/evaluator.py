@@ -297,6 +297,8 @@ def _read_bench(tensors: Mapping[str, Tensor], number: int, update: str | None, 
         if whose == str(number):
             by_kind.setdefault(kind, {})["".join(name_of)] = tensor
     G, calibration, search = by_kind.get("G"), by_kind["calibration"][""], by_kind["search"][""]
+    if device.startswith("cuda:") and torch.cuda.device_count() == 1:  # a worker, with a GPU of its own
+        device = "cuda"
     bench = Bench(name, calibration, search, dtype=dtype, device=device, tokens=tokens,
                   gradients=G and Gradients(G))
     for layer in bench.layers:

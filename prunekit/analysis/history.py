@@ -139,10 +139,13 @@ def convergence(history: pd.DataFrame) -> pd.DataFrame:
     """Best loss so far against distinct evaluations, over the seeds of each of `searches`.
 
     Columns: search, evaluated, loss (median), low, high (range). A curve starts where every seed has a loss,
-    and ends with the longest of its seeds; one that has ended keeps its last loss until then.
+    and where breeding starts, if anything is bred, since what was planted or drawn before is no find of it;
+    it ends with the longest of its seeds; one that has ended keeps its last loss until then.
     """
     curves = []
     for search, rows in history[history["same"].isna()].groupby("search", sort=False):
+        bred = (rows["parents"] != "").groupby(rows["journal"]).cummax()
+        rows = rows[bred] if bred.any() else rows
         best = rows.pivot_table(index="evaluated", columns="seed", values="best", aggfunc="last")
         over_seeds = best.ffill().dropna().agg(["median", "min", "max"], axis=1)
         over_seeds.columns = ["loss", "low", "high"]
@@ -152,29 +155,44 @@ def convergence(history: pd.DataFrame) -> pd.DataFrame:
 
 def ends(history: pd.DataFrame) -> pd.DataFrame:
     """What each of `searches` has ended with: columns search, seeds, evaluated (distinct; median over seeds),
-    unbred (lowest loss of what has no parents: given, sampled or planted; median), and of the best losses
-    median, lowest, highest."""
-    loss = history["fitness"].where(history["complete"])
-    known = history.assign(best=loss, unbred=loss.where(history["parents"] == ""))
+    planted (lowest loss of what was given or put into the first population), drawn (of what was drawn at
+    random), bred (of what has parents; medians over seeds), equal (best loss after as many evaluations as the
+    shortest of all had), and of the best losses median, lowest, highest."""
+    loss, bred = history["fitness"].where(history["complete"]), history["parents"] != ""
+    planted = history["operator"].isin(["given", "monomial"])
+    equal = history.groupby(["search", "seed"])["evaluated"].max().min()
+    parts = {"planted": planted, "drawn": ~bred & ~planted, "bred": bred,
+             "equal": history["evaluated"] <= equal}
+    known = history.assign(best=loss, **{part: loss.where(those) for part, those in parts.items()})
     each = known.groupby(["search", "seed"], sort=False).agg(
-        evaluated=("evaluated", "max"), unbred=("unbred", "min"), best=("best", "min"))
+        evaluated=("evaluated", "max"), best=("best", "min"), **{part: (part, "min") for part in parts})
+    medians = {part: (part, "median") for part in ("evaluated", *parts)}
     return each.groupby("search", sort=False).agg(
-        seeds=("best", "size"), evaluated=("evaluated", "median"), unbred=("unbred", "median"),
-        median=("best", "median"), lowest=("best", "min"), highest=("best", "max")).reset_index()
+        seeds=("best", "size"), **medians, median=("best", "median"), lowest=("best", "min"),
+        highest=("best", "max")).reset_index()
 
 
 def leads(history: pd.DataFrame, first: str) -> pd.DataFrame:
-    """The best loss of one of `searches` minus that of each other one, over seeds: columns search, change,
-    low, high (95 %), n (seeds), p_holm, verdict.
+    """The best loss of one of `searches` minus that of each other one at equal budgets, over seeds: columns
+    search, evaluated (by either of the two, at most), change, low, high (95 %), n (seeds), p_holm, verdict.
 
     Seeds are paired in their order, which loses freedom but no validity, as they have nothing in common; a
     search that draws nothing has one, which stands for itself. Student's t; of one seed nothing can be told.
     """
-    complete = history[history["complete"]]
-    best = complete.groupby(["seed", "search"], sort=False)["fitness"].min().unstack().ffill()
-    others = [search for search in best if search != first]
-    means = [mean_of((best[first] - best[search]).to_numpy(), running=False) for search in others]
-    p = holm(mean.p for mean in means)
-    rows = [(search, mean.value, *mean.interval(), len(best), holmed, verdict(holmed, mean.value))
-            for search, mean, holmed in zip(others, means, p, strict=True)]
-    return pd.DataFrame(rows, columns=["search", "change", "low", "high", "n", "p_holm", "verdict"])
+    ended = history.groupby(["search", "seed"])["evaluated"].max().groupby("search").min()
+
+    def best(search: str, budget: int) -> pd.Series:
+        within = (history["search"] == search) & history["complete"] & (history["evaluated"] <= budget)
+        return history[within].groupby("seed")["fitness"].min()
+
+    found = []
+    for search in ended.index.drop(first):
+        budget = min(ended[first], ended[search])
+        pair = pd.DataFrame({"ours": best(first, budget), "theirs": best(search, budget)}).ffill().dropna()
+        change = (pair["ours"] - pair["theirs"]).to_numpy()
+        found.append((search, budget, mean_of(change, running=False), len(change)))
+    p = holm(mean.p for *_, mean, _ in found)
+    rows = [(search, budget, mean.value, *mean.interval(), n, holmed, verdict(holmed, mean.value))
+            for (search, budget, mean, n), holmed in zip(found, p, strict=True)]
+    columns = ["search", "evaluated", "change", "low", "high", "n", "p_holm", "verdict"]
+    return pd.DataFrame(rows, columns=columns)

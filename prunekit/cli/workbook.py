@@ -167,10 +167,10 @@ def run_verify(args: argparse.Namespace) -> int:
 
 @command("record", argument("profile", nargs="?", default="study", help="default: study"))
 def record(args: argparse.Namespace) -> int:
-    """Put a profile's search tables into the package, where 04 and 05 show them."""
+    """Put a profile's search tables into the package, where 04, 05 and the front page show them."""
     from prunekit.ledger import study
 
-    say(f"{study.record(args.profile):,} bytes in {study.FOLDER}")
+    say(f"{study.record(args.profile):,} bytes in {study.FOLDER / args.profile}")
     return 0
 
 

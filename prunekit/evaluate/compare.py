@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -120,6 +121,27 @@ def compare_targets(measured: Mapping[tuple[str, str], Measured], pairs: Iterabl
                              for (name, target), result in measured.items() if name == first})
     compared[["first", "second", "target"]] = compared.pop("name").tolist()
     return compared
+
+
+def leaders(measured: Mapping[tuple[str, str], Perplexity]) -> pd.DataFrame:
+    """Of every setting the name whose perplexity is lowest, against every other name there.
+
+    measured: (name, setting) -> perplexity on the same windows. Columns: setting, first, second, and those of
+    `compare_many` but name. Who is first was read off the same windows: so the correction is over all pairs
+    of names of all settings, any of which could have been the one that is looked at.
+    """
+    everyone: dict[str, list[str]] = {}
+    for name, setting in measured:
+        everyone.setdefault(setting, []).append(name)
+    ranked = {setting: sorted(names, key=lambda name: measured[name, setting].value)
+              for setting, names in everyone.items()}
+    pairs = [(setting, *pair) for setting, names in ranked.items() for pair in combinations(names, 2)]
+    frame = compare_many({(setting, first, second): (measured[first, setting], measured[second, setting])
+                          for setting, first, second in pairs})
+    columns = ["setting", "first", "second"]
+    frame[columns] = frame.pop("name").tolist() or np.empty((0, 3), dtype=str)
+    first = [ranked[setting][0] == name for setting, name, _ in pairs]
+    return frame.loc[first, [*columns, *frame.columns.drop(columns)]].reset_index(drop=True)
 
 
 def compare_draws(draws: Sequence[Mapping[tuple[str, str], Measured]], first: str) -> pd.DataFrame:

@@ -162,7 +162,7 @@ def show_table(frame: pd.DataFrame, file: str, caption: str) -> Shown:
     rows = zip(*(cells for _, cells, _ in columns), strict=True)
     body = "".join(f"<tr>{row(cells, 'td')}</tr>" for cells in rows)
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-    return Shown(f'<figure class="pk-table" data-file="{escape(file)}">'
+    return Shown(f'<figure class="pk-table" id="table-{Path(file).stem}" data-file="{escape(file)}">'
                  f"<figcaption>{escape(caption)}</figcaption>{table}</figure>",
                  f"{caption}\n{frame.to_string(index=False)}")
 
@@ -187,6 +187,12 @@ def latex_text(text: str) -> str:
 
 def show_text(markdown: str, look: str) -> Shown:
     return Shown(f'<p class="{look}">{marked_up(markdown)}</p>', markdown)
+
+
+def show_takeaway(sentence: str, table: str) -> Shown:
+    """With a link to the table that it rests on, if there is one."""
+    rests = f' <a class="pk-rests" href="#table-{escape(table)}">rows</a>' * bool(table)
+    return Shown(f'<p class="pk-takeaway">{marked_up(sentence)}{rests}</p>', sentence)
 
 
 def marked_up(markdown: str) -> str:

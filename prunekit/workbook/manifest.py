@@ -11,7 +11,8 @@ Its fields, all that a page about a run needs: `id`, `topic`, `profile`, `notebo
 fingerprints of model, corpora and windows; `loaded`, what was read from other runs ("topic/name") with
 hashes; `artifacts` by name ("tables/…", "figures/…" or plain): `kind`, `sha256`, `files` with sizes, `made
 by`, `caption`, `headline`, `result` (a table whose rows carry their protocol); `takeaways`,
-and `answers`: those among them that say what was measured of a known problem, with its number.
+and of those `headlines` (for the front page), `claims` (of each that compares: its template, table, rows of
+it, and how they are read, see `evaluate.sentences`) and `answers` (what was measured of a known problem).
 """
 from __future__ import annotations
 
@@ -43,7 +44,7 @@ _RESULTS = ("prunekit.workbook.run", "prunekit.workbook.protocol", "prunekit.led
 _PACKAGES = ("torch", "transformers", "numpy", "scipy", "pandas", "datasets", "tokenizers", "accelerate",
              "peft", "lm_eval")
 # What a module reads from the package beside its own source.
-_DATA = {"prunekit.evaluate.harness": "embedded/lm_eval/*", "prunekit.ledger.study": "ledger/recorded/*",
+_DATA = {"prunekit.evaluate.harness": "embedded/lm_eval/*", "prunekit.ledger.study": "ledger/recorded/*/*",
          "prunekit.ledger.published": "ledger/published.csv"}
 
 

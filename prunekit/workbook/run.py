@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunekit.errors import UsageError, did_you_mean
+from prunekit.evaluate.sentences import Claim, comparing
 from prunekit.files import file_hash, replacing_file, write_atomic
 from prunekit.workbook import display, manifest, params, project
 from prunekit.workbook.protocol import with_protocol
@@ -69,6 +70,8 @@ class Run:
         self.artifacts: dict[str, dict[str, Any]] = {}
         self.loaded: dict[str, str] = {}
         self.takeaways: list[str] = []
+        self.headlines: list[str] = []  # of the takeaways
+        self.claims: list[dict[str, Any]] = []  # what those that compare rest on
         self.answers: list[dict[str, Any]] = []
         self._known = dict(parameters)  # these, and those of the runs that were read from
         write_atomic(self.folder / "running.json", json.dumps({"id": self.id, "process": os.getpid()}))
@@ -153,15 +156,34 @@ class Run:
         return self._record(f"tables/{name}", "table", files, sight, caption=caption, headline=headline,
                             result=result, html=sight.html if headline else "")
 
-    def takeaway(self, sentence: str, *, problem: int | None = None) -> display.Shown:
-        """A generated sentence (`code` and **strong** allowed), shown here and on the report's front page.
+    def takeaway(self, said: str | Claim | None, *, problem: int | None = None, headline: bool = False
+                 ) -> display.Shown | None:
+        """A generated sentence (`code` and **strong** allowed); nothing for None, where nothing was asked.
 
-        `problem`: the number of the known problem (`ledger/claims.yaml`) of which it says what was measured.
+        One that compares is a `claim`, and is shown with a link to the table whose rows it rests on, which
+        must have been saved. `problem`: the number of the known problem (`ledger/claims.yaml`) of which it
+        says what was measured. `headline` puts it on the report's front page. Raises UsageError for a plain
+        sentence that compares, and for a table that this run has not.
         """
+        if said is None:
+            return None
+        if isinstance(said, str):
+            if words := comparing(said):
+                raise UsageError(f"the takeaway '{said[:60]}' says '{words[0]}' without a test: build it "
+                                 "with pk.claim from the rows that show it.")
+            sentence, table = said, ""
+        else:
+            sentence, table = said.sentence, said.table
+            if f"tables/{table}" not in self.artifacts:
+                raise UsageError(f"the takeaway '{sentence[:60]}' rests on a table {table}, which this run "
+                                 "has not saved: show it with run.table first.")
+            self.claims.append(said.as_dict())
         self.takeaways.append(sentence)
+        if headline:
+            self.headlines.append(sentence)
         if problem is not None:
             self.answers.append({"problem": problem, "sentence": sentence})
-        return display.show_text(sentence, "pk-takeaway")
+        return display.show_takeaway(sentence, table)
 
     def finish(self) -> display.Shown:
         """Write the manifest: the run counts as finished, and takes the place of the one before it."""
@@ -174,7 +196,8 @@ class Run:
             "seconds": round(time.time() - self.started, 1),
             "log": os.environ.get("PRUNEKIT_LOG"), "notebook": manifest.notebook_hash(self.topic),
             "modules": self._modules(), "inputs": manifest.inputs(self.parameters), "loaded": self.loaded,
-            "artifacts": self.artifacts, "takeaways": self.takeaways, "answers": self.answers,
+            "artifacts": self.artifacts, "takeaways": self.takeaways,
+            "headlines": self.headlines, "claims": self.claims, "answers": self.answers,
         }
         write_atomic(self.folder / "manifest.json", json.dumps(content, indent=1, default=display.as_plain))
         if not self._batch:

@@ -159,7 +159,7 @@ def ends(history: pd.DataFrame) -> pd.DataFrame:
     random), bred (of what has parents; medians over seeds), equal (best loss after as many evaluations as the
     shortest of all had), and of the best losses median, lowest, highest."""
     loss, bred = history["fitness"].where(history["complete"]), history["parents"] != ""
-    planted = history["operator"].isin(["given", "monomial"])
+    planted = ~bred & history["operator"].isin(["given", "monomial"])
     equal = history.groupby(["search", "seed"])["evaluated"].max().min()
     parts = {"planted": planted, "drawn": ~bred & ~planted, "bred": bred,
              "equal": history["evaluated"] <= equal}

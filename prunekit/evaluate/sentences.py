@@ -57,6 +57,7 @@ def claim(template: str, rows: pd.DataFrame, table: str, *, effect: str = "ratio
       {verdicts}: `words`, each followed by the names of its rows;
       {verdict}: of one row, one of `words`;
       {counts}: "is lower in 7, is higher in 1 and cannot be told in 4";
+      {value}: of one row, its effect with the interval;
       {values}: each row's effect with its interval, and "lower", "higher" or "cannot be told".
     rows: of the table as it is saved, with its index; columns `effect`, p_holm, and an interval (holm_low and
     holm_high, else low and high). A single row may go without p_holm: its interval decides then. table: the
@@ -84,6 +85,7 @@ def claim(template: str, rows: pd.DataFrame, table: str, *, effect: str = "ratio
     short = [re.sub(r"^is | than.*| from.*", "", word) for word in words]
     phrases = dict(zip((-1, 1, 0), words, strict=True))
     adjectives = dict(zip((-1, 1, 0), short, strict=True))
+    printed = [_value(value, ends, null, form) for value, *ends in rows[[effect, low, high]].to_numpy(float)]
     fields = {
         **{field: _whole(field, side, signs) for field, side in _SIDES.items()},
         "verdict": phrases[signs[0]],
@@ -91,9 +93,9 @@ def claim(template: str, rows: pd.DataFrame, table: str, *, effect: str = "ratio
                               for side, names in sides.items() if names),
         "counts": _joined([f"{'is ' * bool(side)}{adjectives[side]} in **{len(names)}**"
                            for side, names in sides.items()]),
-        "values": "; ".join(_value(label, value, ends, null, form) + f", {adjectives[sign]}" for
-                            label, value, ends, sign in zip(labels, rows[effect], zip(
-                                rows[low], rows[high], strict=True), signs, strict=True)),
+        "value": printed[0],
+        "values": "; ".join(f"{_listed([label])} {value}, {adjectives[sign]}".strip()
+                            for label, value, sign in zip(labels, printed, signs, strict=True)),
     }
     how = {"effect": effect, "name": list(name), "words": list(words), "form": form}
     return Claim(template.format(**fields), template, table, [int(i) for i in rows.index], how)
@@ -118,6 +120,6 @@ def _joined(parts: Sequence[str]) -> str:
     return " and ".join(filter(None, [", ".join(parts[:-1]), *parts[-1:]]))
 
 
-def _value(label: tuple[str, ...], value: float, ends: tuple[float, float], null: float, form: str) -> str:
+def _value(value: float, ends: Sequence[float], null: float, form: str) -> str:
     form = form or f"{'' if null else '+'}.{decimals((value, *ends), null, 2)}f"
-    return f"{_listed([label])} {value:{form}} ({ends[0]:{form}} to {ends[1]:{form}})".strip()
+    return f"{value:{form}} ({ends[0]:{form}} to {ends[1]:{form}})"

@@ -13,9 +13,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scipy import stats
+
 from prunekit.errors import UsageError
 from prunekit.evaluate.harness import load_tasks, quiet, with_fewshot
-from prunekit.evaluate.intervals import Mean, detectable, mean_of, pooled, wilson
+from prunekit.evaluate.intervals import Mean, detectable, holm, mean_of, pooled, verdict, wilson
 from prunekit.models import in_eval_mode
 
 if TYPE_CHECKING:
@@ -183,6 +185,20 @@ def log_probabilities(model: nn.Module, tokenizer: Any, question: str, choices: 
         wrapped = HFLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=len(choices))
         requests = [Instance("loglikelihood", {}, (question, choice), i) for i, choice in enumerate(choices)]
         return [total for total, _ in wrapped.loglikelihood(requests, disable_tqdm=True)]
+
+
+def against_guessing(frame: pd.DataFrame) -> pd.DataFrame:
+    """Are right answers more than guesses? Columns task, difference (of the share of right answers to
+    chance), low, high (Wilson's), n, p (exact binomial), p_holm (over the tasks), verdict; from the rows of
+    `zero_shot` that hold right or wrong answers, as acc does."""
+    right = (frame["value"] * frame["n"]).round().astype(int)
+    p = [float(stats.binomtest(count, n, chance).pvalue)
+         for count, n, chance in zip(right, frame["n"], frame["chance"], strict=True)]
+    table = frame[["task", "n"]].assign(p=p, p_holm=holm(p), **{
+        name: frame[column] - frame["chance"]
+        for name, column in (("difference", "value"), ("low", "low"), ("high", "high"))})
+    table["verdict"] = [verdict(row.p_holm, row.difference) for row in table.itertuples()]
+    return table[["task", "difference", "low", "high", "n", "p", "p_holm", "verdict"]].reset_index(drop=True)
 
 
 def by_limit(documents: pd.DataFrame, metric: str = "acc",

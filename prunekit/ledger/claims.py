@@ -16,6 +16,7 @@ import yaml
 
 from prunekit.choices import Target
 from prunekit.errors import UsageError
+from prunekit.ledger import study
 from prunekit.ledger.published import published
 from prunekit.workbook import manifest, params, project
 from prunekit.workbook.protocol import PROTOCOL, SETTING, label
@@ -224,6 +225,13 @@ def page(profile: str) -> dict[str, Any]:
         "unknown": [(topic, number) for number, spoken in said.items() for topic, _ in spoken],
         "traps": texts["traps"],
     }
+
+
+def answer() -> str:
+    """What the front page says first: what search found in the first of the recorded studies, and how that
+    does on unseen text; its rows are those of notebook 04's table `recorded-paired`."""
+    first = next(iter(study.studies()), None)
+    return study.answer(first).sentence if first else ""
 
 
 def sentences(profile: str) -> dict[int, list[tuple[str, str]]]:

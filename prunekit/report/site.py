@@ -70,6 +70,7 @@ def _entry(profile: str, topic: str, state: manifest.State) -> dict[str, Any]:
     return {"topic": topic, "number": topic[:2], "title": heading, "question": question, "state": state,
             "made": made, "by_hand": bool(made and not source), "folder": folder, "copied": copied,
             "source": project.notebook(topic) if made and not source else source,
+            "rests": {claim["sentence"]: claim["table"] for claim in made.get("claims", ())},
             "artifacts": sorted(artifacts, key=lambda artifact: artifact["kind"]),  # figures first
             "declared": _declared(topic, made), "log": _log(folder / "log.txt")}
 
@@ -168,7 +169,7 @@ def _notebook(entry: Mapping[str, Any]) -> str:
     from nbconvert import HTMLExporter
 
     notebook = nbformat.read(entry["source"], as_version=4)
-    notebook.cells = list(_shown(notebook.cells, entry))
+    notebook.cells = list(_folded(list(_shown(notebook.cells, entry))))
     exporter = HTMLExporter(template_name="cells", extra_template_basedirs=[str(html.TEMPLATES)])
     exporter.log.setLevel("ERROR")  # it speaks of missing alternative texts, which come with html.finish
     return exporter.from_notebook_node(notebook)[0]
@@ -185,6 +186,14 @@ def _shown(cells: list[Any], entry: Mapping[str, Any]) -> Iterator[Any]:
             if cell.cell_type == "code":
                 cell.outputs = [output for output in cell.outputs if _worth_showing(output)]
             yield cell
+
+
+def _folded(cells: list[Any]) -> Iterator[Any]:
+    """Neighbouring cells tagged `more` know the first and the last of them, for the template to fold."""
+    more = ["more" in cell.metadata.get("tags", []) for cell in cells]
+    for cell, before, here, after in zip(cells, [False, *more], more, [*more[1:], False]):
+        cell.metadata.fold = {"begins": here and not before, "ends": here and not after}
+        yield cell
 
 
 def _worth_showing(output: Any) -> bool:
@@ -207,4 +216,4 @@ def _index(shared: Mapping[str, Any]) -> str:
     table = html.finish(html.parsed(heads[lead["topic"]][1]["html"])) if lead else ""
     made = next((entry["made"] for entry in reversed(entries) if entry["made"]), {})
     return html.template("index.html.j2", file="index.html", lead=lead, heads=heads, table_html=table,
-                         made=made, **shared)
+                         made=made, answer=claims.answer(), **shared)

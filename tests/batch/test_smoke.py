@@ -6,11 +6,13 @@ import shutil
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import pytest
 
 from prunekit.batch import schedule
+from prunekit.evaluate.sentences import claim, comparing
 from prunekit.report import site
-from prunekit.workbook import project
+from prunekit.workbook import manifest, project
 from tests.pages import check_site
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,3 +40,30 @@ def test_every_notebook_runs_and_its_page_is_whole(tmp_path, monkeypatch):
     assert set(pages) >= {"index.html", *(f"{topic}.html" for topic in NOTEBOOKS)}
     assert all(state.fresh for state in schedule.status("smoke").values())
     assert any(page.alts for page in pages.values())
+    for topic in NOTEBOOKS:
+        check_sentences(manifest.read("smoke", topic), tmp_path / "runs" / "smoke" / topic / "tables")
+
+
+def check_sentences(made, tables):
+    """Each that compares follows from the rows of the table that it names, and turns when these turn; no
+    other compares, and no caption."""
+    built = {each["sentence"]: each for each in made["claims"]}
+    plain = [sentence for sentence in made["takeaways"] if sentence not in built]
+    captions = [artifact["caption"] for artifact in made["artifacts"].values() if artifact.get("caption")]
+    assert plain + list(built) and not [text for text in plain + captions if comparing(text)]
+    for each in built.values():
+        rows = pd.read_csv(tables / f"{each['table']}.csv", dtype={"target": str}).loc[each["rows"]]
+        effect, null = each["how"]["effect"], float(each["how"]["effect"] == "ratio")
+
+        def said(rows, each=each):
+            return claim(each["template"], rows, each["table"], **each["how"]).sentence
+
+        assert said(rows) == each["sentence"]
+        columns = rows.columns.intersection([effect, "low", "high", "holm_low", "holm_high"])
+        sure, unsure = rows.astype(dict.fromkeys(columns, float)), rows.astype(dict.fromkeys(columns, float))
+        sure[columns], unsure[columns] = null + 0.5, null + 0.5
+        unsure[columns.intersection(["low", "holm_low"])] = null - 0.5
+        if "p_holm" in rows:
+            sure["p_holm"], unsure["p_holm"] = 0.001, 0.9
+        turned = sure.assign(**{column: 2 * null - sure[column] for column in columns})
+        assert len({said(sure), said(turned), said(unsure)}) == 3, each["template"]

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import pytest
 from bs4 import BeautifulSoup
 
@@ -267,6 +268,32 @@ def test_the_metrics_page_says_what_is_proven_equal_and_no_more(project):
     drawn = cards["ria"].find("svg")
     assert [text.text for text in drawn.select("text")] == list(METHODS["ria"].tree)
     assert len(drawn.select("path")) == METHODS["ria"].tree.size - 1
+
+
+def test_the_metrics_page_groups_and_finds_what_ran_by_proof_not_by_name(tmp_path):
+    rows = [("sparsegpt", "w²/U_ii²", "layer", "obs-iter", 3.0),
+            ("best without X", "mul(W, sqrt(G))", "row", "", 4.0),
+            ("wanda", "mul(W, sqrt(X))", "row", "", 5.0)]
+    frame = pd.DataFrame(rows, columns=["method", "tree", "group", "update", "ppl"])
+    frame = frame.assign(sparsity=0.5, pattern="unstructured", low=frame["ppl"], high=frame["ppl"], n=8)
+    frame.to_csv(tmp_path / "result.csv", index=False)
+    made = {"artifacts": {"tables/result": {"files": {"result.csv": 1}}}}
+    page = BeautifulSoup(metrics_page.body([{"topic": "04_gp_search", "made": made, "folder": tmp_path}]),
+                         "html.parser")
+    ran = {section.h2["id"] for section in page.select("section.metric") if "Not run" not in str(section)}
+    # W²·G is W·√G; what Wanda's or the OBD metric's masks are is one; the variant is another.
+    assert ran == {"sparsegpt", "w2g", "wanda", "obd-layer"}
+    rows = [{link.text for link in row.select("a")} for row in page.select("#classes + p + table tbody tr")]
+    assert {"wanda", "obd-layer"} in rows and {"wanda-variant"} in rows and {"pruner-zero-variant"} in rows
+    assert not any("admm" in row or "sparsegpt" in row for row in rows)
+
+
+def test_neighbouring_cells_for_more_are_folded_together():
+    cell = nbformat.v4.new_markdown_cell
+    tags = [[], ["more"], ["more"], [], ["more"]]
+    cells = list(site._folded([cell("### More", metadata={"tags": tag}) for tag in tags]))
+    assert [each.metadata.fold["begins"] for each in cells] == [False, True, False, False, True]
+    assert [each.metadata.fold["ends"] for each in cells] == [False, False, True, False, True]
 
 
 @pytest.mark.parametrize(("latex", "shown"), [

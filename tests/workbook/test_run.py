@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from prunekit.errors import UsageError
+from prunekit.evaluate.sentences import claim
 from prunekit.files import file_hash
 from prunekit.workbook import manifest
 from prunekit.workbook import run as runs
@@ -317,3 +318,19 @@ def test_a_killed_run_does_not_look_finished(tiny, before):
             runs.start_run("03_baselines", SECOND)
     finished(plain={"a": 3})
     assert state() == manifest.State("fresh")
+
+
+def test_a_takeaway_that_compares_rests_on_a_saved_table(tiny):
+    run = runs.start_run("01_data", FIRST)
+    rows = pd.DataFrame({"ratio": [0.9], "low": [0.8], "high": [0.95]})
+    ours = claim("Ours {verdict} theirs.", rows, "pairs")
+    with pytest.raises(UsageError, match="says 'lower' without a test: build it with pk.claim"):
+        run.takeaway("Ours is lower.")
+    with pytest.raises(UsageError, match="rests on a table pairs, which this run has not saved"):
+        run.takeaway(ours)
+    shown = run.table(rows, "pairs", "Pairs.")
+    assert 'id="table-pairs"' in shown.html and 'href="#table-pairs"' in run.takeaway(ours).html
+    assert run.takeaway(None) is None
+    run.finish()
+    made = manifest.read("tiny", "01_data")
+    assert made["takeaways"] == ["Ours is lower than that of theirs."] and made["claims"] == [ours.as_dict()]

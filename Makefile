@@ -40,14 +40,16 @@ study: $(VENV)/.installed
 	@echo "· running the long search, and recording it in prunekit/ledger/recorded"
 	@$(BIN)/prunekit run study 04_gp_search $(ARGS)
 	@$(BIN)/prunekit record study
+	@$(BIN)/python docs/make_answers.py
 
 check-site: $(VENV)/.installed
 	@echo "· opening the pages under reports/ in Chromium, and compiling a paper of each profile in runs/ with pdfLaTeX"
 	@$(BIN)/python -m pytest -m site -rs tests/report
 
 docs: $(VENV)/.installed
-	@echo "· writing docs/api.md"
+	@echo "· writing docs/api.md, and what recorded studies license into README.md and docs/study.md"
 	@$(BIN)/python docs/make_api.py
+	@$(BIN)/python docs/make_answers.py
 
 lab: $(VENV)/.installed
 	@echo "· starting JupyterLab on notebooks/"

@@ -79,7 +79,7 @@ def claim(template: str, rows: pd.DataFrame, table: str, *, effect: str = "ratio
     low, high = (("holm_low", "holm_high") if "holm_low" in rows else ("low", "high"))
     told = rows["p_holm"] < LEVEL if "p_holm" in rows else (rows[low] > null) | (rows[high] < null)
     signs = [int(sure) * (1 if value > null else -1) for sure, value in zip(told, rows[effect], strict=True)]
-    labels = [tuple(str(row[column]) for column in name) or ("",) for _, row in rows.iterrows()]
+    labels = [tuple(percent(str(row[column])) for column in name) or ("",) for _, row in rows.iterrows()]
     sides = {side: [label for label, sign in zip(labels, signs, strict=True) if sign == side]
              for side in (-1, 1, 0)}
     short = [re.sub(r"^is | than.*| from.*", "", word) for word in words]
@@ -99,6 +99,11 @@ def claim(template: str, rows: pd.DataFrame, table: str, *, effect: str = "ratio
     }
     how = {"effect": effect, "name": list(name), "words": list(words), "form": form}
     return Claim(template.format(**fields), template, table, [int(i) for i in rows.index], how)
+
+
+def percent(place: str) -> str:
+    """A target as sentences have it: "0.5" as "50 %"; every other name as it is."""
+    return f"{100 * float(place):g} %" if re.fullmatch(r"0\.\d+", place) else place
 
 
 def _whole(field: str, side: int, signs: Sequence[int]) -> str:

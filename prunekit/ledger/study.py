@@ -17,13 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 from prunekit.choices import EMBEDDED
 from prunekit.errors import UsageError, did_you_mean
+from prunekit.evaluate.sentences import Claim, claim, percent
 from prunekit.files import replacing
 from prunekit.workbook.protocol import label
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from prunekit.evaluate.sentences import Claim
 
 FOLDER = Path(__file__).with_name("recorded")
 _TOPIC = "04_gp_search"
@@ -83,15 +82,15 @@ def recorded_by(name: str = "study") -> str:
 
 
 def subject(name: str) -> str:
-    """As "embedded/llama, searched at 0.7": the model of a recorded study, and what it was searched at."""
+    """As "embedded/llama, searched at 70 %": the model of a recorded study, and what it was searched at."""
     known = _made(name)["parameters"]
-    return f"{label(known['model'])}, searched at {' and '.join(known.get('targets') or known['tasks'])}"
+    goals = " and ".join(map(percent, known.get("targets") or known["tasks"]))
+    return f"{label(known['model'])}, searched at {goals}"
 
 
 def answer(name: str) -> Claim:
     """One sentence: how the formula that a study's searches found does against the lines that people wrote
     and the grid's points, on test windows; from its table `paired`, as a part of that of all studies."""
-    from prunekit.evaluate.sentences import claim
     from prunekit.metric.tree import Tree
 
     paired = recorded("paired", "")
@@ -102,6 +101,34 @@ def answer(name: str) -> Claim:
                   name=["rival", "target"])
     assert found, name  # a recorded study has the table
     return found
+
+
+def lead(name: str) -> Claim:
+    """One sentence: preset `modern` against each other search of a study, at equal budgets and over seeds;
+    from `analysis.history.leads`."""
+    from prunekit.analysis.history import leads, searches
+
+    known = searches(recorded("history", name))
+    found = claim(f"Over {known['seed'].nunique()} seeds the minimum loss of `modern` on the search windows "
+                  f"of {subject(name)}, minus that of another search after as many evaluations, is: {{values}}.",
+                  leads(known, "modern"), "recorded-leads", effect="change", name=["search", "evaluated"],
+                  form="+.4f")
+    assert found, name
+    return found
+
+
+def sentences(name: str) -> list[Claim]:
+    """All that the tables of a study license to be said of its winner, as README.md and docs/study.md do."""
+    there, said = _files(name), [answer(name), lead(name)]
+    if "redrawn" in there:
+        rows = recorded("redrawn", name)
+        said.append(claim(f"With {rows['draws'].iloc[0]} draws of calibration, gradient and test windows its "
+                          "perplexity {verdicts}.", rows, "redrawn", name=["rival", "target"]))
+    if "update" in there:
+        said.append(claim("Under the weight update `obs-iter` perplexity, against SparseGPT's, {verdicts}.",
+                          recorded("update", name), "update", name=["metric", "target"],
+                          words=("is lower with the", "is higher with the", "cannot be told with the")))
+    return [each for each in said if each]
 
 
 def record(profile: str = "study") -> int:

@@ -17,16 +17,16 @@ def said(template, rows=ROWS, **how):
 
 def test_a_sentence_turns_with_its_rows():
     template, turned = "X {is lower} here: {verdicts} ({counts}).", ROWS.copy()
-    assert said(template) == ("X is lower here: **is lower than that of** a at 0.5 and 2:4 and b at 0.5 "
+    assert said(template) == ("X is lower here: **is lower than that of** a at 50 % and 2:4 and b at 50 % "
                               "(is lower in **3**, is higher in **0** and cannot be told in **0**).")
     turned.loc[2, "p_holm"] = 0.3
     assert said(template, turned) == (
-        "X cannot be told to be lower here: **is lower than that of** a at 0.5 and 2:4, **cannot be told "
-        "from that of** b at 0.5 (is lower in **2**, is higher in **0** and cannot be told in **1**).")
+        "X cannot be told to be lower here: **is lower than that of** a at 50 % and 2:4, **cannot be told "
+        "from that of** b at 50 % (is lower in **2**, is higher in **0** and cannot be told in **1**).")
     turned.loc[1, ["ratio", "low", "high"]] = 1.05, 1.01, 1.1
     assert said(template, turned) == (
-        "X is not lower here: **is lower than that of** a at 0.5, **is higher than that of** a at 2:4, "
-        "**cannot be told from that of** b at 0.5 (is lower in **1**, is higher in **1** and cannot be told "
+        "X is not lower here: **is lower than that of** a at 50 %, **is higher than that of** a at 2:4, "
+        "**cannot be told from that of** b at 50 % (is lower in **1**, is higher in **1** and cannot be told "
         "in **1**).")
 
 
@@ -42,7 +42,7 @@ def test_one_row_is_decided_by_its_interval(change, low, high, verdict):
 
 def test_values_are_printed_on_their_own_side_of_no_difference():
     rows = ROWS.iloc[:1].assign(ratio=0.99996, low=0.9998, high=0.99999)
-    assert said("{values}", rows) == "a at 0.5 0.99996 (0.99980 to 0.99999), lower"
+    assert said("{values}", rows) == "a at 50 % 0.99996 (0.99980 to 0.99999), lower"
     assert said("{values}", rows, name=[], form=".2f") == "1.00 (1.00 to 1.00), lower"
 
 

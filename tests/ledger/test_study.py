@@ -98,7 +98,7 @@ def test_several_studies_stand_side_by_side_a_real_model_first(tmp_path, monkeyp
     made["04_gp_search"]["parameters"] |= {"model": "/models/real-135m", "targets": ["0.6", "2:4"]}
     (tmp_path / "study-real" / "manifests.json").write_text(json.dumps(made))
     assert pk.studies() == ["study-real", "study"]
-    assert study.subject("study-real") == "real-135m, searched at 0.6 and 2:4"
+    assert study.subject("study-real") == "real-135m, searched at 60 % and 2:4"
     both = pk.recorded("paired", "")
     assert both["study"].value_counts().to_dict() == {"study-real": 12, "study": 12}
     assert pk.recorded("redrawn", "")["study"].unique().tolist() == ["study"]
@@ -106,10 +106,11 @@ def test_several_studies_stand_side_by_side_a_real_model_first(tmp_path, monkeyp
         pk.recorded("redrawn", "study-real")
     said = study.answer("study")
     assert said.table == "recorded-paired" and said.rows == list(range(12, 24))
-    assert ("whose perplexity **is lower than that of** wanda at 0.5, 0.6, 0.7 and 2:4 and pruner-zero at "
-            "0.6, 0.7 and 2:4, **is higher than that of** best of the grid at 0.5, **cannot be told from "
-            "that of** pruner-zero at 0.5 and best of the grid at 0.6, 0.7 and 2:4") in said.sentence
-    assert said.sentence.startswith("On embedded/llama, searched at 0.7, search found `")
+    wanted = ("whose perplexity **is lower than that of** wanda at 50 %, 60 %, 70 % and 2:4 and pruner-zero at "
+              "60 %, 70 % and 2:4, **is higher than that of** best of the grid at 50 %, **cannot be told from "
+              "that of** pruner-zero at 50 % and best of the grid at 60 %, 70 % and 2:4")
+    assert wanted in said.sentence
+    assert said.sentence.startswith("On embedded/llama, searched at 70 %, search found `")
 
 
 def test_tables_of_several_models_are_read_as_one(tmp_path, monkeypatch):

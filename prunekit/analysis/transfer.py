@@ -200,14 +200,18 @@ def monomial_losses(frame: pd.DataFrame, target: str) -> pd.DataFrame:
                          "loss": rows["mean"] - before}).reset_index(drop=True)
 
 
-def model_agreement(losses: pd.DataFrame) -> pd.DataFrame:
+def model_agreement(losses: pd.DataFrame, top: int | None = None) -> pd.DataFrame:
     """`rank_agreement` of every two models of `monomial_losses`: its columns, and first, the model before.
 
     A model beside itself is every other group of windows against those between: what other windows of the
-    same text leave of an order, the most that another model can be expected to.
+    same text leave of an order, the most that another model can be expected to. top: of the metrics with the
+    lowest losses on the first model only.
     """
-    tables = []
-    for first, mine in losses.groupby("setting", sort=False):
+    tables, everything = [], losses
+    for first in losses["setting"].unique():
+        order = everything[everything["setting"] == first].groupby("metric")["loss"].mean().sort_values()
+        losses = everything[everything["metric"].isin(order.index[:top])]
+        mine = losses[losses["setting"] == first]
         halves = mine.assign(setting=np.where(mine["window"] % 2, "other half", first))
         itself = rank_agreement(halves, first).assign(setting=first)
         tables.append(pd.concat([itself, rank_agreement(losses, first)]).assign(first=first))

@@ -109,8 +109,9 @@ def lead(name: str) -> Claim:
     from prunekit.analysis.history import leads, searches
 
     known = searches(recorded("history", name))
-    found = claim(f"Over {known['seed'].nunique()} seeds the minimum loss of `modern` on the search windows "
-                  f"of {subject(name)}, minus that of another search after as many evaluations, is: {{values}}.",
+    seeds = known["seed"].nunique()
+    found = claim(f"Over {seeds} seeds the minimum loss of `modern` on the search windows of "
+                  f"{subject(name)}, minus that of another search after as many evaluations, is: {{values}}.",
                   leads(known, "modern"), "recorded-leads", effect="change", name=["search", "evaluated"],
                   form="+.4f")
     assert found, name

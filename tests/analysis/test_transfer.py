@@ -163,6 +163,8 @@ def test_an_order_of_monomials_is_asked_whether_it_travels_to_other_models():
     assert len(found) == 9 and (found["metrics"] == 5).all()
     assert found.loc[[("a", "b"), ("a", "a")], "tau"].tolist() == pytest.approx([1, 1])
     assert found.loc[("a", "c"), "tau"] == pytest.approx(-1) and found.loc[("c", "b"), "high"] < 0
+    three = transfer.model_agreement(losses, top=3).set_index(["first", "setting"])
+    assert (three["metrics"] == 3).all() and three.loc[("a", "c"), "tau"] == pytest.approx(-1)
     carried = transfer.carried(losses).set_index(["chosen on", "model"])
     assert carried["verdict"].to_dict() == {
         ("a", "b"): "lower", ("a", "c"): "higher", ("b", "a"): "lower", ("b", "c"): "higher",

@@ -106,9 +106,9 @@ def test_several_studies_stand_side_by_side_a_real_model_first(tmp_path, monkeyp
         pk.recorded("redrawn", "study-real")
     said = study.answer("study")
     assert said.table == "recorded-paired" and said.rows == list(range(12, 24))
-    wanted = ("whose perplexity **is lower than that of** wanda at 50 %, 60 %, 70 % and 2:4 and pruner-zero at "
-              "60 %, 70 % and 2:4, **is higher than that of** best of the grid at 50 %, **cannot be told from "
-              "that of** pruner-zero at 50 % and best of the grid at 60 %, 70 % and 2:4")
+    wanted = ("whose perplexity **is lower than that of** wanda at 50 %, 60 %, 70 % and 2:4 and pruner-zero "
+              "at 60 %, 70 % and 2:4, **is higher than that of** best of the grid at 50 %, **cannot be told "
+              "from that of** pruner-zero at 50 % and best of the grid at 60 %, 70 % and 2:4")
     assert wanted in said.sentence
     assert said.sentence.startswith("On embedded/llama, searched at 70 %, search found `")
 

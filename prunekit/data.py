@@ -102,14 +102,13 @@ def token_windows(corpus: str | Path, tokenizer: Any, role: str, n: int | None =
     if n is not None and (not isinstance(n, Integral) or n < (role != "test")):
         raise UsageError(f"n = {n!r} is no number of windows; give 1 or more.")
     check_seqlen(seqlen)
+    begun = begins(tokenizer, bos, roles, windows) == "every window"
     if windows:
         return _from_file(Path(windows), role, n, seqlen)
     if tokenizer is None:
         raise UsageError("the model has no tokenizer; give one that has, or windows as a safetensors file.")
-    if begins(tokenizer, bos, roles) != "every window":
-        return _drawn(str(corpus), tokenizer, role, n, seqlen, seed, roles == "published", cache_dir)
-    text = _drawn(str(corpus), tokenizer, role, n, seqlen - 1, seed, False, cache_dir)
-    return torch.cat([torch.full((len(text), 1), tokenizer.bos_token_id), text], 1)
+    text = _drawn(str(corpus), tokenizer, role, n, seqlen - begun, seed, roles == "published", cache_dir)
+    return torch.cat([torch.full((len(text), 1), tokenizer.bos_token_id), text], 1) if begun else text
 
 
 def begins(tokenizer: Any, bos: str = "auto", roles: str = "disjoint", windows: str | Path | None = None

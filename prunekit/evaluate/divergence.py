@@ -35,7 +35,7 @@ class Divergence:
         row: dict[str, Any] = {**self.meta, "n": len(self.kl)}
         for name, most in (("kl", math.inf), ("changed", 1.0)):
             mean = mean_of(getattr(self, name), running=True)
-            low, high = within(mean.interval(), 0.0, most)
+            low, high = within(mean.interval(), min(0.0, mean.value), most)  # of like models: rounding
             row |= {name: mean.value, f"{name}_low": low, f"{name}_high": high}
         return row
 

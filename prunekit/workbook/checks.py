@@ -91,8 +91,9 @@ def target(value: str) -> str | None:
     try:
         Target.parse(value)
     except UsageError:
-        layers = "; the layers that LoRA adapts are target_modules" * bool(re.fullmatch(r"[a-z]+[\d_-]\w*", value))
-        return f"must be a sparsity such as '0.6', or {_N_OF_M}{layers}"
+        layers = re.fullmatch(r"[a-z]+[\d_-]\w*", value)
+        return (f"must be a sparsity such as '0.6', or {_N_OF_M}"
+                + "; the layers that LoRA adapts are target_modules" * bool(layers))
     return None
 
 

@@ -127,8 +127,9 @@ def begins(tokenizer: Any, bos: str = "auto", roles: str = "disjoint", windows: 
     if bos == "always" and token is None:
         raise UsageError("bos = 'always', but the tokenizer has no BOS token: set its bos_token, or bos to "
                          "'auto'.")
-    by_itself = bos == "auto" and token is not None and _encode(tokenizer, ["a"], special=True)[0][0] == token
-    return "every window" if by_itself or bos == "always" else "no window"
+    if bos == "auto" and token is not None:  # does it put it before a text by itself?
+        bos = "always" if _encode(tokenizer, ["a"], special=True)[0][:1] == [token] else "never"
+    return "every window" if bos == "always" else "no window"
 
 
 def _drawn(corpus: str, tokenizer: Any, role: str, n: int | None, seqlen: int, seed: int, published: bool,

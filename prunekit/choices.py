@@ -16,6 +16,7 @@ from prunekit.errors import UsageError
 EMBEDDED = {name: Path(__file__).parent / name for name in ("embedded/llama", "embedded/opt")}
 CORPORA = ("embedded", "wikitext2", "c4", "ptb")
 SAMPLINGS = ("disjoint", "published")
+BEGINNINGS = ("auto", "never", "always")
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -43,6 +44,14 @@ def check_sparsity(sparsity: float, pattern: str = "unstructured") -> float:
         raise UsageError(f"sparsity = {sparsity!r} does not go with pattern = {pattern!r}, which removes "
                          f"exactly {ratio[0] / ratio[1]:g}.")
     return float(sparsity)
+
+
+def check_bos(bos: str, roles: str = "disjoint", windows: object = None) -> None:
+    """Raise UsageError if windows that are what they are, published or ready ones, are to begin otherwise."""
+    fixed = "ready windows (windows=)" if windows else "published ones (roles: published)"
+    if bos != "auto" and (windows or roles == "published"):
+        raise UsageError(f"bos = {bos!r} does not go with {fixed}, which are taken as they are: leave bos at "
+                         "'auto', or draw windows of the package's own (roles: disjoint).")
 
 
 def per_block(sparsity: float | Sequence[float], pattern: str, blocks: int) -> list[float]:
@@ -104,6 +113,8 @@ def checked(name: str, value: Any, kind: Any, hint: Callable[[Any, Any], str] | 
     said = f"{name}{''.join(f'[{index}]' for index in first['loc'])} = {first['input']!r}"
     if first["type"] == "value_error":  # of a check of our own
         raise UsageError(f"{said} {first['ctx']['error']}.")
+    if first["type"] == "finite_number":
+        raise UsageError(f"{said} must be a finite number.")
     if first["type"] == "too_short":
         raise UsageError(f"{said} is an empty list; it needs at least one entry.")
     if first["type"].startswith(("greater_than", "less_than")):

@@ -80,7 +80,7 @@ def test_notebooks_have_the_common_skeleton(path):
             if cell["cell_type"] == "code" and not exercises & set(cell["metadata"].get("tags", []))]
     assert path.stem in project.GRAPH
     assert "".join(cells[0]["source"]).startswith(f"# {path.stem[:2]} · ")
-    assert {"profile", "seed"} <= params.read_parameters(path).keys()
+    assert {"profile", "seed", "bos"} <= params.read_parameters(path).keys()
     begins = re.compile(rf"start_run\([\"']{path.stem}[\"'], globals\(\)\)")
     assert sum(bool(begins.search(source)) for source in code) == 1
     assert code[-1].rstrip().endswith("run.finish()")

@@ -33,8 +33,12 @@ _NO_TEST = flags(no_evaluate="do not compute perplexities")
 
 def load(args: argparse.Namespace) -> tuple[Any, Any]:
     import prunekit as pk
+    from prunekit.data import begins
 
-    return pk.load_model(args.model, dtype=args.dtype, device=args.device, cache_dir=args.cache_dir)
+    model, tokenizer = pk.load_model(args.model, dtype=args.dtype, device=args.device,
+                                     cache_dir=args.cache_dir)
+    args.begins = begins(tokenizer, args.bos, args.roles, args.windows)
+    return model, tokenizer
 
 
 def windows_of(args: argparse.Namespace, tokenizer: Any, role: str, corpus: str, n: int = 0) -> Tensor:
@@ -43,13 +47,13 @@ def windows_of(args: argparse.Namespace, tokenizer: Any, role: str, corpus: str,
     n = n or ((args.test_windows or None) if role == "test" else args.nsamples)
     length = args.block if role == "train" else args.seqlen
     return pk.token_windows(corpus, tokenizer, role, n, length, args.seed, roles=args.roles,
-                            windows=args.windows or None, cache_dir=args.cache_dir)
+                            bos=args.bos, windows=args.windows or None, cache_dir=args.cache_dir)
 
 
 def _collect(args: argparse.Namespace, model: Any, tokenizer: Any, corpus: str) -> Any:
     import prunekit as pk
 
-    meta = {"model": args.model, "corpus": corpus, "seed": args.seed, "roles": args.roles}
+    meta = {"model": args.model, "corpus": corpus, "seed": args.seed, "roles": args.roles, "bos": args.begins}
     windows = windows_of(args, tokenizer, "gradient", corpus)
     return pk.collect_gradients(model, windows, norm=args.norm, scale=args.scale, meta=meta)
 
@@ -69,7 +73,7 @@ def gradients(args: argparse.Namespace) -> int:
 
     model, tokenizer = load(args)
     if args.activations:
-        meta = {"model": args.model, "corpus": args.corpus, "seed": args.seed}
+        meta = {"model": args.model, "corpus": args.corpus, "seed": args.seed, "bos": args.begins}
         windows = windows_of(args, tokenizer, "calibration", args.corpus)
         collected = pk.collect_activations(model, windows, norm=args.norm, meta=meta)
     else:
@@ -204,7 +208,8 @@ def _perplexity(args: argparse.Namespace, model: Any, tokenizer: Any, corpus: st
 
     row = pk.perplexity(model, windows_of(args, tokenizer, "test", corpus), args.seqlen).row()
     say(f"{what}perplexity {row['ppl']:.4f} [{row['low']:.4f}, {row['high']:.4f}] on {corpus}, "
-        f"{row['windows']} windows of {args.seqlen} tokens")
+        f"{row['windows']} windows of {args.seqlen} tokens"
+        + ", each begins with BOS" * (args.begins == "every window"))
     return row
 
 
@@ -276,7 +281,8 @@ def _asked(args: argparse.Namespace) -> dict[str, Any]:
 
     given = {name: getattr(args, name) for name in ("roles", "nsamples", "seqlen", "seed")}
     return {"model": args.model, "model_hash": fingerprint(args.model), "corpus": args.corpus,
-            "test_corpus": _test_corpus(args), "windows_file": args.windows or "", **given,
+            "test_corpus": _test_corpus(args),
+            "windows_file": args.windows or "", **given, "bos": args.begins,
             **{f"version_{name}": number for name, number in manifest.versions().items()}}
 
 

@@ -64,7 +64,7 @@ def described(options: tuple[str | Option, ...]) -> Iterator[Option]:
 
 
 DATA = (argument("--config", metavar="FILE", help="JSON or YAML with any of these; the command line wins"),
-        "model corpus windows roles nsamples seqlen test_windows seed norm scale dtype device",
+        "model corpus windows roles bos nsamples seqlen test_windows seed norm scale dtype device",
         argument("--cache-dir", metavar="DIR", help="where downloads are kept"))
 
 

@@ -53,6 +53,10 @@ def _start(args: argparse.Namespace, pool: Any) -> int:
     if saved.exists():
         say(f"going on with {saved}")
         evaluator = pk.Evaluator.load(saved)
+        held, asked = evaluator.benches[0].search, windows("search", args.search_windows)
+        if not held.unique(dim=0).equal(asked.unique(dim=0)):
+            raise UsageError(f"{saved} was made on other search windows than these options draw: give the "
+                             "options of then, or another --output.")
     else:
         gradients = pk.Gradients.load(args.gradients) if args.gradients else pk.collect_gradients(
             model, windows("gradient", args.nsamples), norm=args.norm, scale=args.scale)

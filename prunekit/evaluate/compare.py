@@ -164,6 +164,10 @@ def _differences(a: Perplexity, b: Perplexity) -> np.ndarray:
     if len(a.nll) != len(b.nll) or a.meta.get("seqlen") != b.meta.get("seqlen"):
         raise UsageError(f"perplexities over {len(a.nll)} and {len(b.nll)} windows are not paired; evaluate "
                          "both on the same.")
+    if (one := a.meta.get("begins_with")) != (other := b.meta.get("begins_with")):
+        told = ["anywhere in a text" if token is None else f"with token {token}" for token in (one, other)]
+        raise UsageError(f"perplexities over windows that begin {told[0]} and windows that begin {told[1]} "
+                         "are not paired; evaluate both on the same.")
     return a.nll - b.nll
 
 

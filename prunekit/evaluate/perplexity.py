@@ -24,8 +24,9 @@ BATCH_TOKENS = 4096  # per forward call
 class Perplexity:
     """exp(mean of `nll`).
 
-    nll: mean negative log-likelihood of each window, nats per predicted token, float64 (n,). Raises
-    UsageError if there is no loss, or one that is not finite.
+    nll: mean negative log-likelihood of each window, nats per predicted token, float64 (n,). meta: among
+    others `begins_with`, where all windows begin with one token (BOS): its id. Raises UsageError if there is
+    no loss, or one that is not finite.
     """
 
     nll: np.ndarray
@@ -57,8 +58,9 @@ def perplexity(model: nn.Module, tokens: Tensor, seqlen: int = 128, *, progress:
     """ppl = exp(mean over windows of (1/(seqlen-1)) * sum over t of -ln p(x_t | x_<t)).
 
     tokens: a text (1-D), cut into consecutive windows of seqlen with the rest dropped, or windows (n,
-    seqlen). The mean is over windows, as in the published lib/eval.py; context length is part of the metric's
-    name.
+    seqlen). A window of seqlen tokens holds seqlen - 1 predictions, whatever it begins with: all of its text
+    where that is BOS. The mean is over windows, as in the published lib/eval.py; context length is part of
+    the metric's name.
 
     Raises UsageError if there is not one whole window, if the model cannot read the windows, or if a loss is
     not finite.
@@ -68,9 +70,10 @@ def perplexity(model: nn.Module, tokens: Tensor, seqlen: int = 128, *, progress:
     with in_eval_mode(model), torch.no_grad():
         losses = window_losses(model)
         parts = [losses(batch).double().cpu() for batch in batches(windows, "perplexity", progress)]
-    nll = torch.cat(parts).numpy()
+    nll, first = torch.cat(parts).numpy(), windows[:, 0].unique().tolist()
+    begin = {"begins_with": first[0]} if len(first) == 1 < len(windows) else {}
     return Perplexity(nll, {"seqlen": seqlen, "windows": len(nll),
-                            "dtype": str(model.dtype).removeprefix("torch."), **(meta or {})})
+                            "dtype": str(model.dtype).removeprefix("torch."), **begin, **(meta or {})})
 
 
 def batches(windows: Tensor, task: str = "", progress: bool = False) -> Iterator[Tensor]:

@@ -183,6 +183,8 @@ def command(row: Mapping[str, Any], settings: Callable) -> str:
     wanted |= text
     if row["calibration"] != "-":
         wanted |= {"corpus": row["calibration"], "nsamples": int(row["calibration_windows"])}
+    if row["bos"] == "text":  # of the released code, as is the sampling
+        wanted |= {"roles": "published"}
     had = settings(base, topic)
     if topic == "03_baselines" and row["method"] != "dense":
         for key, value in (("methods", row["method"].removeprefix("owl-")),

@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BaseModel, Field
 from pydantic.fields import FieldInfo
 
 from prunekit import choices
-from prunekit.choices import CORPORA, DTYPES, EMBEDDED, SAMPLINGS, Target, checked, entry
+from prunekit.choices import BEGINNINGS, CORPORA, DTYPES, EMBEDDED, SAMPLINGS, Target, checked, entry
 from prunekit.errors import UsageError, did_you_mean
 from prunekit.lora.options import LoraOptions
 from prunekit.search.presets import PRESETS, Preset
@@ -86,6 +86,17 @@ def method(value: str) -> str | None:
     return None
 
 
+def target(value: str) -> str | None:
+    """A sparsity or a pattern; older parameter files of 07 have names of layers here."""
+    try:
+        Target.parse(value)
+    except UsageError:
+        layers = re.fullmatch(r"[a-z]+[\d_-]\w*", value)
+        return (f"must be a sparsity such as '0.6', or {_N_OF_M}"
+                + "; the layers that LoRA adapts are target_modules" * bool(layers))
+    return None
+
+
 # ---------------------------------------------------------------- the rows
 
 def _text(wrong: Callable[[str], str | None], optional: bool = False) -> Any:
@@ -111,13 +122,14 @@ def _one_of(*known: str) -> Any:
 
 
 _Name = Annotated[str, Field(pattern=r"^[\w.+-]+$", description="the name of a task of lm-eval")]
-_Target = _parsed(Target.parse, f"must be a sparsity such as '0.6', or {_N_OF_M}")
+_Target = _text(target)
 _Pattern = _parsed(choices.parse_pattern, f"must be 'unstructured' or {_N_OF_M}")
 _Model, _OtherModel = _text(model), _text(model, optional=True)
 _Corpus, _OtherCorpus = _text(corpus), _text(corpus, optional=True)
 _File, _Folders = _text(existing_file, optional=True), _text(data_folders, optional=True)
 _Method, _Preset = _text(method), _text(preset)
 _Roles, _Dtype, _SearchDtype = _one_of(*SAMPLINGS), _one_of("auto", *DTYPES), _one_of("fast", "auto", *DTYPES)
+_Bos = _one_of(*BEGINNINGS)
 _Norm, _Group = _one_of("l1", "l2", "signed"), _one_of("", "row", "layer", "variant")
 _Update = _one_of("", "obs", "obs-iter", "admm")
 
@@ -136,6 +148,8 @@ class Options(BaseModel):
         "else c4 to calibrate, wikitext2 to evaluate)")
     windows: _File = Field(None, description="ready token windows (.safetensors) instead of sampling")
     roles: _Roles = Field("disjoint", description="disjoint, or published: the published sampling")
+    bos: _Bos = Field("auto", description="whether every window begins with the BOS token: auto (if the "
+                      "tokenizer adds it by itself), never, always")
     nsamples: int = Field(None, ge=1, description="windows")
     seqlen: int = Field(None, ge=2, description="tokens per window")
     test_windows: int = Field(0, ge=0, description="windows to evaluate on; 0: all")
@@ -234,7 +248,12 @@ def problem(key: str, value: Any) -> str | None:
 
 
 def together(values: Mapping[str, Any]) -> tuple[str, str] | None:
-    """(key, sentence) when single values do not go together: an n:m pattern removes exactly n/m."""
+    """(key, sentence) when single values do not go together: an n:m pattern removes exactly n/m; windows that
+    are what they are begin as they do."""
+    try:
+        choices.check_bos(values.get("bos", "auto"), values.get("roles", ""), values.get("windows"))
+    except UsageError as error:
+        return "bos", str(error)
     try:
         if values.get("pattern") and values.get("sparsity") is not None:
             choices.check_sparsity(values["sparsity"], values["pattern"])

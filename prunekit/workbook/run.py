@@ -83,12 +83,13 @@ class Run:
 
     # ------------------------------------------------------------ artifacts
 
-    def save(self, name: str, value: Any) -> Any:
+    def save(self, name: str, value: Any, **said: Any) -> Any:
         """Save a value under a name and return it.
 
         Tensors and dictionaries of tensors go to safetensors, DataFrames to CSV, lists of dictionaries to
         JSONL, trees and other dictionaries, lists and numbers to JSON, anything with `.save(path)` through
-        that, and a Path inside the run's folder is taken as it is.
+        that, and a Path inside the run's folder is taken as it is. `said`: what every result must say that
+        is made from it (of windows, where they begin with BOS), for `workbook.protocol`.
         """
         kind, suffix, write = _writer(value)
         if kind == "file":
@@ -96,7 +97,7 @@ class Run:
         else:
             file = Path(f"{name}{suffix}")
             self._write(file, write)
-        return self._record(name, kind, [file], value)
+        return self._record(name, kind, [file], value, said=said)
 
     def load(self, topic: str, name: str) -> Any:
         """Read what an upstream run saved under `name`, if its content is what that run's manifest says."""
@@ -112,7 +113,7 @@ class Run:
         if not path.is_file() or file_hash(path) != artifact["sha256"]:
             raise UsageError(f"{project.relative(path)} is not what {topic} wrote: run that notebook again.")
         self.loaded[f"{topic}/{name}"] = artifact["sha256"]
-        self._known = made["parameters"] | self._known
+        self._known = made["parameters"] | artifact.get("said", {}) | self._known
         return _read(path, artifact["kind"])
 
     def figure(self, figure: Figure, name: str, caption: str, *, headline: bool = False) -> display.Shown:

@@ -8,11 +8,12 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 import pytest
+from safetensors.torch import load_file
 
 from prunekit.batch import schedule
 from prunekit.evaluate.sentences import claim, comparing
 from prunekit.report import site
-from prunekit.workbook import manifest, project
+from prunekit.workbook import manifest, params, project
 from tests.pages import check_site
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,6 +43,7 @@ def test_every_notebook_runs_and_its_page_is_whole(tmp_path, monkeypatch):
     assert any(page.alts for page in pages.values())
     for topic in NOTEBOOKS:
         check_sentences(manifest.read("smoke", topic), tmp_path / "runs" / "smoke" / topic / "tables")
+    every_window_may_begin_with_bos(tmp_path / "runs" / "smoke")
 
 
 def check_sentences(made, tables):
@@ -67,3 +69,14 @@ def check_sentences(made, tables):
             sure["p_holm"], unsure["p_holm"] = 0.001, 0.9
         turned = sure.assign(**{column: 2 * null - sure[column] for column in columns})
         assert len({said(sure), said(turned), said(unsure)}) == 3, each["template"]
+
+
+def every_window_may_begin_with_bos(runs):
+    before = load_file(runs / "01_data" / "windows.safetensors")
+    records = schedule.run_profile("smoke", ["01_data"], {"bos": "always"}, progress=False)
+    assert [(record.outcome, record.reason) for record in records] == [("done", "")]
+    for role, windows in load_file(runs / "01_data" / "windows.safetensors").items():
+        assert windows.shape == before[role].shape and not windows[:, 0].any()  # the embedded BOS is token 0
+    assert manifest.read("smoke", "01_data")["artifacts"]["windows"]["said"] == {"begins": "every window"}
+    state = manifest.state("smoke", "03_baselines", params.resolve_profile("smoke")["03_baselines"])
+    assert state.word == "stale" and "bos was 'always', is 'auto'" in state.reason

@@ -34,6 +34,14 @@ def test_a_search_from_start_to_export(folder, capsys):
     assert pk.Tree.from_json(folder / "winner.json").size >= 1
 
 
+def test_a_search_does_not_go_on_with_other_windows(folder, capsys):
+    assert main([*START, "--budget", "6", "--output", str(folder)]) == 0
+    assert "going on with" in capsys.readouterr().out
+    for other in (["--bos", "always"], ["--seed", "1"], ["--search-windows", "9"]):
+        assert main([*START, *other, "--budget", "6", "--output", str(folder)]) == 2
+        assert "was made on other search windows than these options draw" in capsys.readouterr().err
+
+
 def test_a_folder_that_was_moved_goes_on_with_its_own_evaluator(folder, tmp_path, monkeypatch):
     shutil.copytree(folder, tmp_path / "moved")
     loaded = []

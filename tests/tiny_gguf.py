@@ -15,8 +15,8 @@ NAMES = {"attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "
 
 
 def write(path: Path) -> dict[str, torch.Tensor]:
-    """Write the file: linear layers in Q4_1, embeddings in Q8_0, norms in float32. The tensors that are stored
-    there, by their names in transformers, dequantized by the gguf package, float32."""
+    """Write the file: linear layers in Q4_1, embeddings in Q8_0, norms in float32. The tensors that it holds,
+    by their names in transformers, dequantized by the gguf package, float32."""
     random = np.random.default_rng(0)
     writer, stored = gguf.GGUFWriter(path, "llama"), {}
     key_width = WIDTH // HEADS * GROUPS
@@ -63,7 +63,8 @@ def write(path: Path) -> dict[str, torch.Tensor]:
             add(f"blk.{block}.{name}.weight", f"model.layers.{block}.{there}.weight", (WIDTH,), F32)
         for name, shape in shapes.items():
             heads = {"attn_q": HEADS, "attn_k": GROUPS}.get(name, 0)
-            add(f"blk.{block}.{name}.weight", f"model.layers.{block}.{NAMES[name]}.weight", shape, Q4_1, heads)
+            there = f"model.layers.{block}.{NAMES[name]}.weight"
+            add(f"blk.{block}.{name}.weight", there, shape, Q4_1, heads)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

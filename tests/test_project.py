@@ -139,7 +139,8 @@ def test_the_package_never_prints():
 
 # ---------------------------------------------------------------- parameter files
 
-PROFILES = ("embedded", "smoke", "local", "opt-125m", "opt-6.7b", "tinyllama", "llama-7b", "llama-2-7b")
+PROFILES = ("embedded", "smoke", "local", "opt-125m", "opt-6.7b", "tinyllama", "llama-7b", "llama-2-7b",
+            "smollm2")
 
 
 @pytest.mark.skipif(len(NOTEBOOKS) < 3, reason="profiles speak of notebooks 01 to 03")
@@ -150,7 +151,8 @@ def test_profiles_are_valid(profile, tmp_path, monkeypatch):
     monkeypatch.delenv("PRUNEKIT_HOME", raising=False)
     (tmp_path / "text.txt").write_text("words")
     local = {"model": "embedded/llama", "corpus": str(tmp_path / "text.txt")}
-    values = params.resolve_profile(profile, local if profile == "local" else {})
+    without_download = {"model": "embedded/llama"}
+    values = params.resolve_profile(profile, {"local": local, "smollm2": without_download}.get(profile, {}))
     if profile == "embedded":
         for path in NOTEBOOKS:
             assert values[path.stem] == {name: p.default for name, p in params.read_parameters(path).items()}

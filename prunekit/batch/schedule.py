@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -168,10 +168,7 @@ def run_profile(profile: str, topics: Iterable[str] = (), overrides: Mapping[str
     the profile. A notebook that fails leaves its traces in TOPIC.attempt, beside its last finished run; those
     that do not read from it still run.
     """
-    wanted = list(topics or project.topics())
-    for topic in wanted:
-        project.notebook(topic)
-    planned = units(profile, project.closure(wanted), params.resolve_profile(profile, overrides))
+    wanted, planned = _planned(profile, topics, overrides)
 
     def run() -> Iterator[Record]:
         with only_one(project.root() / "runs" / profile, f"prunekit run {profile}"):
@@ -180,6 +177,35 @@ def run_profile(profile: str, topics: Iterable[str] = (), overrides: Mapping[str
             yield from (record for _, record in bring_up_to_date(
                 planned, forced=forced, workers=workers, progress=progress))
     return run()
+
+
+def _planned(profile: str, topics: Iterable[str], overrides: Mapping[str, str] | None
+             ) -> tuple[list[str], list[Unit]]:
+    wanted = list(topics or project.topics())
+    for topic in wanted:
+        project.notebook(topic)
+    return wanted, units(profile, project.closure(wanted), params.resolve_profile(profile, overrides))
+
+
+def ahead(profile: str, topics: Iterable[str] = (), overrides: Mapping[str, str] | None = None, *,
+          force: bool = False) -> dict[str, tuple[float, float] | None]:
+    """What `run_profile` would run, and how long it `took` before; UsageError as there."""
+    wanted, planned = _planned(profile, topics, overrides)
+    return {unit.topic: took(profile, unit.topic) for unit, state in states(planned).items()
+            if not state.fresh or (force and unit.topic in wanted)}
+
+
+def took(profile: str, topic: str) -> tuple[float, float] | None:
+    """Seconds (with the kernel's start, if papermill has said so) and peak megabytes (0: not known) of a
+    notebook's last finished run; else as params/PROFILE/expected.yaml says; None where nothing is known."""
+    made, file = manifest.read(profile, topic), project.run_folder(profile, topic) / "executed.ipynb"
+    if made is None:
+        said = project.root() / "params" / profile / "expected.yaml"
+        return params.load_yaml(said).get(topic) if said.exists() else None
+    seconds = made["seconds"]
+    with suppress(OSError, ValueError, KeyError):
+        seconds = json.loads(file.read_text(encoding="utf-8"))["metadata"]["papermill"]["duration"]
+    return seconds, made.get("memory_mb", 0)
 
 
 def status(profile: str, overrides: Mapping[str, str] | None = None) -> dict[str, manifest.State]:

@@ -17,7 +17,7 @@ from prunekit.files import writing_to
 from prunekit.workbook import checks, params
 
 DESCRIPTION = "Symbolic pruning of language models."
-GROUPS = {"search": "Evolve metrics: start, status, resume, export."}
+GROUPS = {"models": "Bring a real model: get.", "search": "Evolve metrics: start, status, resume, export."}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

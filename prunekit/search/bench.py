@@ -120,7 +120,7 @@ class Bench:
     @property
     def identity(self) -> dict[str, Any]:
         data, dtype = _digest(self.search, *self.X, *(self.G or [])), str(self.model.dtype)
-        weights = fingerprint(self.name)[:16] if self.name else _digest(*self.dense)
+        weights = fingerprint(self.name) if self.name else _digest(*self.dense)
         return {"model": self.name or type(self.model).__name__, "weights": weights, "data": data,
                 "windows": list(self.search.shape), "calibration": list(self.calibration.shape),
                 "dtype": dtype.removeprefix("torch."), "device": self.model.device.type}

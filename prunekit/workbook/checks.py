@@ -18,31 +18,38 @@ from pydantic.fields import FieldInfo
 from prunekit import choices
 from prunekit.choices import BEGINNINGS, CORPORA, DTYPES, EMBEDDED, SAMPLINGS, Target, checked, entry
 from prunekit.errors import UsageError, did_you_mean
+from prunekit.hub import DOWNLOADS, gguf_file
 from prunekit.lora.options import LoraOptions
 from prunekit.search.presets import PRESETS, Preset
 
-PATHS = ("model", "corpus", "gradient_corpus", "test_corpus", "windows", "gradients", "tree")
+PATHS = ("model", "corpus", "gradient_corpus", "test_corpus", "other_corpus", "windows", "gradients", "tree")
 _N_OF_M = "'n:m' with 0 < n < m (n zeros in every m consecutive inputs, as in '2:4')"
 
 
 # ---------------------------------------------------------------- what is wrong with a text, or None
 
 def model(value: str) -> str | None:
-    """An embedded model, a directory with a config.json, or something shaped like a hub id."""
-    allowed = ("an embedded model ('embedded/llama', 'embedded/opt'), an existing directory, or a hub id "
-               "'org/name'")
+    """An embedded model, a GGUF file, a directory with one or a config.json, or what looks like a hub id."""
+    allowed = ("an embedded model ('embedded/llama', 'embedded/opt'), an existing directory or GGUF file, or "
+               "a hub id 'org/name'")
     if value in EMBEDDED:
         return None
     if not value:
         return f"names no model: give {allowed}"
     path = Path(value).expanduser()
     if path.exists():
-        held = (path / "config.json").is_file()
-        return None if held else "is not a model directory: it holds no config.json"
+        try:
+            held = (path / "config.json").is_file() or gguf_file(path)
+        except UsageError as error:
+            return f"is no choice: {str(error).rstrip('.')}"
+        return None if held else "is not a model directory: it holds neither config.json nor a GGUF file"
     if value.startswith("embedded"):
         return f"is not an embedded model{did_you_mean(value, EMBEDDED)}"
+    if known := next((name for name, download in DOWNLOADS.items() if download.file == path.name), None):
+        return f"does not exist: `prunekit models get {known}` brings it"
     folders_here = {path.name for path in Path.cwd().iterdir() if path.is_dir()}
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", value) or value.partition("/")[0] in folders_here:
+    hub_id = r"[\w-][\w.-]*/[\w.-]+" + r"/[\w.-]+" * (path.suffix == ".gguf")
+    if not re.fullmatch(hub_id, value) or value.partition("/")[0] in folders_here:
         return f"does not exist; allowed are {allowed}"
     return None
 

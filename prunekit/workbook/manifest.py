@@ -108,6 +108,15 @@ def versions() -> dict[str, str]:
     return numbers
 
 
+def peak_memory() -> int:
+    """The most that this process has held, in megabytes; 0 where the system does not say."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (1000 if sys.platform == "linux" else 10**6)
+
+
 def machine() -> str:
     """System, processor and GPU: where these and the versions are the same, so should be every digit."""
     processor, torch = platform.processor(), sys.modules.get("torch")

@@ -194,7 +194,7 @@ class Run:
             "versions": manifest.versions(), **manifest.commit(), "machine": manifest.machine(),
             "device": self.device, "threads": self.threads, "seed": self.parameters.get("seed", 0),
             "started": _clock(self.started), "finished": _clock(time.time()),
-            "seconds": round(time.time() - self.started, 1),
+            "seconds": round(time.time() - self.started, 1), "memory_mb": manifest.peak_memory(),
             "log": os.environ.get("PRUNEKIT_LOG"), "notebook": manifest.notebook_hash(self.topic),
             "modules": self._modules(), "inputs": manifest.inputs(self.parameters), "loaded": self.loaded,
             "artifacts": self.artifacts, "takeaways": self.takeaways,

@@ -66,7 +66,7 @@ _PUBLIC = {
     "choose_from": "workbook.display",
     "recorded": "ledger.study",
     "recorded_by": "ledger.study",
-    "grade": "course",
+    "grade": "course.grading",
 }
 __all__ = ["__version__", *_PUBLIC]
 

@@ -15,7 +15,9 @@ from pathlib import Path
 from types import FunctionType
 from typing import Any
 
-from prunekit.course.grading import Verdict, judge, said
+import torch
+
+from prunekit.course.grading import Verdict, exercises, judge, said
 
 _MEMORY, _FILE = 4 << 30, 64 << 20  # bytes: more memory than the lesson has, and of each file, for an answer
 _variables: dict[str, Any] = {}  # in a fork of the kernel: the lesson's, and what the answers make of them
@@ -26,6 +28,7 @@ def examine(variables: dict[str, Any], topic: str, file: str, limit: float) -> N
     """Behind a lesson: run the answers that `file` holds on its variables, and write a line of `file`l for
     each verdict as it comes. file: for each copy its (exercise, answer) pairs, as JSON."""
     copies = json.loads(Path(file).read_text(encoding="utf-8"))
+    exercises(topic)  # imported here, once, and not in every fork
     with open(f"{file}l", "a", encoding="utf-8") as lines:
         for place, questions in enumerate(copies):
             for verdict in _verdicts(variables, topic, questions, limit):
@@ -63,8 +66,6 @@ def _sit(variables: dict[str, Any], folder: str) -> None:
     """In the fork: alone in its group and in a folder of its own, silent, with bounds, and with one thread
     (the lesson's other threads are not here)."""
     import resource
-
-    import torch
 
     _variables.update(variables)
     _untouched.update(variables)

@@ -93,7 +93,8 @@ def test_a_copy_holds_neither_solutions_nor_what_makes_an_answer_right(tmp_path)
                 secrets += [node.value for node in ast.walk(function)
                             if isinstance(node, ast.Constant) and " " in str(node.value)]
         assert len(secrets) > 10
-        shown = "\n".join(source for _, _, source, _ in cells(tmp_path / "ann" / "notebooks" / f"{topic}.ipynb"))
+        path = tmp_path / "ann" / "notebooks" / f"{topic}.ipynb"
+        shown = "\n".join(source for _, _, source, _ in cells(path))
         assert not [secret for secret in secrets if len(secret) > 25 and secret in shown]
 
 
@@ -104,11 +105,11 @@ def test_a_verdict_is_one_clear_sentence():
         return repr(grading.judge(topic, number, answer, lesson))
 
     assert said((7, 104, 889)) == "Exercise 1: right."
-    assert said((7, 104, 896)) == ("Exercise 1: wrong. The first token of a window is predicted by nobody: nothing "
-                                   "stands before it.")
+    assert said((7, 104, 896)).startswith("Exercise 1: wrong. The first token of a window is predicted by")
     assert said(...) == "Exercise 1: not answered."
-    assert said("seven").startswith("Exercise 1: wrong. It is not of the kind that was asked for (ValueError: ")
-    assert said(12, 4) == ("Exercise 4: not graded. `frequency` is not there: run the notebook from its top first.")
+    assert "wrong. It is not of the kind that was asked for (ValueError: too many" in said("seven")
+    assert said(12, 4) == (
+        "Exercise 4: not graded. `frequency` is not there: run the notebook from its top first.")
     with pytest.raises(pk.UsageError, match="01_data has no exercise 9 that can be checked; it has 1, 2, 3"):
         said(1, 9)
     with pytest.raises(pk.UsageError, match="run its set-up cell"):
@@ -126,7 +127,8 @@ def test_a_function_is_called_and_one_without_a_body_is_no_answer():
     assert grading.judge("01_data", 5, empty, {}).word == "not answered"
     assert grading.judge("01_data", 5, lambda text, seqlen, stride: 0, {}).sentence == (
         "Of 100 tokens, with seqlen 16 and stride 16, it returns int, not a tensor.")
-    assert "it stops with AttributeError: 'Tensor' object" in grading.judge("01_data", 5, documented, {}).sentence
+    sentence = grading.judge("01_data", 5, documented, {}).sentence
+    assert sentence.startswith("Called by the check, it stops with AttributeError: 'Tensor' object")
     assert grading.judge("01_data", 5, lambda text, seqlen, stride: text.unfold(0, seqlen, stride), {}).right
 
 
@@ -137,7 +139,8 @@ MISTAKES = {  # topic and number: answers that are wrong, and what is said of th
                           (lambda a, at, b, of: a, "it becomes")],
     ("05_tree_analysis", 4): [(lambda p: [len(p) * x for x in p], "above 1"),
                               (lambda p: sorted(pk.holm(p)), "order is not"),
-                              (lambda p: [min(1, x * (len(p) - sorted(p).index(x))) for x in p], "lower than")],
+                              (lambda p: [min(1, x * (len(p) - sorted(p).index(x))) for x in p],
+                               "lower than")],
     ("06_zero_shot", 5): [(lambda k, n: (k / n - 1.96 * (k / n * (1 - k / n) / n) ** 0.5,
                                          k / n + 1.96 * (k / n * (1 - k / n) / n) ** 0.5), "plain interval")],
     ("03_baselines", 5): [(lambda W, U, i, keep: W, "is not 0"), (lambda W, U, i, keep: W[0], "shape"),
@@ -221,8 +224,7 @@ def test_a_copy_is_a_project_of_its_own_without_solutions(school, tmp_path, monk
 
 
 def test_grading_is_fair_and_cannot_be_taken_down(school, tmp_path, monkeypatch):
-    monkeypatch.setattr(grading, "exercises", lambda topic: dict.fromkeys(ANSWERS))  # here; kernels have their own
-    monkeypatch.setattr(classroom, "exercises", grading.exercises)
+    monkeypatch.setattr(classroom, "exercises", lambda topic: dict.fromkeys(ANSWERS))  # not in the kernels
     names = ("empty", "solved", "wrong", "helped", "endless", "exits", "eats", "cheats", "broken")
     folders = {name: tmp_path / name for name in names}
     for copied in folders.values():
@@ -230,8 +232,8 @@ def test_grading_is_fair_and_cannot_be_taken_down(school, tmp_path, monkeypatch)
     right_1, right_2 = (f"answer_{number} = {text}" for number, text in ANSWERS.items())
     answer(folders["solved"], "01_data", answer_1=f"x = 1\n{right_1}", answer_2=right_2)
     answer(folders["wrong"], "01_data", answer_1="answer_1 = 7, 104, 896", answer_2="answer_2 = rows +")
-    answer(folders["helped"], "01_data", answer_1=["def mine(x):\n    return x", "answer_1 = mine((7, 104, 889))"],
-           answer_2="answer_2 = mine(72) ** 0.25")
+    answer(folders["helped"], "01_data", answer_2="answer_2 = mine(72) ** 0.25",
+           answer_1=["def mine(x):\n    return x", "answer_1 = mine((7, 104, 889))"])
     answer(folders["endless"], "01_data", answer_2=right_2, answer_1=(
         "while True:\n    try:\n        while True: pass\n    except BaseException:\n        pass"))
     answer(folders["exits"], "01_data", answer_1="import os; os._exit(0)", answer_2="raise SystemExit('bye')")
@@ -303,7 +305,8 @@ def test_solutions_pasted_back_are_right_and_an_empty_copy_is_not_answered(tmp_p
     for _, tags, source, _ in cells(ROOT / "notebooks" / "01_data.ipynb"):
         if "solution" in tags:
             number = re.search(r"solution_(\d)", source)[1]
-            answer(solved, "01_data", **{f"answer_{number}": f"{source}\nanswer_{number} = solution_{number}"})
+            given = f"{source}\nanswer_{number} = solution_{number}"
+            answer(solved, "01_data", **{f"answer_{number}": given})
     grades = list(classroom.check_copies(folders, "smoke", ["01_data"], progress=False))
     words = {folder: [one.word for one in grades if one.folder == folder] for folder in folders}
     assert words == {empty: ["not answered"] * 6, solved: ["right"] * 6}

@@ -15,8 +15,8 @@ ROOT = Path(__file__).resolve().parents[1]
 BUDGETS = {
     "__init__": 90, "__main__": 10, "errors": 20, "files": 160, "hub": 40, "parallel": 130,
     "choices": 130, "models": 430, "data": 460, "embedded": 840, "metric": 1610, "pruning": 1600,
-    "streaming": 730, "evaluate": 1400, "search": 1710, "analysis": 890, "lora": 740, "figures": 570,
-    "workbook": 1570, "batch": 690, "report": 720, "ledger": 390, "course": 720, "cli": 890,
+    "streaming": 730, "evaluate": 1400, "search": 1710, "analysis": 890, "lora": 740, "figures": 585,
+    "workbook": 1580, "batch": 690, "report": 720, "ledger": 390, "course": 950, "cli": 895,
 }
 
 

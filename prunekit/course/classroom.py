@@ -1,4 +1,4 @@
-"""Grading: the lessons run once, the answers of all copies behind them; what came out as a table and a page."""
+"""Grading: the lessons run once, the answers of all copies behind them; the class as a table and a page."""
 from __future__ import annotations
 
 import json

@@ -19,8 +19,8 @@ _HANDED_OUT = """# The course
 
 JupyterLab of the environment that prunekit is installed in opens these notebooks: `jupyter lab notebooks`.
 Work through them in order; the lessons are complete, the exercises at their ends are yours. An answer
-replaces the three dots in `answer_1 = ...`, or below `def answer_5(...):`; the cell after it says whether it is
-right.
+replaces the three dots in `answer_1 = ...`, or below `def answer_5(...):`; the cell after it says whether it
+is right.
 
 `prunekit check .` grades all of them in one go, `prunekit check . --profile smoke` the same in less time.
 Results lie in `runs/`, and `prunekit run embedded` here renders them as pages.

@@ -1,4 +1,4 @@
-"""In the kernel of a lesson that has just run: the answers of a whole class, in processes that may be lost."""
+"""In the kernel of a lesson that has just run: the answers of a class, in processes that may be lost."""
 from __future__ import annotations
 
 import json

@@ -11,6 +11,7 @@ from matplotlib.ticker import MaxNLocator
 from prunekit.figures import style
 from prunekit.figures.maps import corner
 from prunekit.metric.drawing import layout
+from prunekit.metric.primitives import arity
 from prunekit.metric.tree import Tree
 
 _GREY = "#AAAAAA"
@@ -109,7 +110,8 @@ def trees(frame: pd.DataFrame) -> Figure:
     Columns name, tree, first, last: of the marked nodes in prefix order, `last` not among them.
     """
     parsed = [Tree.parse(tree) for tree in frame["tree"]]
-    deepest, leaves = max(tree.depth for tree in parsed), [sum(n[0] in "WGX" for n in layout(t)) for t in parsed]
+    deepest = max(tree.depth for tree in parsed)
+    leaves = [sum(arity(symbol) == 0 for symbol in tree) for tree in parsed]
     made, axes = style.new(len(frame), width=style.PAGE, height=0.6 + 0.42 * deepest, width_ratios=leaves)
     for ax, tree, row in zip(axes[0], parsed, frame.itertuples(), strict=True):
         tree.draw(ax, fontsize=8)

@@ -39,8 +39,9 @@ def exercise_3(answer: Any, lesson: Lesson) -> str | None:
     c4, wiki = "c4", "wikitext2"
     settings = {"a": (c4, wiki, wiki, "disjoint"), "b": (c4, c4, wiki, "published"),
                 "c": (c4, c4, wiki, "disjoint"), "d": (wiki, c4, wiki, "disjoint")}
-    wrong = sorted(set(answer) ^ {letter for letter, setting in settings.items() if leaks(*setting)})
-    return f"Look at {wrong[0]} again: which text do X, G and the perplexity each come from?" if wrong else None
+    for letter in sorted(set(answer) ^ {letter for letter, setting in settings.items() if leaks(*setting)}):
+        return f"Look at {letter} again: which text do X, G and the perplexity each come from?"
+    return None
 
 
 def exercise_4(answer: Any, lesson: Lesson) -> str | None:
@@ -60,7 +61,8 @@ def exercise_4(answer: Any, lesson: Lesson) -> str | None:
 def exercise_5(answer: Any, lesson: Lesson) -> str | None:
     text = torch.arange(100) * 7
     for length, seqlen, stride in ((100, 16, 16), (96, 16, 16), (100, 16, 4), (100, 16, 5), (16, 16, 3)):
-        found, part = answer(text[:length], seqlen, stride), text[:length]
+        part = text[:length]
+        found = answer(part, seqlen, stride)
         wanted = cut(part, seqlen) if stride == seqlen else part.unfold(0, seqlen, stride)
         case = f"Of {length} tokens, with seqlen {seqlen} and stride {stride}, it"
         if isinstance(found, torch.Tensor) and len(found) < len(wanted):

@@ -12,7 +12,8 @@ from prunekit.lora.layers import masked_delta
 
 def exercise_1(answer: Any, lesson: Lesson) -> str | None:
     W, A, B = (torch.tensor(rows) for rows in ([[2, 0], [0, 1]], [[1, -1]], [[1], [2]]))
-    for name, found, true in zip(("plain", "masked"), answer, (W + B @ A, W + (W != 0) * (B @ A)), strict=True):
+    merges = W + B @ A, W + (W != 0) * (B @ A)
+    for name, found, true in zip(("plain", "masked"), answer, merges, strict=True):
         if torch.tensor(found).tolist() != true.tolist():
             return f"The {name} merge is another: B A is {(B @ A).tolist()}; a mask moves kept weights only."
     return None

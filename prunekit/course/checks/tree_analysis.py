@@ -16,7 +16,7 @@ def exercise_1(answer: Any, lesson: Lesson) -> str | None:
         return "One half is added to each of the four counts."
     a, b, c, d = (count + 0.5 for count in (a, b, c, d))
     if abs(answer - math.log(a * d / (b * c))) > 0.01:
-        return "Of the ten, 8 with and 2 without; of the ninety, 12 and 78; 1/2 to each; ln of the odds' ratio."
+        return "With 8 and 12, without 2 and 78; one half to each; ln of the ratio of the odds."
     return None
 
 
@@ -47,7 +47,7 @@ def exercise_4(answer: Any, lesson: Lesson) -> str | None:
         if not np.allclose(found, wanted):
             mistakes = {"some are above 1": (found > 1).any(),
                         "the order is not that of the p given": np.allclose(np.sort(found), np.sort(wanted)),
-                        "one is lower than that of a smaller p": (np.diff(found[np.argsort(p)]) < -1e-12).any()}
+                        "one is lower than a smaller p's": (np.diff(found[np.argsort(p)]) < -1e-12).any()}
             known = next((what for what, true in mistakes.items() if true), f"asked for is {wanted.round(4)}")
             return f"Of {np.round(p, 4)} it makes {found.round(4)}: {known}."
     return None
@@ -57,7 +57,8 @@ def exercise_5(answer: Any, lesson: Lesson) -> str | None:
     from scipy import integrate, stats
 
     for k, found in zip((10, 100), answer, strict=True):
-        true, _ = integrate.quad(lambda x, k=k: x * k * stats.norm.pdf(x) * stats.norm.cdf(x) ** (k - 1), -10, 10)
+        true, _ = integrate.quad(lambda x, k=k: x * stats.norm.pdf(x) * k * stats.norm.cdf(x) ** (k - 1),
+                                 -10, 10)
         if abs(found - true) > 0.07:
             return f"Of {k} it is not {found:.2f}: average the lowest of {k} normal numbers over many draws."
     return None

@@ -5,6 +5,7 @@ import json
 import shutil
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -133,9 +134,11 @@ def write_class(grades: Sequence[Grade], folder: Path) -> Path:
     template = environment.from_string(Path(__file__).with_name("class.html.j2").read_text(encoding="utf-8"))
     cells_ = {(row.student, row.notebook, row.exercise): row for row in frame.itertuples()}
     asked = sorted({(notebook, exercise) for _, notebook, exercise in cells_})
+    right = Counter(name for row in cells_.values() if row.verdict == "right"
+                    for name in (row.student, (row.notebook, row.exercise)))
     wrong = frame[frame["verdict"] == "wrong"].groupby(["notebook", "exercise", "sentence"])["student"]
     page = template.render(
-        students=list(dict.fromkeys(frame["student"])), asked=asked, cells=cells_, marks=_MARKS,
+        students=list(dict.fromkeys(frame["student"])), asked=asked, cells=cells_, marks=_MARKS, right=right,
         wrong=[(*key, list(who)) for key, who in wrong], on=time.strftime("%Y-%m-%d %H:%M"))
     write_atomic(folder / "grades.csv", frame.to_csv(index=False))
     write_atomic(folder / "grades.html", page)

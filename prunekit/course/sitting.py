@@ -19,7 +19,7 @@ import torch
 
 from prunekit.course.grading import Verdict, exercises, judge, said
 
-_MEMORY, _FILE = 4 << 30, 64 << 20  # bytes: more memory than the lesson has, and of each file, for an answer
+_MEMORY, _FILE = 4 << 30, 64 << 20  # bytes that an answer may take beside the lesson's, and put into a file
 _variables: dict[str, Any] = {}  # in a fork of the kernel: the lesson's, and what the answers make of them
 _untouched: dict[str, Any] = {}  # as the checks see them
 
@@ -49,10 +49,10 @@ def _verdicts(variables: dict[str, Any], topic: str, questions: list[list[Any]],
             process, alive = pool.submit(os.getpid).result(), True
             while questions and alive:
                 (number, answer), *questions = questions
-                attempt, sentence = pool.submit(_attempt, topic, number, answer), ""
+                attempt = pool.submit(_attempt, topic, number, answer)
+                sentence = "It ended the process it ran in."
                 try:
                     alive = attempt.exception(limit) is None
-                    sentence = "It ended the process it ran in."
                 except TimeoutError:
                     alive, sentence = False, f"It did not end within {limit:g} seconds."
                 lost = {"number": number, "word": "wrong", "sentence": sentence}
@@ -74,12 +74,13 @@ def _sit(variables: dict[str, Any], folder: str) -> None:
     sys.stdin, sys.stdout = open(os.devnull), open(os.devnull, "w")  # noqa: SIM115
     sys.stderr = sys.stdout
     torch.set_num_threads(1)
-    held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() if (
-        sys.platform == "linux") else 0
-    for kind, most in ((resource.RLIMIT_AS, held + _MEMORY if held else 0), (resource.RLIMIT_FSIZE, _FILE),
-                       (resource.RLIMIT_CORE, 0)):
-        if most or kind == resource.RLIMIT_CORE:
-            resource.setrlimit(kind, (most, resource.getrlimit(kind)[1]))
+    bounds = {resource.RLIMIT_FSIZE: _FILE, resource.RLIMIT_CORE: 0}
+    if sys.platform == "linux":  # which tells how much the lesson holds
+        pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0])
+        bounds[resource.RLIMIT_AS] = pages * resource.getpagesize() + _MEMORY
+    for kind, most in bounds.items():
+        hard = resource.getrlimit(kind)[1]
+        resource.setrlimit(kind, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
 
 
 def _attempt(topic: str, number: int, answer: str) -> str:

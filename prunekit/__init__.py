@@ -68,7 +68,7 @@ _PUBLIC = {
     "recorded": "ledger.study",
     "recorded_by": "ledger.study",
     "studies": "ledger.study",
-    "grade": "course",
+    "grade": "course.grading",
 }
 __all__ = ["__version__", *_PUBLIC]
 

@@ -79,6 +79,19 @@ def test_menus_draw_again_or_say_how_to_do_without(monkeypatch):
     def interact(draw, metric):
         drawn.update({value: draw(metric=value) for value in metric})
 
-    monkeypatch.setitem(sys.modules, "ipywidgets", SimpleNamespace(interact=interact))
+    fake = SimpleNamespace(interact=interact, SelectionSlider=lambda options, value: [value, *options])
+    monkeypatch.setitem(sys.modules, "ipywidgets", fake)
     assert pk.choose_from(look, metric=["W", "G"]) is None
     assert "image/svg+xml" in drawn["G"].html and drawn["G"].html != drawn["W"].html
+    assert pk.choose_from(look, metric=[0.1, 0.2, 0.3]) is None and next(iter(list(drawn)[2:])) == 0.2
+    monkeypatch.setenv("PRUNEKIT_LOG", "runs/x.log")   # under papermill nobody chooses
+    assert "look(metric='W')" in pk.choose_from(look, metric=["W", "G"]).text
+
+
+def test_trees_stand_side_by_side_with_some_nodes_marked():
+    frame = pd.DataFrame([("a", "mul(W, sqrt(X))", 2, 4), ("b", "W", 0, 0)],
+                         columns=["name", "tree", "first", "last"])
+    left, right = figures.trees(frame).axes
+    marked = [[line for line in ax.lines if line.get_marker() == "s"] for ax in (left, right)]
+    assert [len(lines) for lines in marked] == [2, 0] and left.get_ylim() == right.get_ylim()
+    assert {text.get_text() for text in left.texts} == {"mul", "W", "sqrt", "X"}

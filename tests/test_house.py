@@ -15,8 +15,8 @@ ROOT = Path(__file__).resolve().parents[1]
 BUDGETS = {
     "__init__": 90, "__main__": 10, "errors": 20, "files": 160, "hub": 170, "parallel": 130, "choices": 140,
     "models": 500, "data": 495, "embedded": 840, "metric": 1610, "pruning": 1600, "streaming": 745,
-    "evaluate": 1605, "search": 1710, "analysis": 935, "lora": 740, "figures": 570, "workbook": 1660,
-    "batch": 705, "report": 740, "ledger": 485, "course": 250, "cli": 925,
+    "evaluate": 1605, "search": 1710, "analysis": 935, "lora": 740, "figures": 585, "workbook": 1675,
+    "batch": 705, "report": 740, "ledger": 485, "course": 950, "cli": 930,
 }
 
 

@@ -219,9 +219,9 @@ def run_paper(args: argparse.Namespace) -> int:
 @command("student", argument("folder", metavar="DIR", type=Path, help="a new folder"))
 def student(args: argparse.Namespace) -> int:
     """Write a copy of the notebooks without solutions."""
-    from prunekit import course
+    from prunekit.course import copies
 
-    topics = course.write_copy(args.folder)
+    topics = copies.write_copy(args.folder)
     say(f"{len(topics)} notebooks without solutions in {args.folder}; begin with: "
         f"jupyter lab {args.folder / 'notebooks'}")
     return 0
@@ -231,22 +231,27 @@ def student(args: argparse.Namespace) -> int:
                            help="copies written by `prunekit student`, with answers"),
          argument("--profile", default="embedded", help="what the lessons run under (smoke: in less time)"),
          argument("--only", nargs="+", default=[], metavar="TOPIC", help="these notebooks, as 03_baselines"),
-         argument("--time-limit", type=float, default=60.0, metavar="SECONDS", help="for each answer"))
+         argument("--time-limit", type=float, default=60.0, metavar="SECONDS", help="for each answer"),
+         argument("--output", type=Path, metavar="DIR", help="also write grades.csv and grades.html there"))
 def check(args: argparse.Namespace) -> int:
-    """Grade the exercises of students' copies.
+    """Grade the exercises of students' copies, a line for each as it comes.
 
     0: every exercise is right; 1: some are not.
     """
-    from prunekit import course
+    from prunekit.course import classroom
 
     if not args.time_limit > 0:
         raise UsageError(f"--time-limit {args.time_limit:g}: give each answer a number of seconds above 0.")
-    grades = course.check_copies(args.folders, args.profile, args.only, args.time_limit)
+    if args.output:
+        check_folder(args.output)
+    grades = []
+    for grade in classroom.check_copies(args.folders, args.profile, args.only, args.time_limit):
+        grades.append(grade)
+        name = f"{grade.folder}  " * (len(args.folders) > 1)
+        say(f"{name}{grade.topic:<17} {grade.number:>2}  {grade.word:<12}  {grade.sentence}".rstrip())
     for folder in args.folders:
         own = [grade for grade in grades if grade.folder == folder]
-        if len(args.folders) > 1:
-            say(f"{folder}")
-        for grade in own:
-            say(f"{grade.topic:<17} {grade.number:>2}  {grade.word:<12}  {grade.sentence}".rstrip())
-        say(f"{_counts(own)}; {len(own)} exercises can be checked")
+        say(f"{folder}: {_counts(own)}; {len(own)} exercises can be checked")
+    if args.output:
+        say(f"class: {classroom.write_class(grades, args.output)}")
     return int(any(grade.word != "right" for grade in grades))

@@ -13,10 +13,11 @@ from prunekit.figures.curves import (
 from prunekit.figures.dots import findings, intervals, recovery, seen_and_unseen
 from prunekit.figures.maps import corners, matrices, simplex, table_map
 from prunekit.figures.style import COLOURS, DASHES, MARKERS, STYLE
-from prunekit.figures.trees import anatomy, family_tree, pareto
+from prunekit.figures.trees import anatomy, family_tree, pareto, trees
 
 __all__ = [
     "COLOURS", "DASHES", "MARKERS", "STYLE", "accuracy_panels", "anatomy", "corners", "family_tree",
     "findings", "intervals", "lines", "log_curves", "matrices", "pareto",
     "perplexity_curves", "rank_frequency", "recovery", "seen_and_unseen", "simplex", "table_map", "tails",
+    "trees",
 ]

@@ -6,6 +6,7 @@ import importlib
 import io
 import json
 import math
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -56,18 +57,22 @@ def show_figure(svg: bytes, file: str, caption: str) -> Shown:
 
 
 def choose_from(draw: Callable[..., Figure], **choices: list[Any]) -> Shown | None:
-    """A menu for each argument of `draw`, which draws again at every choice; without ipywidgets, how to do
-    that by hand."""
+    """A menu for each argument of `draw` (a slider for numbers), which draws again at every choice. Without
+    the extra `widgets`, and in `prunekit run`, where nobody chooses: how to do that by hand."""
     try:
-        widgets = importlib.import_module("ipywidgets")  # no dependency: used where somebody has it
+        if "PRUNEKIT_LOG" in os.environ:  # see batch/notebook.py
+            raise ImportError
+        widgets = importlib.import_module("ipywidgets")
     except ImportError:
         first = ", ".join(f"{name}={values[0]!r}" for name, values in choices.items())
-        by_hand = f"For menus here, `pip install ipywidgets`; or call `{draw.__name__}({first})`."
+        by_hand = f"For menus in JupyterLab, `pip install ipywidgets`; or call `{draw.__name__}({first})`."
         return show_text(by_hand, "pk-banner")
 
     def again(**chosen: Any) -> Shown:
         return show_figure(figure_files(draw(**chosen))[".svg"], "", ", ".join(map(str, chosen.values())))
-    widgets.interact(again, **choices)
+    menus = {name: widgets.SelectionSlider(options=values, value=values[len(values) // 2])
+             if isinstance(values[0], float) else values for name, values in choices.items()}
+    widgets.interact(again, **menus)
     return None
 
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 # Numbers about the machine: they differ between two runs of the same thing.
 TIMINGS = ("seconds", "tokens_per_second", "memory_mb")
 _LOADED = time.time()
+_current: Run | None = None
 
 
 def start_run(topic: str, variables: Mapping[str, Any]) -> Run:
@@ -52,14 +53,22 @@ def start_run(topic: str, variables: Mapping[str, Any]) -> Run:
         if not state.fresh:
             raise UsageError(f"{topic} reads from {other}, which is {state.word} ({state.reason}): run that "
                              f"notebook first, or `prunekit run {profile} {other}`.")
-    return Run(topic, profile, parameters)
+    global _current
+    _current = Run(topic, profile, parameters, variables)
+    return _current
+
+
+def current() -> Run | None:
+    """The run that was begun last in this process, finished or not."""
+    return _current
 
 
 class Run:
-    """A run in progress. Attributes: topic, profile, parameters, folder (of the attempt), device, banner."""
+    """A run in progress. Attributes: topic, profile, parameters, variables (the notebook's), folder (of the
+    attempt), device, banner."""
 
-    def __init__(self, topic: str, profile: str, parameters: dict[str, Any]):
-        self.topic, self.profile, self.parameters = topic, profile, parameters
+    def __init__(self, topic: str, profile: str, parameters: dict[str, Any], variables: Mapping[str, Any]):
+        self.topic, self.profile, self.parameters, self.variables = topic, profile, parameters, variables
         self._place = project.run_folder(profile, topic)
         self._batch = "PRUNEKIT_LOG" in os.environ  # which begins and ends the attempt itself
         if not self._batch:

@@ -51,13 +51,18 @@ def _artifact(made: Mapping[str, Any], topic: str, name: str) -> Path | None:
     return made[topic]["folder"] / next(iter(artifact["files"])) if artifact else None
 
 
+def read(made: Mapping[str, Any], topic: str, name: str) -> pd.DataFrame:
+    """A table that a notebook saved; without rows where it was not run."""
+    file = _artifact(made, topic, name)
+    return pd.read_csv(file, dtype=_TEXT) if file else pd.DataFrame()
+
+
 def _measured(made: Mapping[str, Any]) -> pd.DataFrame:
     """Rows with tree, group, update, setting, ppl, low, high, n and topic, of every table that there is."""
-    files = {topic: _artifact(made, topic, name) for topic, name in _MEASURED}
-    frames = [pd.read_csv(file, dtype=_TEXT).assign(topic=topic) for topic, file in files.items() if file]
-    if not frames:
+    frame = pd.concat([read(made, *place).assign(topic=place[0]) for place in _MEASURED])
+    if frame.empty:
         return pd.DataFrame(columns=["tree", "group", "update"])
-    frame = pd.concat(frames).fillna({"tree": "", "update": ""})
+    frame = frame.fillna({"tree": "", "update": ""})
     shares = (frame["sparsity"] * 100).map("{:.0f} %".format)
     frame["setting"] = frame["pattern"].where(frame["pattern"] != "unstructured", shares)
     return frame.drop_duplicates(["tree", "group", "update", "setting"])

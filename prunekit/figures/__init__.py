@@ -1,6 +1,7 @@
 """Figures: DataFrame (or tensors) in, matplotlib Figure out; safe for colour blindness and for print.
 
-Every name has its colour, marker and dash, the same in all figures, every colour map is perceptually even, and text is embedded.
+A name has its colour, marker and dash, the same in all figures; every colour map is perceptually even, and
+text is embedded.
 """
 from prunekit.figures.curves import (
     accuracy_panels,

@@ -123,8 +123,8 @@ def recovery(frame: pd.DataFrame, dense: float) -> Figure:
         ax.plot(rows["tuned"], places, "s", color=style.COLOURS[0], label="fine-tuned")
         for place, row in zip(places, rows.itertuples(), strict=True):
             low, share, high = map(style.percent, (row.recovered_low, row.recovered, row.recovered_high))
-            ax.annotate(f"{share} ({low} to {high})", ((row.tuned + row.ppl) / 2, place), (0, 5), textcoords="offset points",
-                        ha="center", fontsize=7)
+            ax.annotate(f"{share} ({low} to {high})", ((row.tuned + row.ppl) / 2, place), (0, 5),
+                        textcoords="offset points", ha="center", fontsize=7)
         ax.axvline(dense, linestyle="--", label="dense", **style.RULE)
         ax.set(title=setting, xlabel="perplexity")
         style.far_apart(ax.xaxis, [dense, *rows["tuned"].dropna(), *rows["ppl"].dropna()], 10)

@@ -24,7 +24,7 @@ NAMES: dict[str, tuple[int, str, Any, bool]] = {
     "magnitude": (7, "s", "-", False), "wanda": (0, "o", "-", False), "ria": (5, "^", "--", True),
     "gblm": (3, "D", ":", True), "pruner-zero": (1, "v", "-", False), "sparsegpt": (2, "P", "-.", True),
     "admm": (4, "X", "--", False), "search winner": (6, "*", (0, (5, 1)), False),
-    "wanda++": (5, "h", "-.", False), "grad-weight": (3, "<", "--", False), "gradient": (4, ">", ":", True),
+    "wanda++": (5, "h", "-.", False), "grad-weight": (3, "<", "--", False),
 }
 NAMES |= {"winner": NAMES["search winner"], "modern": NAMES["search winner"], "paper": NAMES["pruner-zero"],
           "random": (7, "X", ":", False), "grid": (5, "D", "-.", True)}
@@ -94,7 +94,7 @@ def legend(ax: Any) -> None:
 def looks(names: Iterable[Any]) -> dict[Any, dict[str, Any]]:
     """How a figure draws the lines of these names: those of `NAMES` as everywhere, others in what is left.
 
-    What follows a comma is a variant ("wanda, plain"): the name's colour and marker, another dash and filling.
+    What follows a comma is a variant ("wanda, plain"): its colour and marker, another dash and filling.
     """
     own = {name: NAMES.get(str(name).partition(", ")[0]) for name in names}
     free = cycle(sorted(set(range(8)) - {look[0] for look in own.values() if look}) or range(8))

@@ -22,7 +22,8 @@ _NUMBER = re.compile(r"[-+−]?[\d,]*\.?\d+(e[-+]?\d+)?%?|nan|NaN|-?inf|", re.IG
 def _environment() -> Environment:
     environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True,
                               lstrip_blocks=True)
-    environment.filters |= {"label": protocol.label, "counted": display.counted, "math": lambda text: finish(parsed(escape(text))),
+    environment.filters |= {"label": protocol.label, "counted": display.counted,
+                            "math": lambda text: finish(parsed(escape(text))),
                             "takeaway": lambda text: finish(parsed(display.marked_up(text)))}
     return environment
 
@@ -51,7 +52,8 @@ def finish(soup: BeautifulSoup) -> str:
             table.wrap(soup.new_tag("div", attrs={"class": "scroll", "tabindex": "0"}))
         if (rows := len(table.select("tbody tr"))) > 20:  # style.css cuts the box until this is opened
             table.parent["class"] = "scroll long"
-            table.parent.insert_after(parsed(f'<details class="rows"><summary>all {rows} rows</summary></details>'))
+            more = f'<details class="rows"><summary>all {rows:,} rows</summary></details>'
+            table.parent.insert_after(parsed(more))
     for image in soup.find_all("img"):
         if not image.get("alt"):
             above = image.find_previous(["h1", "h2", "h3"])

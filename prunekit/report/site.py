@@ -22,7 +22,7 @@ from prunekit.batch import schedule
 from prunekit.files import replacing
 from prunekit.ledger import claims
 from prunekit.report import html, metrics_page
-from prunekit.workbook import manifest, params, project
+from prunekit.workbook import display, manifest, params, project
 
 PAGES = Path(__file__).parent / "pages"
 _LINK = re.compile(r"(?:[\w./-]*/)?(?:\d+-)?(\w[\w-]*)\.(?:ipynb|md|html)(#.*)?")
@@ -30,10 +30,12 @@ _PROGRESS = re.compile(r"\d%\||\dit/s|\ds/it|TqdmWarning|autonotebook")
 _NOISE = re.compile(r"(Executing|Ending) Cell \d+-|(Input|Output) Notebook: |Working directory: |"
                     rf"^[\d:]+ <|^[\d:]*\s*$|Unable to parse line|{_PROGRESS.pattern}")
 # Where, of what kind, what, and the line of code that follows.
-_WARNING = re.compile(r"^\S*:\d+: (?:(?:User|Runtime)Warning: (?P<ours>.*)|\w*Warning: .*)(?:\n  .*)?$", re.MULTILINE)
+_WARNING = re.compile(r"^\S*:\d+: (?:(?:User|Runtime)Warning: (?P<ours>.*)|\w*Warning: .*)(?:\n  .*)?$",
+                      re.MULTILINE)
 
 # What the front page's answer is made of: perplexities, the dense one, the winner's comparisons.
-_ANSWER = (("03_baselines", "tables/perplexity"), ("03_baselines", "tables/dense"), ("04_gp_search", "tables/paired"))
+_ANSWER = (("03_baselines", "tables/perplexity"), ("03_baselines", "tables/dense"),
+           ("04_gp_search", "tables/paired"))
 
 
 def render(profile: str) -> Path:
@@ -228,11 +230,14 @@ def _answer(entries: list[Mapping[str, Any]]) -> str:
     if ppls.empty or dense.empty:
         return ""
     ends = ppls.groupby("setting", sort=False)["ppl"].agg(["min", "max"])
-    shown = [setting for setting in ("50 %", "70 %", "2:4") if setting in ends.index] or list(ends.index[:3])
-    ranges = [f"**{setting}** {ends['min'][setting]:,.2f} to {ends['max'][setting]:,.2f}" for setting in shown]
-    said = (f"Depending on the line that chooses which weights go, perplexity becomes at {', at '.join(ranges)} "
-            f"(nothing removed: {dense['ppl'].iloc[0]:,.2f})")
-    verdicts = pairs[pairs["rival"] == "wanda"]["verdict"].value_counts() if len(pairs) else ()
-    told = " and ".join(f"**{word}** in {count}" for word, count in dict(verdicts).items())
-    found = f"; that of the line which the search found is, against Wanda's, {told} of {sum(verdicts)} settings"
-    return said + (found if told else "") + "."
+    span = {name: f"{row['min']:,.2f} to {row['max']:,.2f}" for name, row in ends.iterrows()}
+    first, *more = [name for name in ("50 %", "70 %", "2:4") if name in span] or list(span)[:3]
+    also = "".join(f", with **{name}** {span[name]}" for name in more)
+    said = (f"With **{first}** of its weights gone, the model's perplexity is {span[first]} instead of "
+            f"{dense['ppl'].iloc[0]:,.2f}{also}, depending on the method that chooses them")
+    counts = dict(pairs[pairs["rival"] == "wanda"]["verdict"].value_counts()) if len(pairs) else {}
+    if counts:
+        told = " and ".join(f"**{verdict}** in {count}" for verdict, count in counts.items())
+        said += (f"; under the formula that the search found it is, against Wanda's, {told} of "
+                 f"{display.counted(sum(counts.values()), 'setting')}")
+    return f"{said}."

@@ -47,7 +47,7 @@ def typeset(text: str) -> str:
 
 def counted(number: int, noun: str) -> str:
     """1 thread, 2 threads."""
-    return f"{number:,} {noun}{'s' * (number != 1)}"
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def figure_files(figure: Figure) -> dict[str, bytes]:
@@ -195,9 +195,9 @@ def latex_table(frame: pd.DataFrame, name: str, caption: str) -> str:
 
 def latex_text(text: str) -> str:
     """Text with LaTeX's special characters escaped; formulas between dollars stay."""
-    text, special = typeset(text), {"\\": r"\textbackslash{}", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "$": r"\$"}
+    special = {"\\": r"\textbackslash{}", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "$": r"\$"}
     return re.sub(r"\$[^$]*\$|[&%#_{}$^~\\]", lambda match: match[0] if len(match[0]) > 1 else
-                  special.get(match[0], f"\\{match[0]}"), text)
+                  special.get(match[0], f"\\{match[0]}"), typeset(text))
 
 
 def show_text(markdown: str, look: str) -> Shown:

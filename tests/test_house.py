@@ -63,6 +63,13 @@ def test_every_room_keeps_to_its_budget():
     assert not over, "; ".join(over)
 
 
+def test_progress_bars_come_from_one_place():
+    """A bar on stderr is red in a notebook; what runs in a terminal alone may say so itself."""
+    asked = {room(path) for path in (ROOT / "prunekit").rglob("*.py")
+             if re.search(r"^ *(from|import) tqdm", path.read_text(encoding="utf-8"), re.MULTILINE)}
+    assert asked <= {"progress", "batch"}
+
+
 def test_windows_can_import_the_package():
     """No module asks at its top for what only Unix has; locks work through what both have."""
     unix = {"fcntl", "grp", "posix", "pty", "pwd", "resource", "syslog", "termios", "tty"}

@@ -126,12 +126,12 @@ def shares(frame: pd.DataFrame) -> Figure:
     Columns side ("input columns", "output rows"), method, place (0 to 1), share.
     """
     sides = frame["side"].unique()
-    made, axes = style.panes(sides, 2, style.PAGE, 2.3, 0.3)
+    made, axes = style.panes(sides, 2, style.WIDE, 2.1, 0.5)
     for ax, side in zip(axes.flat, sides, strict=True):
         style.by_group(ax, frame[frame["side"] == side], "method", "place", "share")
         ax.yaxis.set_major_formatter(style.percent)
         ax.xaxis.set_major_formatter(style.percent)
-        ax.set(title="", xlabel=f"{side}, most kept first")
+        ax.set(title="", xlabel=f"{side}, most kept first", xticks=(0, 0.5, 1))
     axes[0][0].set(ylabel="share of weights kept", ylim=(0, 1))
     style.legend(axes.flat[0])
     return made

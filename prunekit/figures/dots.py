@@ -31,7 +31,7 @@ def ratios(frame: pd.DataFrame, to: str = "Wanda") -> Figure:
     """
     setting = frame["pattern"].where(frame["pattern"] != "unstructured", frame["sparsity"].map(style.percent))
     settings, methods = setting.unique(), frame["method"].unique()
-    made, axes = style.panes(settings, 3, style.PAGE, 0.55 + 0.17 * len(methods), 0.3, sharex=False)
+    made, axes = style.panes(settings, 2, style.WIDE, 0.5 + 0.17 * len(methods), 0.3, sharex=False)
     for ax, name in zip(axes.flat, settings, strict=False):
         rows = frame[setting == name].set_index("method").reindex(methods)
         places = style.rows_of(ax, methods, len(methods), 0.6, 0.6)
@@ -42,7 +42,7 @@ def ratios(frame: pd.DataFrame, to: str = "Wanda") -> Figure:
         ax.axvline(1, zorder=1, **style.RULE)
         style.far_apart(ax.xaxis, [1, *rows["low"].dropna(), *rows["high"].dropna()], 2)
         ax.margins(x=0.1)
-    made.supxlabel(f"perplexity divided by {to}'s, with 95 % interval (hollow: it holds 1)", fontsize=9)
+    made.supxlabel(f"perplexity divided by {to}'s (hollow: the interval holds 1)", fontsize=9)
     return made
 
 

@@ -127,8 +127,8 @@ def test_shares_kept_by_hand():
 
 @pytest.mark.parametrize("worst, scale", [(9.0, "linear"), (90.0, "log")])
 def test_recovery_is_logarithmic_over_a_decade(worst, scale):
-    rows = pd.DataFrame({"setting": "2:4", "method": ["magnitude", "wanda"], "ppl": [worst, 3.0], "tuned": 2.9,
-                         "recovered": 0.5, "recovered_low": 0.4, "recovered_high": 0.6})
+    rows = pd.DataFrame({"setting": "2:4", "method": ["magnitude", "wanda"], "ppl": [worst, 3.0],
+                         "tuned": 2.9, "recovered": 0.5, "recovered_low": 0.4, "recovered_high": 0.6})
     made = figures.recovery(rows, 2.5)
     assert made.axes[0].get_xscale() == scale and "50 % (40 % to 60 %)" in texts(made)
 

@@ -101,7 +101,8 @@ def test_the_command_draws_again_and_the_run_stays_fresh(home, capsys):
 
 @pytest.mark.parametrize(("text", "shown"), [
     ("70% and 2.5 % of 3545", "70 % and 2.5 % of 3,545"), ("in 2024, arXiv 2406.02924, run 1234a", None),
-    ("`x%1000` and $6144$ stay", None), ("0.12345, 1,500 and 2:4096", None), ("16384, 6144.", "16,384, 6,144.")])
+    ("`x%1000` and $6144$ stay", None), ("0.12345, 1,500 and 2:4096", None),
+    ("16384, 6144.", "16,384, 6,144.")])
 def test_numbers_of_a_sentence_are_set_by_one_rule(text, shown):
     assert display.typeset(text) == (shown or text) == display.typeset(shown or text)
 

@@ -50,7 +50,9 @@ def finish(soup: BeautifulSoup) -> str:
         _tidy_table(table)
         if "scroll" not in table.parent.get("class", []):
             table.wrap(soup.new_tag("div", attrs={"class": "scroll", "tabindex": "0"}))
-        if (rows := len(table.select("tbody tr"))) > 20:  # style.css cuts the box until this is opened
+        rows = len(table.select("tbody tr"))
+        text = table.find_parent("details") or table.find_parent(class_="prose")
+        if rows > 20 and not text:  # style.css cuts the box until this is opened
             table.parent["class"] = "scroll long"
             more = f'<details class="rows"><summary>all {rows:,} rows</summary></details>'
             table.parent.insert_after(parsed(more))

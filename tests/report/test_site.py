@@ -267,6 +267,8 @@ def test_a_long_table_says_how_many_rows_it_has_and_short_words_stay_whole():
                    for part in (rows, rows[:20]))
     assert long.select_one(".scroll.long + details.rows summary").text == "all 21 rows"
     assert not short.select(".long, .rows")
+    for read in ("section class=prose", "details"):  # what is read as text, or was opened already
+        assert "long" not in html.finish(html.parsed(f"<{read}>{table(rows)}</{read.split()[0]}>"))
     assert [cell["class"] for cell in short.tr.find_all("td")] == [["short"], ["num"], ["text"]]
     assert "70\N{NO-BREAK SPACE}%" in short.text
 

@@ -10,7 +10,6 @@ import pandas as pd
 import torch
 from scipy.stats import kendalltau
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from prunekit.choices import Target
 from prunekit.errors import UsageError
@@ -19,6 +18,7 @@ from prunekit.metric.catalogue import resolve
 from prunekit.metric.rank import canonical
 from prunekit.metric.tree import Tree
 from prunekit.models import load_model
+from prunekit.progress import tqdm
 from prunekit.pruning.decide import Decision
 from prunekit.pruning.gradients import collect_gradients
 from prunekit.search.bench import Bench

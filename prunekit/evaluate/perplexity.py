@@ -9,12 +9,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from prunekit.data import check_seqlen
 from prunekit.errors import UsageError
 from prunekit.evaluate.intervals import exp_mean
 from prunekit.models import check_windows, in_eval_mode
+from prunekit.progress import tqdm
 
 LOGIT_BUDGET = 2**25  # logits alive at once: 128 MiB in float32
 BATCH_TOKENS = 4096  # per forward call

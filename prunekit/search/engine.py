@@ -17,11 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from prunekit.errors import UsageError
 from prunekit.metric.tree import Tree
 from prunekit.parallel import Serial
+from prunekit.progress import tqdm
 from prunekit.search import journal as journals
 from prunekit.search.presets import Preset
 from prunekit.search.presets import preset as find_preset

@@ -87,7 +87,7 @@ class Run:
         self.device, self.threads = _set_up(parameters.get("seed", 0), parameters.get("device", "auto"))
         versions = [f"{name} {number}" for name, number in list(manifest.versions().items())[:5]]
         self.banner = display.show_text(" · ".join([
-            *versions, f"{self.device}, {self.threads} threads", f"profile {profile}",
+            *versions, f"{self.device}, {display.counted(self.threads, 'thread')}", f"profile {profile}",
             f"seed {parameters.get('seed', 0)}"]), "pk-banner")
 
     # ------------------------------------------------------------ artifacts

@@ -14,7 +14,7 @@ from prunekit.batch import schedule
 from prunekit.evaluate.sentences import claim, comparing
 from prunekit.report import site
 from prunekit.workbook import manifest, params, project
-from tests.pages import check_site
+from tests.pages import check_site, slips
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
@@ -41,6 +41,10 @@ def test_every_notebook_runs_and_its_page_is_whole(tmp_path, monkeypatch):
     assert set(pages) >= {"index.html", *(f"{topic}.html" for topic in NOTEBOOKS)}
     assert all(state.fresh for state in schedule.status("smoke").values())
     assert any(page.alts for page in pages.values())
+    assert {name: found for name, page in pages.items() if (found := slips(page.path))} == {}
+    front = pages["index.html"]
+    assert {"glossary.html#N:M", "glossary.html#window", "glossary.html#profile", "lesson.html",
+            "claims.html"} <= set(front.links)
     for topic in NOTEBOOKS:
         check_sentences(manifest.read("smoke", topic), tmp_path / "runs" / "smoke" / topic / "tables")
     every_window_may_begin_with_bos(tmp_path / "runs" / "smoke")

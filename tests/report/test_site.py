@@ -22,7 +22,7 @@ from prunekit.metric.catalogue import METHODS
 from prunekit.report import html, metrics_page, site
 from prunekit.workbook import manifest
 from prunekit.workbook.project import GRAPH
-from tests.pages import check_site
+from tests.pages import check_site, slips
 from tests.tiny_project import profile, write_notebook
 
 SETUP = "import prunekit as pk\nrun = pk.start_run({!r}, globals())\nrun.banner"
@@ -242,11 +242,49 @@ def test_a_parameter_of_one_notebook_marks_its_readers_as_well(project):
 
 @pytest.mark.parametrize(("text", "left"), [
     ("  50%|##  | 1/2 [00:00<00:00, 9.00it/s]\r", ""), ("\r      \r\x1b[A\n", ""),
-    ("careful\n  9%|# |\r", "careful")])
+    ("careful\n  9%|# |\r", "careful"),
+    ("/tmp/a.py:2: FutureWarning: soon gone\n  frame.old()\nkept", "kept"),
+    ("/tmp/a.py:2: UserWarning: 3 % are zero.\n  pk.prune()\n", "3 % are zero.")])
 def test_progress_leaves_nothing_behind(text, left):
     output = nbformat.v4.new_output("stream", name="stderr", text=text)
     assert site._worth_showing(output) == bool(left)
     assert output.text == left
+
+
+def test_a_bar_on_stdout_leaves_nothing_behind_and_words_stay():
+    output = nbformat.v4.new_output("stream", name="stdout", text=" 50%|##  | 1/2 [00:00<00:00]\rdone\n")
+    assert site._worth_showing(output) and output.text == "done"
+    untouched = nbformat.v4.new_output("stream", name="stdout", text="a\n\n b\n")
+    assert site._worth_showing(untouched) and untouched.text == "a\n\n b\n"
+
+
+def table(rows):
+    return "<table><tbody>" + "".join(rows) + "</tbody></table>"
+
+
+def test_a_long_table_says_how_many_rows_it_has_and_short_words_stay_whole():
+    rows = [f"<tr><td>pruner-zero</td><td>{i}</td><td>{'words ' * 9}70%</td></tr>" for i in range(21)]
+    long, short = (BeautifulSoup(html.finish(html.parsed(table(part))), "html.parser")
+                   for part in (rows, rows[:20]))
+    assert long.select_one(".scroll.long + details.rows summary").text == "all 21 rows"
+    assert not short.select(".long, .rows")
+    for read in ("section class=prose", "details"):  # what is read as text, or was opened already
+        assert "long" not in html.finish(html.parsed(f"<{read}>{table(rows)}</{read.split()[0]}>"))
+    assert [cell["class"] for cell in short.tr.find_all("td")] == [["short"], ["num"], ["text"]]
+    assert "70\N{NO-BREAK SPACE}%" in short.text
+
+
+def test_slips_are_noticed(tmp_path):
+    page = tmp_path / "page.html"
+    page.write_text("<main><h2>All</h2><h3>Part</h3><h2>Empty</h2><details class='code'>x = 1</details>"
+                    "<h2>Last</h2><p>70% on 1 threads</p><table><td class='num'>6144</td></table>"
+                    "<pre class='stderr'>a.py:1: FutureWarning: b</pre></main>")
+    assert [slip.partition(":")[0] for slip in slips(page)] == [
+        "library noise", "nothing below", "nothing below", "no space before %", "one of many",
+        "no comma in a large number"]
+    page.write_text("<main><h2>Part</h2><h3>Inner</h3><p>70 % on 1 thread in 2024, 6,144 tokens: 0.12345</p>"
+                    "<h2>More</h2><details><summary>2 lines</summary><pre>1%</pre></details></main>")
+    assert slips(page) == []
 
 
 def test_a_takeaway_on_the_front_page_shows_its_formulas():

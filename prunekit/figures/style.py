@@ -17,8 +17,8 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (5, 4)))
 STYLE = {
-    "figure.dpi": 110, "savefig.dpi": 300, "figure.constrained_layout.use": True, "pdf.fonttype": 42,
-    "svg.fonttype": "path", "font.size": 9, "axes.titlesize": 9, "axes.labelsize": 9, "legend.fontsize": 8,
+    "figure.dpi": 110, "savefig.dpi": 300, "figure.constrained_layout.use": True, "font.size": 9,
+    "axes.titlesize": 9, "axes.labelsize": 9, "legend.fontsize": 8,
     "xtick.labelsize": 8, "ytick.labelsize": 8, "axes.spines.top": False, "axes.spines.right": False,
     "axes.grid": True, "grid.color": "#DDDDDD", "grid.linewidth": 0.5, "axes.axisbelow": True,
     "lines.linewidth": 1.5, "lines.markersize": 4, "legend.frameon": False, "axes.titlelocation": "left",

@@ -9,9 +9,10 @@ import nbformat
 import pytest
 
 from prunekit.batch import schedule
-from prunekit.report import site
+from prunekit.report import gallery, paper, site
 from prunekit.workbook import project
 from tests.pages import check_site
+from tests.report.test_gallery import links
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
@@ -38,3 +39,12 @@ def test_every_notebook_runs_and_its_page_is_whole(tmp_path, monkeypatch):
     assert set(pages) >= {"index.html", *(f"{topic}.html" for topic in NOTEBOOKS)}
     assert all(state.fresh for state in schedule.status("smoke").values())
     assert any(page.alts for page in pages.values())
+    shown = tmp_path / "docs" / "gallery"
+    assert gallery.write("smoke", shown) < gallery.MOST
+    for page in shown.glob("*.md"):
+        assert [link for link in links(page) if not (shown / link).exists()] == [], page
+    assert len(list(shown.glob("*.ipynb"))) == len(NOTEBOOKS) and len(list(shown.glob("figures/*.svg"))) > 10
+    paper.write("smoke", tmp_path / "paper")
+    main = (tmp_path / "paper" / "main.tex").read_text(encoding="utf-8")
+    core = main.partition("\\appendix")[0]
+    assert "{tab:main}" in core and core.count("\\includegraphics") == 3

@@ -31,7 +31,6 @@ def _set(text: str) -> Option:
 def run(args: argparse.Namespace) -> int:
     """Run the notebooks of a profile that are not up to date; render the report after each that ends."""
     from prunekit.batch import schedule
-    from prunekit.report import site
 
     overrides = dict(params.parse_override(text) for text in args.set)
     if args.workers < 1:
@@ -39,6 +38,8 @@ def run(args: argparse.Namespace) -> int:
     records = schedule.run_profile(
         args.profile, args.topics, overrides, force=args.force, workers=args.workers)
     check_folder(project.report_folder(args.profile))
+    from prunekit.report import site  # pandas, too
+
     broken, address = 0, None
     for record in records:
         say(f"{record.topic:<17} {record.outcome:<8} {record.seconds:7.1f} s  {record.reason}".rstrip())

@@ -16,7 +16,7 @@ BUDGETS = {
     "__init__": 90, "__main__": 10, "errors": 20, "files": 160, "hub": 40, "parallel": 135,
     "choices": 130, "models": 430, "data": 460, "embedded": 840, "metric": 1610, "pruning": 1600,
     "streaming": 730, "evaluate": 1400, "search": 1710, "analysis": 890, "lora": 740, "figures": 570,
-    "workbook": 1570, "batch": 800, "report": 1010, "ledger": 390, "course": 250, "cli": 900,
+    "workbook": 1570, "batch": 805, "report": 1010, "ledger": 390, "course": 250, "cli": 900,
 }
 
 

@@ -64,7 +64,7 @@ def heading(folder: Path) -> str:
     above = ""
     for cell in cells:
         if cell["cell_type"] == "markdown":
-            above = (re.findall(r"^#+ (.+)$", cell["source"], re.MULTILINE) or [above])[-1]
+            above = (re.findall(r"^##+ (.+)$", cell["source"], re.MULTILINE) or [above])[-1]
         elif cell["metadata"].get("papermill", {}).get("status") == "running":
             return above
     return ""
@@ -72,8 +72,10 @@ def heading(folder: Path) -> str:
 
 def told(running: Iterable[Any], remaining: float | None) -> str:
     """03_baselines · Perplexity, 04_gp_search · 3 Run, about 5 min left."""
-    doing = [f"{unit.topic} · {heading(unit.folder)}".removesuffix(" · ") for unit in running]
-    return ", ".join(doing if remaining is None else [*doing, f"about {remaining / 60:.0f} min left"])
+    said = [f"{unit.topic} · {heading(unit.folder)}".removesuffix(" · ") for unit in running]
+    if remaining is not None:
+        said.append(f"about {remaining / 60:.0f} min left" if remaining > 60 else "a minute left, or less")
+    return ", ".join(said)
 
 
 class Bar:

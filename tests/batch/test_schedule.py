@@ -82,6 +82,7 @@ def test_the_heading_above_the_running_cell(tmp_path, monkeypatch):
              for kind, source, status in CELLS]
     (attempt / ".executing.ipynb").write_text(json.dumps({"cells": cells}), encoding="utf-8")
     assert terminal.told([unit("01_data")], 170) == "01_data · Seen twice?, about 3 min left"
+    assert terminal.told([], 40) == "a minute left, or less"
     (attempt / ".executing.ipynb").write_text('{"cells": [', encoding="utf-8")   # half written
     assert terminal.heading(folder) == ""
 

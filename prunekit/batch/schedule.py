@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
-from prunekit.batch import notebook
+from prunekit.batch import notebook, terminal
 from prunekit.batch.notebook import Record
 from prunekit.files import environment, lock, write_atomic, writing_to
 from prunekit.parallel import open_executor
@@ -94,32 +93,43 @@ def bring_up_to_date(units: Sequence[Unit], *, forced: Collection[Unit] = (), re
     `units` name what they read from before themselves. Those in `forced` are run in any case; without
     `retry`, those that failed before are not. Processes share the cores, unless OMP_NUM_THREADS is set.
     """
-    waiting, running, records = list(units), {}, {}
+    waiting, running, records, began = list(units), {}, {}, {}
     kind, most = ("dask", len(units)) if dask else ("processes" if workers > 1 else "serial", workers)
+    expected = {unit: terminal.expected(unit) for unit in units} if progress else {}
+
+    def start() -> None:
+        ready = [unit for unit in waiting if all(above in records for above in unit.upstream)]
+        # Side by side, the later notebooks first: they take longer.
+        ready.sort(key=lambda unit: unit.topic, reverse=most > 1)
+        for unit in ready[:most - len(running)]:
+            waiting.remove(unit)
+            began[unit] = time.monotonic()
+            running[unit] = _settled(unit, records, unit in forced, retry) or _started(unit, pool)
+
+    def doing() -> str:
+        now, going = time.monotonic(), list(running)
+        done = {unit: record.seconds for unit, record in dict(records).items() if record.outcome == "done"}
+        return terminal.told(going, terminal.left(
+            [unit for unit in units if unit not in records], expected,
+            {unit: now - began[unit] for unit in going}, min(most, len(units)), done))
+
     with ExitStack() as stack:
         if kind == "processes":
             share = str(max(1, (os.cpu_count() or 1) // workers))
             stack.enter_context(environment(**{"OMP_NUM_THREADS": share, **os.environ}))
         pool = open_executor(kind, workers=None if dask else workers, address=dask)
         stack.callback(pool.shutdown, wait=False, cancel_futures=True)
-        bar = stack.enter_context(tqdm(total=len(units), bar_format="{n}/{total} |{bar}| {elapsed} {desc}",
-                                       leave=False, disable=None if progress and most > 1 else True))
-        while waiting or running:
-            ready = [unit for unit in waiting if all(above in records for above in unit.upstream)]
-            # Side by side, the later notebooks first: they take longer.
-            ready.sort(key=lambda unit: unit.topic, reverse=most > 1)
-            for unit in ready[:most - len(running)]:
-                waiting.remove(unit)
-                running[unit] = (_settled(unit, records, unit in forced, retry)
-                                 or _started(unit, pool, progress and most == 1))
-            bar.set_description_str(", ".join(unit.topic for unit in running))
+        bar = stack.enter_context(terminal.Bar(len(units), doing, progress))
+        start()
+        while running:
             if most > 1:
                 wait(running.values(), return_when=FIRST_COMPLETED)
             unit = next((unit for unit, future in running.items() if future.done()), next(iter(running)))
-            records[unit] = _record(unit, running.pop(unit))
-            bar.clear()
-            yield unit, records[unit]
-            bar.update()
+            records[unit] = _record(unit, running[unit])
+            del running[unit]
+            start()  # before the caller, who may take time, has its turn
+            with bar.aside():
+                yield unit, records[unit]
 
 
 def _settled(unit: Unit, records: Mapping[Unit, Record], forced: bool, retry: bool) -> Future | None:
@@ -138,9 +148,9 @@ def _settled(unit: Unit, records: Mapping[Unit, Record], forced: bool, retry: bo
     return settled if settled.done() else None
 
 
-def _started(unit: Unit, pool: Any, progress: bool) -> Future:
+def _started(unit: Unit, pool: Any) -> Future:
     unit.link()
-    work = notebook.execute, str(project.root()), unit.topic, unit.folder, unit.parameters, progress
+    work = notebook.execute, str(project.root()), unit.topic, unit.folder, unit.parameters
     try:
         return pool.submit(*work)
     except BrokenExecutor:  # a worker has died, and its record says so
@@ -191,21 +201,8 @@ def ahead(profile: str, topics: Iterable[str] = (), overrides: Mapping[str, str]
           force: bool = False) -> dict[str, tuple[float, float] | None]:
     """What `run_profile` would run, and how long it `took` before; UsageError as there."""
     wanted, planned = _planned(profile, topics, overrides)
-    return {unit.topic: took(profile, unit.topic) for unit, state in states(planned).items()
+    return {unit.topic: terminal.took(profile, unit.topic) for unit, state in states(planned).items()
             if not state.fresh or (force and unit.topic in wanted)}
-
-
-def took(profile: str, topic: str) -> tuple[float, float] | None:
-    """Seconds (with the kernel's start, if papermill has said so) and peak megabytes (0: not known) of a
-    notebook's last finished run; else as params/PROFILE/expected.yaml says; None where nothing is known."""
-    made, file = manifest.read(profile, topic), project.run_folder(profile, topic) / "executed.ipynb"
-    if made is None:
-        said = project.root() / "params" / profile / "expected.yaml"
-        return params.load_yaml(said).get(topic) if said.exists() else None
-    seconds = made["seconds"]
-    with suppress(OSError, ValueError, KeyError):
-        seconds = json.loads(file.read_text(encoding="utf-8"))["metadata"]["papermill"]["duration"]
-    return seconds, made.get("memory_mb", 0)
 
 
 def status(profile: str, overrides: Mapping[str, str] | None = None) -> dict[str, manifest.State]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ def _set(text: str) -> Option:
          *flags(force="run the notebooks even when they are up to date"),
          _workers("notebooks at a time, which share cores and memory"))
 def run(args: argparse.Namespace) -> int:
-    """Run the notebooks of a profile that are not up to date, and render the report."""
+    """Run the notebooks of a profile that are not up to date; render the report after each that ends."""
     from prunekit.batch import schedule
 
     overrides = dict(params.parse_override(text) for text in args.set)
@@ -39,13 +40,19 @@ def run(args: argparse.Namespace) -> int:
         say(_forecast(ahead))
     records = schedule.run_profile(*asked, force=args.force, workers=args.workers)
     check_folder(project.report_folder(args.profile))
-    broken = 0
+    from prunekit.report import site  # pandas, too
+
+    broken, address = 0, None
     for record in records:
         say(f"{record.topic:<17} {record.outcome:<8} {record.seconds:7.1f} s  {record.reason}".rstrip())
         broken += record.broken
-    from prunekit.report import site
-
-    say(f"report: {site.render(args.profile)}")
+        if record.outcome != "fresh":
+            first, address = address is None, None
+            with suppress(FileNotFoundError):  # of a run that ends just now, and is shown with the next one
+                address = site.render(args.profile)
+            if first and address:
+                say(f"the report so far: {address}")
+    say(f"report: {address or site.render(args.profile)}")
     return int(broken > 0)
 
 

@@ -29,8 +29,8 @@ NAMES: dict[str, tuple[int, str, Any, bool]] = {
 NAMES |= {"winner": NAMES["search winner"], "modern": NAMES["search winner"], "paper": NAMES["pruner-zero"],
           "random": (7, "X", ":", False), "grid": (5, "D", "-.", True)}
 STYLE = {
-    "figure.dpi": 110, "savefig.dpi": 300, "figure.constrained_layout.use": True, "pdf.fonttype": 42,
-    "svg.fonttype": "path", "font.size": 9, "axes.titlesize": 9, "axes.labelsize": 9, "legend.fontsize": 8,
+    "figure.dpi": 110, "savefig.dpi": 300, "figure.constrained_layout.use": True, "font.size": 9,
+    "axes.titlesize": 9, "axes.labelsize": 9, "legend.fontsize": 8,
     "xtick.labelsize": 8, "ytick.labelsize": 8, "axes.spines.top": False, "axes.spines.right": False,
     "axes.grid": True, "grid.color": "#DDDDDD", "grid.linewidth": 0.5, "axes.axisbelow": True,
     "lines.linewidth": 1.5, "lines.markersize": 4, "legend.frameon": False, "axes.titlelocation": "left",

@@ -52,11 +52,14 @@ def counted(number: int, noun: str) -> str:
 
 
 def figure_files(figure: Figure) -> dict[str, bytes]:
-    """SVG and PDF, byte for byte the same for the same figure (no dates, fixed identifiers)."""
+    """SVG and PDF, byte for byte the same for the same figure (no dates, fixed identifiers).
+
+    Fonts in the PDF are TrueType: venues refuse Type 3.
+    """
     import matplotlib as mpl
 
     files = {}
-    with mpl.rc_context({"svg.hashsalt": "prunekit"}):
+    with mpl.rc_context({"svg.hashsalt": "prunekit", "svg.fonttype": "path", "pdf.fonttype": 42}):
         for suffix, dates in ((".svg", {"Date": None}), (".pdf", {"CreationDate": None})):
             buffer = io.BytesIO()
             figure.savefig(buffer, format=suffix[1:], metadata=dates, bbox_inches="tight")

@@ -12,9 +12,10 @@ from safetensors.torch import load_file
 
 from prunekit.batch import schedule
 from prunekit.evaluate.sentences import claim, comparing
-from prunekit.report import site
+from prunekit.report import gallery, paper, site
 from prunekit.workbook import manifest, params, project
 from tests.pages import check_site, slips
+from tests.report.test_gallery import links
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
@@ -45,6 +46,15 @@ def test_every_notebook_runs_and_its_page_is_whole(tmp_path, monkeypatch):
     front = pages["index.html"]
     assert {"glossary.html#N:M", "glossary.html#window", "glossary.html#profile", "lesson.html",
             "claims.html"} <= set(front.links)
+    shown = tmp_path / "docs" / "gallery"
+    assert gallery.write("smoke", shown) < gallery.MOST
+    for page in shown.glob("*.md"):
+        assert [link for link in links(page) if not (shown / link).exists()] == [], page
+    assert len(list(shown.glob("*.ipynb"))) == len(NOTEBOOKS) and len(list(shown.glob("figures/*.svg"))) > 10
+    paper.write("smoke", tmp_path / "paper")
+    main = (tmp_path / "paper" / "main.tex").read_text(encoding="utf-8")
+    core = main.partition("\\appendix")[0]
+    assert "{tab:main}" in core and core.count("\\includegraphics") == 3
     for topic in NOTEBOOKS:
         check_sentences(manifest.read("smoke", topic), tmp_path / "runs" / "smoke" / topic / "tables")
     every_window_may_begin_with_bos(tmp_path / "runs" / "smoke")

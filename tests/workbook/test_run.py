@@ -1,13 +1,16 @@
 """A run's artifacts come back as they were, its manifest is written last, and it knows when it is stale."""
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import matplotlib as mpl
@@ -120,6 +123,30 @@ def test_figures_are_the_same_files_every_time(tiny):
     assert b"Date" not in contents[0][1] and b"<dc:date>" not in contents[0][0]
     assert 'alt="A curve &lt;b&gt;."' in shown.html
     assert not plt.get_fignums()
+
+
+@pytest.mark.parametrize("drawn", ["in our style", "by hand"])
+def test_the_fonts_of_pdf_figures_are_truetype(tiny, drawn):
+    """Venues refuse Type 3. Streams are looked into, too: fonts may be listed in a compressed one."""
+    import matplotlib.pyplot as plt
+
+    from prunekit import figures
+
+    curve = pd.DataFrame({"x": [1.0, 2.0], "y": [1.0, 3.0], "by": ["a", "b"]})
+    if drawn == "by hand":
+        figure, axes = plt.subplots()
+        axes.set_title("$\\Vert x \\Vert_2 = \\sqrt{n}$ − “q”")
+    else:
+        figure = figures.lines(curve, "x", "y", "by", "$|W|$ × text", "y")
+    run = runs.start_run("01_data", FIRST)
+    run.figure(figure, "curve", "A curve.")
+    content = (run.folder / "figures/curve.pdf").read_bytes()
+    streams = re.findall(rb"stream\r?\n(.*?)\r?\nendstream", content, re.DOTALL)
+    for stream in streams:
+        with contextlib.suppress(zlib.error):
+            content += zlib.decompress(stream)
+    assert b"/TrueType" in content or b"/CIDFontType2" in content
+    assert b"/Type3" not in content
 
 
 def test_a_result_table_carries_its_provenance(tiny):

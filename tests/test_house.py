@@ -67,7 +67,7 @@ def test_progress_bars_come_from_one_place():
     """A bar on stderr is red in a notebook; what runs in a terminal alone may say so itself."""
     asked = {room(path) for path in (ROOT / "prunekit").rglob("*.py")
              if re.search(r"^ *(from|import) tqdm", path.read_text(encoding="utf-8"), re.MULTILINE)}
-    assert asked <= {"progress", "batch"}
+    assert asked <= {"progress", "batch", "course"}
 
 
 def test_windows_can_import_the_package():

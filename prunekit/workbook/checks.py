@@ -110,10 +110,21 @@ def _one_of(*known: str) -> Any:
     return _text(lambda value: None if value in known else f"must be one of {', '.join(map(repr, known))}")
 
 
+def _sparsity(value: Any) -> Any:
+    try:
+        choices.targets_in(choices.read_sparsity(value))
+    except UsageError:
+        words = ("" if isinstance(value, (int, float)) else ", a pattern such as 2:4, or JSON (also a .json "
+                 "file) of these: a list by block, or a mapping from patterns of layer names")
+        raise ValueError(f"must be at least 0 and below 1 (share of zeros){words}") from None
+    return value
+
+
 _Name = Annotated[str, Field(pattern=r"^[\w.+-]+$", description="the name of a task of lm-eval")]
 _Target = _parsed(Target.parse, f"must be a sparsity such as '0.6', or {_N_OF_M}")
 _Pattern = _parsed(choices.parse_pattern, f"must be 'unstructured' or {_N_OF_M}")
 _Model, _OtherModel = _text(model), _text(model, optional=True)
+_Sparsity = Annotated[Any, AfterValidator(_sparsity)]
 _Corpus, _OtherCorpus = _text(corpus), _text(corpus, optional=True)
 _File, _Folders = _text(existing_file, optional=True), _text(data_folders, optional=True)
 _Method, _Preset = _text(method), _text(preset)
@@ -162,7 +173,11 @@ class Options(BaseModel):
     update_targets: _Target = ""
     test_targets: _Target = ""
     other_targets: _Target = ""
-    sparsity: float = Field(0.5, ge=0, lt=1, description="share of zeros")
+    sparsity: _Sparsity = Field(
+        0.5, description="share of zeros; or one per block or per pattern of layer names, as JSON such as "
+        "'{\"*\": 0.6, \"*.down_proj\": \"2:4\"}', or a .json file of that")
+    skip: list[str] = Field([], description="patterns of the names of layers that stay dense, as '*.k_proj'")
+    preserve: bool = Field(False, description="keep the zeros that the weights have; they count")
     pattern: _Pattern = Field(
         "unstructured", description="unstructured, or n:m as 2:4")
     group: _Group = Field(
@@ -237,7 +252,7 @@ def together(values: Mapping[str, Any]) -> tuple[str, str] | None:
     """(key, sentence) when single values do not go together: an n:m pattern removes exactly n/m."""
     try:
         if values.get("pattern") and values.get("sparsity") is not None:
-            choices.check_sparsity(values["sparsity"], values["pattern"])
+            choices.targets_in(choices.read_sparsity(values["sparsity"]), values["pattern"])
     except UsageError as error:
         return "sparsity", str(error)
     return None

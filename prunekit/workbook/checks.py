@@ -130,6 +130,7 @@ _File, _Folders = _text(existing_file, optional=True), _text(data_folders, optio
 _Method, _Preset = _text(method), _text(preset)
 _Roles, _Dtype, _SearchDtype = _one_of(*SAMPLINGS), _one_of("auto", *DTYPES), _one_of("fast", "auto", *DTYPES)
 _Norm, _Group = _one_of("l1", "l2", "signed"), _one_of("", "row", "layer", "variant")
+_Evolve = _one_of("metric", "budget", "both")
 _Update = _one_of("", "obs", "obs-iter", "admm")
 
 
@@ -186,6 +187,7 @@ class Options(BaseModel):
 
     # the search, and what is made of it
     preset: _Preset = Field("modern", description=", ".join(PRESETS))
+    evolve: _Evolve = Field("metric", description="metric, budget (which layers bear how many zeros) or both")
     search_windows: int = Field(128, ge=1, description="windows that fitness is measured on")
     threads: int = Field(1, ge=1, description="threads of one evaluation")
     workers: int = Field(None, ge=0, description="processes; 0: none but this one")

@@ -105,7 +105,7 @@ def test_zeros_are_preserved_as_in_memory(source: Path, tmp_path: Path):
     prune_checkpoint(once, tmp_path / "twice", windows(), "wanda", 0.6, update="admm", preserve=True,
                      progress=False)
     assert_same(tmp_path / "twice", expected)
-    with pytest.raises(UsageError, match="are zero already"):
+    with pytest.raises(pk.UsageError, match="are zero already"):
         prune_checkpoint(tmp_path / "twice", tmp_path / "back", windows(), "wanda", 0.5, preserve=True)
 
 

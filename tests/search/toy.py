@@ -54,7 +54,7 @@ class Racing:
 
 
 class Sloped:
-    """Wants budgets that rise by 8 % from the first block to the last; metrics with G are a little worse."""
+    """Wants 54, 64, 58, 66 and 58 % in its blocks; metrics with G are a little worse."""
 
     group = "row"
     places = Places(tuple(Place(f"layers.{block}.{kind}", block, kind, rows, 100) for block in range(5)
@@ -62,7 +62,7 @@ class Sloped:
     identity: ClassVar = {"toy": "sloped"}
 
     def __call__(self, tree, race, seen, raw, budget):
-        wanted = [0.6 + 0.04 * (place.block / 2 - 1) for place in self.places.places]
+        wanted = [(0.54, 0.64, 0.58, 0.66, 0.58)[place.block] for place in self.places.places]
         off = sum((target.sparsity - wish)**2 for target, wish in zip(budget.targets, wanted, strict=True))
         return Outcome([off + 0.01 * tree.count("G")])
 

@@ -244,11 +244,22 @@ def join(budget: Budget, other: Budget) -> Budget:
     return Budget(budget.places, tuple(map(sum, zip(budget.moved, other.moved, strict=True))))
 
 
-def varied(rng: random.Random, budget: Budget, other: Budget | None = None) -> tuple[Budget | None, str]:
-    """A neighbour by one operator, and the operator's name; None where it gives no budget that can be."""
+def further(budget: Budget, before: Budget) -> Budget:
+    """The step that led here from `before`, once more."""
+    return Budget(budget.places, tuple(2 * a - b for a, b in zip(budget.moved, before.moved, strict=True)))
+
+
+def varied(rng: random.Random, budget: Budget, other: Budget | None = None, before: Budget | None = None
+           ) -> tuple[Budget | None, str]:
+    """A neighbour by one operator, and the operator's name; None where it gives no budget that can be.
+
+    other: of another candidate; before: its parent's.
+    """
     makers: dict[str, Callable[[], Budget | None]] = {
         name: lambda name=name: exchange(rng, budget, name) for name in budget.places.groups}
     makers["tilt"] = lambda: tilt(rng, budget)
+    if before is not None and before != budget:
+        makers["further"] = lambda: further(budget, before)
     if other is not None and other != budget:
         makers["join"] = lambda: join(budget, other)
     name = rng.choice(list(makers))

@@ -175,7 +175,8 @@ class Search:
         if self.preset.evolve == "metric":
             tree, parents, operator = self._draw_tree(rng, index, fresh)
             return tree, None, parents, operator
-        few = len(self.population) < 2  # no need for more: any budget's neighbours are as good a start
+        # Few are enough to breed from: steps are small, and each is told from the last on the same windows
+        few = not self.ranked
         if fresh or self.preset.random or few:
             tree = self.first[0][0] if self.preset.evolve == "budget" else \
                 half_and_half(rng, self.preset.depths, self.preset.alphabet)
@@ -183,9 +184,10 @@ class Search:
         if self.preset.evolve == "both" and rng.random() < 0.5:
             tree, parents, operator = self._draw_tree(rng, index, fresh)
             return tree, parents[0].budget if parents else self.uniform, parents, operator
-        pair = self._first_parent(rng), self._tournament(rng)
-        budget, operator = varied(rng, *(parent.budget for parent in pair))
-        return pair[0].tree, budget, pair if operator == "join" else pair[:1], operator
+        first, second = (self.ranked[int(rng.random()**2 * min(_LEADERS, len(self.ranked)))] for _ in range(2))
+        before = self.candidates.get(first.parents[0]) if first.parents else None
+        budget, operator = varied(rng, first.budget, second.budget, before and before.budget)
+        return first.tree, budget, (first, second) if operator == "join" else (first,), operator
 
     def _draw_tree(self, rng: random.Random, index: int, fresh: bool
                    ) -> tuple[Tree, tuple[Candidate, ...], str]:
@@ -198,13 +200,11 @@ class Search:
             return half_and_half(rng, preset.depths, preset.alphabet), (), "random"
         if not preset.weights:
             return self._published_draw(rng)
-        pair = self._first_parent(rng), self._tournament(rng)
+        leading = self.ranked and rng.random() < preset.local
+        first = rng.choice(self.ranked[:_LEADERS]) if leading else self._tournament(rng)
+        pair = first, self._tournament(rng)
         child, operator = breed(rng, preset.alphabet, (pair[0].tree, pair[1].tree), preset.weights)
         return child, pair if operator == "crossover" else pair[:1], operator
-
-    def _first_parent(self, rng: random.Random) -> Candidate:
-        leading = self.ranked and rng.random() < self.preset.local
-        return rng.choice(self.ranked[:_LEADERS]) if leading else self._tournament(rng)
 
     def _published_draw(self, rng: random.Random) -> tuple[Tree, tuple[Candidate, ...], str]:
         """Sample, take its best, cross two of them, mutate; if neither happens, mutate."""

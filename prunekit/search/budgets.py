@@ -94,26 +94,29 @@ class Places:
         Of the places with rows and inputs alike, those that lose most by rounding down get what is left over.
         Raises UsageError if the targets' mean is another than this one's, or experts of a block differ.
         """
-        wanted: dict[str, float] = {}
+        given: dict[str, Target] = {}
         index = {(place.block, place.kind): place for place in self.places}
         for layer, target in zip(layers, targets, strict=True):
             place = index[layer.block, re.sub(r"\[\d+\]$", "", layer.kind)]
-            more = (target.sparsity - self.target.sparsity) * place.inputs
-            if not math.isclose(wanted.setdefault(place.name, more), more, abs_tol=1e-9):
+            if given.setdefault(place.name, target) != target:
                 raise UsageError(f"the experts of {place.name} have different targets; give them one.")
-        unit = self.unit if parse_pattern(self.target.pattern) else (1,) * len(self.places)
+        shares = [given[place.name].sparsity for place in self.places]
+        whole = Budget(self, tuple(int(place.inputs * share) - int(place.inputs * self.target.sparsity)
+                                   for place, share in zip(self.places, shares, strict=True)))
+        if not self.zeros(whole.moved) and whole.possible:  # as `prune` reads them
+            return whole
         moved = [0] * len(self.places)
         alike: dict[tuple[int, int], list[int]] = {}
         for at, place in enumerate(self.places):
             alike.setdefault((place.rows, place.inputs), []).append(at)
         for members in alike.values():
-            exact = {at: wanted[self.places[at].name] / unit[at] for at in members}
+            exact = {at: (shares[at] - self.target.sparsity) * self.places[at].inputs for at in members}
             down = {at: math.floor(value + 1e-9) for at, value in exact.items()}
             short = round(sum(exact.values())) - sum(down.values())
             for at in sorted(members, key=lambda at: down[at] - exact[at])[:short]:
                 down[at] += 1
             for at in members:
-                moved[at] = down[at] * unit[at]
+                moved[at] = down[at]
         found = Budget(self, tuple(moved))
         if self.zeros(moved) or not found.possible:
             raise UsageError(f"a budget for target {self.target} must have its mean and leave something "

@@ -184,7 +184,8 @@ class Search:
         if self.preset.evolve == "both" and rng.random() < 0.5:
             tree, parents, operator = self._draw_tree(rng, index, fresh)
             return tree, parents[0].budget if parents else self.uniform, parents, operator
-        first, second = (self.ranked[int(rng.random()**2 * min(_LEADERS, len(self.ranked)))] for _ in range(2))
+        leaders = self.ranked[:_LEADERS]
+        first, second = (leaders[int(rng.random()**2 * len(leaders))] for _ in range(2))
         before = self.candidates.get(first.parents[0]) if first.parents else None
         budget, operator = varied(rng, first.budget, second.budget, before and before.budget)
         return first.tree, budget, (first, second) if operator == "join" else (first,), operator

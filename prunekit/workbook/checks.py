@@ -125,6 +125,7 @@ _Target = _parsed(Target.parse, f"must be a sparsity such as '0.6', or {_N_OF_M}
 _Pattern = _parsed(choices.parse_pattern, f"must be 'unstructured' or {_N_OF_M}")
 _Model, _OtherModel = _text(model), _text(model, optional=True)
 _Sparsity = Annotated[Any, AfterValidator(_sparsity)]
+_OwnSparsity = Annotated[str, AfterValidator(lambda value: value and _sparsity(value))]
 _Corpus, _OtherCorpus = _text(corpus), _text(corpus, optional=True)
 _File, _Folders = _text(existing_file, optional=True), _text(data_folders, optional=True)
 _Method, _Preset = _text(method), _text(preset)
@@ -172,6 +173,7 @@ class Options(BaseModel):
     task_methods: _Method = ""
     targets: list[_Target] = Field(["0.6"], description="sparsities and patterns, as 0.5 0.7 2:4")
     update_targets: _Target = ""
+    layer_targets: _OwnSparsity = ""
     test_targets: _Target = ""
     other_targets: _Target = ""
     sparsity: _Sparsity = Field(

@@ -50,6 +50,11 @@ def _start(args: argparse.Namespace, pool: Any) -> int:
     import prunekit as pk
     from prunekit.metric.catalogue import resolve
 
+    first = resolve(args.method or "wanda")
+    if first.tree is None:
+        raise UsageError(f"--method {args.method} scores inside its solver, so no search can begin with it: "
+                         "give a metric.")
+    asked = [text if text == "owl" else read_sparsity(text) for text in args.budgets]
     names = ("evaluator.safetensors", "journal.jsonl", "winner.json")
     saved, journal, winner = (check_file(Path(args.output, name)) for name in names)
     model, tokenizer = load(args)
@@ -69,12 +74,12 @@ def _start(args: argparse.Namespace, pool: Any) -> int:
         evaluator = pk.Evaluator(bench, args.targets, **settings)
         evaluator.save(saved)
     given = []
-    for text in args.budgets:
-        owl = text == "owl" and pk.owl_budget(model, windows("calibration", args.nsamples),
-                                              Target.parse(args.targets[0]).sparsity)
-        given.append(evaluator.budget(owl or read_sparsity(text)))
+    for sparsity in asked:
+        owl = sparsity == "owl" and pk.owl_budget(model, windows("calibration", args.nsamples),
+                                                  Target.parse(args.targets[0]).sparsity)
+        given.append(evaluator.budget(owl or sparsity))
     del model
-    seeds = [resolve(args.method).tree] if args.method else []
+    seeds = [first.tree] if args.method else []
     changes = {} if args.evolve == "metric" else {"evolve": args.evolve}
     _evolve(evaluator, journal, args.preset, args.budget, args.seed, pool, seeds, given, **changes)
     best = pk.choose(evaluator, pk.finalists(pk.replay(journal).candidates.values()),

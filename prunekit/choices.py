@@ -1,9 +1,10 @@
 """What may be chosen: names that parameters hold and code acts on; a value checked by its type. No torch."""
 from __future__ import annotations
 
+import json
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -54,16 +55,6 @@ def check_bos(bos: str, roles: str = "disjoint", windows: object = None) -> None
                          "'auto', or draw windows of the package's own (roles: disjoint).")
 
 
-def per_block(sparsity: float | Sequence[float], pattern: str, blocks: int) -> list[float]:
-    """One checked sparsity per decoder block. Raises UsageError if a list has another length."""
-    if not isinstance(sparsity, Sequence) or isinstance(sparsity, str):
-        return [check_sparsity(sparsity, pattern)] * blocks
-    if len(sparsity) != blocks:
-        raise UsageError(f"{len(sparsity)} sparsities were given for a model of {blocks} decoder blocks; "
-                         "give one number or one per block.")
-    return [check_sparsity(value, pattern) for value in sparsity]
-
-
 class Target(NamedTuple):
     """What to prune to: a share of zeros, and the pattern that they form. In one word: "0.6" or "2:4"."""
 
@@ -84,8 +75,38 @@ class Target(NamedTuple):
                              "\"2:4\".")
         return cls(sparsity)
 
+    @classmethod
+    def of(cls, value: float | str, pattern: str = "unstructured") -> Target:
+        """A number, which goes with the pattern, or a word, which brings its own; UsageError as of both."""
+        return cls.parse(value) if isinstance(value, str) else cls(check_sparsity(value, pattern), pattern)
+
     def __str__(self) -> str:
         return str(self.sparsity) if self.pattern == "unstructured" else self.pattern
+
+
+# What each layer is pruned to: one target for all, one per decoder block, or one for every pattern of names
+Sparsity = float | str | Sequence[float | str] | Mapping[str, float | str]
+
+
+def read_sparsity(text: Sparsity) -> Sparsity:
+    """From the command line: 0.6, "2:4", or JSON, itself or in a file; UsageError of all else."""
+    if not isinstance(text, str):
+        return text
+    try:
+        text = Path(text).read_text(encoding="utf-8") if text.endswith(".json") else text
+        return text if ":" in text and text[0] not in "[{" else json.loads(text)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"sparsity {text!r:.60} is none: give a share such as 0.6, a pattern such as "
+                         "2:4, or JSON as '{\"*\": 0.6, \"*.down_proj\": \"2:4\"}', itself or in a file."
+                         ) from error
+
+
+def targets_in(sparsity: Sparsity, pattern: str = "unstructured") -> list[Target]:
+    """All targets that are named, in their order. Raises UsageError where one is none."""
+    if isinstance(sparsity, Mapping):
+        return [Target.of(value, pattern) for value in sparsity.values()]
+    several = isinstance(sparsity, Sequence) and not isinstance(sparsity, str)
+    return [Target.of(value, pattern) for value in (sparsity if several else [sparsity])]
 
 
 # ---------------------------------------------------------------- a value and its annotated type

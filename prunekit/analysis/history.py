@@ -14,6 +14,7 @@ import pandas as pd
 from prunekit.evaluate.intervals import holm, mean_of, verdict
 from prunekit.metric.tree import Tree
 from prunekit.search import journal as journals
+from prunekit.search.budgets import Budget, Places
 from prunekit.search.presets import Preset
 from prunekit.search.records import Candidate, pareto
 from prunekit.search.state import Search
@@ -38,7 +39,10 @@ def replay(path: str | Path) -> Search:
 
 def _replayed(header: Mapping[str, Any], *events: Mapping[str, Any]) -> Search:
     seeds = [Tree.parse(text) for text in header["seeds"]]
-    search = Search(Preset.from_dict(header["preset"]), header["seed"], header["group"], seeds)
+    places = Places.from_plain(header) if "places" in header else None
+    budgets = [Budget(places, tuple(moved)) for moved in header.get("budgets", ())]
+    preset = Preset.from_dict(header["preset"])
+    search = Search(preset, header["seed"], header["group"], seeds, places, budgets)
     for event in events:
         search.apply(event)
     return search
@@ -91,6 +95,7 @@ def _rows(path: Path, name: str) -> list[dict[str, Any]]:
                      "terminals": "".join(sorted(tree.terminals)), "evaluated": evaluated, "best": best,
                      "seconds": seconds[candidate.index], "windows": windows,
                      "rung": 1 + bisect_left(identity.get("rungs", []), windows),
+                     **({} if candidate.budget is None else {"budget": str(candidate.budget)}),
                      **{f"loss[{target}]": loss for target, loss in candidate.by_task.items()}})
     return rows
 
@@ -99,9 +104,9 @@ def finalists(candidates: Iterable[Candidate], count: int = 10) -> list[Candidat
     """The Pareto front of size against loss and the `count` lowest losses, of the completely measured, also
     of several searches with one evaluator (the same tree once); best first."""
     measured = (candidate for candidate in candidates if candidate.complete and candidate.same is None)
-    best: dict[Tree, Candidate] = {}
+    best: dict[tuple[Tree, Budget | None], Candidate] = {}
     for candidate in sorted(measured, key=lambda candidate: candidate.order):
-        best.setdefault(candidate.tree, candidate)
+        best.setdefault((candidate.tree, candidate.budget), candidate)
     chosen = {*list(best.values())[:count], *pareto(best.values())}
     return [candidate for candidate in best.values() if candidate in chosen]
 
@@ -110,15 +115,17 @@ def choose(evaluator: Evaluator, finalists: Sequence[Candidate], select: Sequenc
     """The finalists measured on windows that no search saw (one tensor per model), lowest loss first.
 
     Columns: i, tree, size, search (loss on the search windows), select (loss here), optimism (select -
-    search), and of several targets or models each one's loss here, as `select[2:4]`. The first row is the
-    winner; report it on test windows, once.
+    search), of a search for budgets `budget` (as JSON, for `prune`), and of several targets or models each
+    one's loss here, as `select[2:4]`. The first row is the winner; report it on test windows, once.
     """
     rows, unseen = [], evaluator.on(select)
     for candidate in finalists:
-        losses = unseen.losses(candidate.tree).mean(-1).flatten()  # (models, targets, windows) -> (parts,)
+        losses = unseen.losses(candidate.tree, candidate.budget)  # (models, targets, windows)
+        losses = losses.mean(-1).flatten()  # (parts,)
         loss = float(losses.mean())
         parts = dict(zip(evaluator.parts, losses, strict=True)) if len(losses) > 1 else {}
         rows.append({"i": candidate.index, "tree": str(candidate.tree), "size": candidate.tree.size,
+                     **({} if candidate.budget is None else {"budget": str(candidate.budget)}),
                      "search": candidate.fitness, "select": loss, "optimism": loss - candidate.fitness,
                      **{f"select[{part}]": value for part, value in parts.items()}})
     return pd.DataFrame(rows).sort_values(["select", "size", "i"], ignore_index=True)

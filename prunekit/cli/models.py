@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunekit import hub
+from prunekit.choices import read_sparsity
 from prunekit.cli.options import DATA, argument, check_options, command, flags, say, stored_rows
 from prunekit.errors import UsageError
 from prunekit.files import check_folder, write_atomic, writing_to
@@ -214,7 +215,7 @@ def _perplexity(args: argparse.Namespace, model: Any, tokenizer: Any, corpus: st
     return row
 
 
-@command("prune", *DATA, "method sparsity pattern update gradients gradient_corpus test_corpus",
+@command("prune", *DATA, "method sparsity pattern skip preserve update gradients gradient_corpus test_corpus",
          argument("--tree", metavar="FILE", help="a metric as a JSON tree, instead of --method"),
          *flags(variant="compare by cumulated score (Wanda's variant)",
                 one_shot="all statistics from the dense model"), *_NO_TEST,
@@ -227,8 +228,12 @@ def prune(args: argparse.Namespace) -> int:
     target = _empty_directory(args.save_model) if args.save_model else None
     tasks = _tasks(args)
     import prunekit as pk
+    from prunekit.models import layers
+    from prunekit.pruning.budgets import layer_targets
 
     model, tokenizer = load(args)
+    sparsity = read_sparsity(args.sparsity)
+    layer_targets(layers(model), sparsity, args.pattern, args.skip)  # a wrong name, before gradients are
     G, corpus = None, args.gradient_corpus or args.corpus
     if "G" in method.needs and args.gradients:
         G = pk.Gradients.load(args.gradients)
@@ -236,11 +241,11 @@ def prune(args: argparse.Namespace) -> int:
         say(f"{method.name} reads G and no --gradients are given: collecting them on {corpus}")
         G = _collect(args, model, tokenizer, corpus)
     windows = windows_of(args, tokenizer, "calibration", args.corpus) if {"X", "H"} & method.needs else None
-    report = pk.prune(
-        model, windows, method, args.sparsity, args.pattern, gradients=G, one_shot=args.one_shot)
+    report = pk.prune(model, windows, method, sparsity, args.pattern, gradients=G, one_shot=args.one_shot,
+                      skip=args.skip, preserve=args.preserve)
     row = _asked(args) | report.meta | {
         "gradient_corpus": (args.gradients or corpus) if "G" in method.needs else "",
-        "target": args.sparsity, "sparsity": report.sparsity, "seqlen": args.seqlen}
+        "target": report.target, "sparsity": report.sparsity, "seqlen": args.seqlen}
     say(f"{method.name}: {report.sparsity:.4%} of the prunable weights are zero")
     if target:
         _save(model, tokenizer, target, row)

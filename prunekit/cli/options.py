@@ -59,7 +59,8 @@ def described(options: tuple[str | Option, ...]) -> Iterator[Option]:
             elif choices.entry(row.annotation):
                 settings |= {"nargs": "+", "default": list(row.default)}
             else:
-                settings |= {"type": row.annotation, "default": None if row.is_required() else row.default}
+                kind = str if row.annotation is Any else row.annotation
+                settings |= {"type": kind, "default": None if row.is_required() else row.default}
             yield argument(dashed(name), **settings)
 
 

@@ -62,13 +62,14 @@ def inverse_factor(H: Tensor, options: ObsOptions = ObsOptions()) -> Factor:
 
 
 def obs_update(W: Tensor, factor: Factor, sparsity: float, pattern: str, *, keep: Tensor | None = None,
-               score: SliceScore | None = None, options: ObsOptions = ObsOptions()) -> Tensor:
+               score: SliceScore | None = None, options: ObsOptions = ObsOptions(),
+               zeros: Tensor | None = None) -> Tensor:
     """Prune W (out, in) float32 in place and update what stays; returns the keep mask, bool (out, in).
 
     Left to right in blocks of columns. The mask is the given `keep`, or chosen block by block from `score`
     (None: SparseGPT's w^2 / U_ii^2): unstructured by one threshold per block, N:M per row at each group's
     first column. Then for each column i: q = keep * w, err = (w - q) / U_ii, W[:, i:] -= err U[i, i:]; the
-    columns right of the block follow at once: W -= Err U[block, right].
+    columns right of the block follow at once: W -= Err U[block, right]. zeros: as of `keep_mask`.
 
     Raises UsageError if a group of the pattern is wider than a block, and if a score or a new weight is not
     finite.
@@ -86,14 +87,18 @@ def obs_update(W: Tensor, factor: Factor, sparsity: float, pattern: str, *, keep
     def scored(columns: slice, W: Tensor) -> Tensor:
         S = score(columns, W) if score else (W / U.diagonal()[columns]).square()
         bounds.extend(S.aminmax())
-        return S
+        return S if zeros is None else S.masked_fill(zeros[:, columns], -torch.inf)
+
+    def chosen(columns: slice, W: Tensor) -> Tensor:
+        few = keep_n_of_m(scored(columns, W), *ratio)
+        return few if zeros is None else few & ~zeros[:, columns]
 
     for start in range(0, W.shape[1], block):
         columns = slice(start, min(start + block, W.shape[1]))
         if not given and not ratio and sparsity > 0:
             S = scored(columns, W[:, columns])
             keep[:, columns] = keep_above(S, int(S.numel() * sparsity))
-        choose = (lambda columns, W: keep_n_of_m(scored(columns, W), *ratio)) if ratio and not given else None
+        choose = chosen if ratio and not given else None
         errors = _solve_block(W[:, columns], U[columns, columns], keep[:, columns], start, group, choose)
         W[:, columns.stop:].addmm_(errors.T, U[columns, columns.stop:], alpha=-1)
     zero_out(W, keep)

@@ -2,8 +2,10 @@
 from __future__ import annotations
 
 import hashlib
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,8 @@ from prunekit.pruning.decide import SOLVERS, Decision, Known, decide
 from prunekit.pruning.gradients import Gradients
 from prunekit.pruning.inputs import InputStatistics, collect_inputs
 from prunekit.pruning.walk import Walk
+
+_REMEMBERED = 3  # decisions about every layer, each as large as the prunable weights
 
 
 def fast_dtype(device: str = "auto") -> str:
@@ -57,6 +61,7 @@ class Bench:
             gradients[layer.name].to(layer.weight.device, torch.float32) for layer in self.layers]
         self.inputs: list[InputStatistics] = []  # by layer, H already factored
         self.calibration, self.search = calibration, search
+        self._made: OrderedDict[tuple[Any, ...], Decision] = OrderedDict()
         self.losses = window_losses(self.model.eval())
         self.nll = np.zeros(0)
 
@@ -93,6 +98,18 @@ class Bench:
     def scores(self, tree: Tree, index: int, check: bool = False) -> Tensor:
         """S (out, in) of one layer of the dense model, float32."""
         return self.known(index).score(tree, check=check)
+
+    def decide_again(self, method: Method, index: int, target: Target, options: Any = None) -> Decision:
+        """`decide` at one target, remembered: of two budgets most layers have the same."""
+        key = str(method.tree), method.update, index, target
+        if key not in self._made:
+            decision = self.decide(method, index, [target], options)[0]
+            rounded = None if decision.W is None else decision.W.to(self.dense[index].dtype)
+            self._made[key] = replace(decision, W=rounded)
+            if len(self._made) > _REMEMBERED * len(self.layers):
+                self._made.popitem(last=False)
+        self._made.move_to_end(key)
+        return self._made[key]
 
     def decide(self, method: Method, index: int, targets: Sequence[Target], options: Any = None
                ) -> list[Decision]:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from prunekit import __version__
+from prunekit.choices import Sparsity
 from prunekit.errors import UsageError
 from prunekit.files import file_hash, locked, replacing
 from prunekit.metric.catalogue import Method, resolve
@@ -61,10 +62,11 @@ def _map_from(size: int) -> None:
 
 @_freeing_at_once()
 def prune_checkpoint(source_dir: str | Path, target_dir: str | Path, windows: Tensor | None,
-                     method: str | Tree | Method, sparsity: float | Sequence[float],
-                     pattern: str = "unstructured", *, gradients: Gradients | str | Path | None = None,
-                     group: str | None = None, update: str | None = None, obs: ObsOptions = ObsOptions(),
-                     admm: AdmmOptions = AdmmOptions(), dtype: str = "auto", progress: bool = True) -> Report:
+                     method: str | Tree | Method, sparsity: Sparsity, pattern: str = "unstructured", *,
+                     gradients: Gradients | str | Path | None = None, group: str | None = None,
+                     update: str | None = None, skip: Sequence[str] = (), preserve: bool = False,
+                     obs: ObsOptions = ObsOptions(), admm: AdmmOptions = AdmmOptions(), dtype: str = "auto",
+                     progress: bool = True) -> Report:
     """Prune a safetensors checkpoint into another directory, holding one decoder block in memory at a time.
 
     What is written equals what `prune` leaves of the model loaded in the same dtype, bit for bit. source_dir:
@@ -86,7 +88,8 @@ def prune_checkpoint(source_dir: str | Path, target_dir: str | Path, windows: Te
         skeleton = Skeleton(source, dtype)
         asked = resolve(method, group, update)
         options = admm if asked.update == "admm" else obs
-        plan = Plan(skeleton.model, windows, asked, sparsity, pattern, stored, options)
+        plan = Plan(skeleton.model, windows, asked, sparsity, pattern, stored, options, False, skip,
+                    preserve)
         request = _request(source_dir, skeleton, plan)
         run = _Run(source, target, request, _needs(skeleton, plan), len(skeleton.blocks))
         meta = plan.meta() | {"dtype": request["dtype"]} | run.needs
@@ -201,8 +204,9 @@ def _scoring(layer: Layer, plan: Plan) -> int:
     method, matrix, square = plan.method, 4 * layer.weight.numel(), 4 * layer.weight.shape[1]**2
     scores = solving = 0
     if method.tree:
-        masking = _MASKING[method.group if plan.pattern == "unstructured" else "n:m"]
-        scores = (max(masking, 4 if method.tree.size > 4 else 2) + ("G" in method.needs)) * matrix
+        masking = _MASKING[method.group if plan.targets[layer.name].pattern == "unstructured" else "n:m"]
+        scores = (max(masking, 4 if method.tree.size > 4 else 2) + ("G" in method.needs)
+                  + 1.25 * plan.preserve) * matrix  # a bool for each weight, and scores that know of it
     if method.update == "admm":
         solving = max(_INVERTING * square, square + _SPLITTING * matrix + scores)
     elif method.update:
@@ -227,8 +231,9 @@ def _inputs(layers: list[Layer]) -> list[int]:
 def _request(source: str | Path, skeleton: Skeleton, plan: Plan) -> dict[str, Any]:
     """All that the result depends on."""
     windows, gradients, reads_G = plan.windows, plan.gradients, "G" in plan.method.needs
-    asked = plan.meta() | {"sparsity": plan.sparsities, "options": asdict(plan.options)}
+    asked = plan.meta() | {"options": asdict(plan.options)}
     asked |= {
+        "sparsity": {name: list(target) for name, target in plan.targets.items()},
         "prunekit": __version__, "torch": torch.__version__, "source": fingerprint(source),
         "dtype": str(skeleton.dtype).removeprefix("torch."), "batch_tokens": walk.BATCH_TOKENS,
         "windows": None if windows is None else _digest([windows.long().cpu()]),

@@ -128,16 +128,29 @@ def _one_of(*known: str) -> Any:
     return _text(lambda value: None if value in known else f"must be one of {', '.join(map(repr, known))}")
 
 
+def _sparsity(value: Any) -> Any:
+    try:
+        choices.targets_in(choices.read_sparsity(value))
+    except UsageError:
+        words = ("" if isinstance(value, (int, float)) else ", a pattern such as 2:4, or JSON (also a .json "
+                 "file) of these: a list by block, or a mapping from patterns of layer names")
+        raise ValueError(f"must be at least 0 and below 1 (share of zeros){words}") from None
+    return value
+
+
 _Name = Annotated[str, Field(pattern=r"^[\w.+-]+$", description="the name of a task of lm-eval")]
 _Target = _text(target)
 _Pattern = _parsed(choices.parse_pattern, f"must be 'unstructured' or {_N_OF_M}")
 _Model, _OtherModel = _text(model), _text(model, optional=True)
+_Sparsity = Annotated[Any, AfterValidator(_sparsity)]
+_OwnSparsity = Annotated[str, AfterValidator(lambda value: value and _sparsity(value))]
 _Corpus, _OtherCorpus = _text(corpus), _text(corpus, optional=True)
 _File, _Folders = _text(existing_file, optional=True), _text(data_folders, optional=True)
 _Method, _Preset = _text(method), _text(preset)
 _Roles, _Dtype, _SearchDtype = _one_of(*SAMPLINGS), _one_of("auto", *DTYPES), _one_of("fast", "auto", *DTYPES)
 _Bos = _one_of(*BEGINNINGS)
 _Norm, _Group = _one_of("l1", "l2", "signed"), _one_of("", "row", "layer", "variant")
+_Evolve = _one_of("metric", "budget", "both")
 _Update = _one_of("", "obs", "obs-iter", "admm")
 
 
@@ -181,9 +194,14 @@ class Options(BaseModel):
     task_methods: _Method = ""
     targets: list[_Target] = Field(["0.6"], description="sparsities and patterns, as 0.5 0.7 2:4")
     update_targets: _Target = ""
+    layer_targets: _OwnSparsity = ""
     test_targets: _Target = ""
     other_targets: _Target = ""
-    sparsity: float = Field(0.5, ge=0, lt=1, description="share of zeros")
+    sparsity: _Sparsity = Field(
+        0.5, description="share of zeros; or one per block or per pattern of layer names, as JSON such as "
+        "'{\"*\": 0.6, \"*.down_proj\": \"2:4\"}', or a .json file of that")
+    skip: list[str] = Field([], description="patterns of the names of layers that stay dense, as '*.k_proj'")
+    preserve: bool = Field(False, description="keep the zeros that the weights have; they count")
     pattern: _Pattern = Field(
         "unstructured", description="unstructured, or n:m as 2:4")
     group: _Group = Field(
@@ -192,6 +210,7 @@ class Options(BaseModel):
 
     # the search, and what is made of it
     preset: _Preset = Field("modern", description=", ".join(PRESETS))
+    evolve: _Evolve = Field("metric", description="metric, budget (which layers bear how many zeros) or both")
     search_windows: int = Field(128, ge=1, description="windows that fitness is measured on")
     threads: int = Field(1, ge=1, description="threads of one evaluation")
     workers: int = Field(None, ge=0, description="processes; 0: none but this one")
@@ -263,7 +282,7 @@ def together(values: Mapping[str, Any]) -> tuple[str, str] | None:
         return "bos", str(error)
     try:
         if values.get("pattern") and values.get("sparsity") is not None:
-            choices.check_sparsity(values["sparsity"], values["pattern"])
+            choices.targets_in(choices.read_sparsity(values["sparsity"]), values["pattern"])
     except UsageError as error:
         return "sparsity", str(error)
     return None

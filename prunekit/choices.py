@@ -1,9 +1,10 @@
 """What may be chosen: names that parameters hold and code acts on; a value checked by its type. No torch."""
 from __future__ import annotations
 
+import json
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from prunekit.errors import UsageError
 EMBEDDED = {name: Path(__file__).parent / name for name in ("embedded/llama", "embedded/opt")}
 CORPORA = ("embedded", "wikitext2", "c4", "ptb")
 SAMPLINGS = ("disjoint", "published")
+BEGINNINGS = ("auto", "never", "always")
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -45,14 +47,12 @@ def check_sparsity(sparsity: float, pattern: str = "unstructured") -> float:
     return float(sparsity)
 
 
-def per_block(sparsity: float | Sequence[float], pattern: str, blocks: int) -> list[float]:
-    """One checked sparsity per decoder block. Raises UsageError if a list has another length."""
-    if not isinstance(sparsity, Sequence) or isinstance(sparsity, str):
-        return [check_sparsity(sparsity, pattern)] * blocks
-    if len(sparsity) != blocks:
-        raise UsageError(f"{len(sparsity)} sparsities were given for a model of {blocks} decoder blocks; "
-                         "give one number or one per block.")
-    return [check_sparsity(value, pattern) for value in sparsity]
+def check_bos(bos: str, roles: str = "disjoint", windows: object = None) -> None:
+    """Raise UsageError if windows that are what they are, published or ready ones, are to begin otherwise."""
+    fixed = "ready windows (windows=)" if windows else "published ones (roles: published)"
+    if bos != "auto" and (windows or roles == "published"):
+        raise UsageError(f"bos = {bos!r} does not go with {fixed}, which are taken as they are: leave bos at "
+                         "'auto', or draw windows of the package's own (roles: disjoint).")
 
 
 class Target(NamedTuple):
@@ -75,8 +75,38 @@ class Target(NamedTuple):
                              "\"2:4\".")
         return cls(sparsity)
 
+    @classmethod
+    def of(cls, value: float | str, pattern: str = "unstructured") -> Target:
+        """A number, which goes with the pattern, or a word, which brings its own; UsageError as of both."""
+        return cls.parse(value) if isinstance(value, str) else cls(check_sparsity(value, pattern), pattern)
+
     def __str__(self) -> str:
         return str(self.sparsity) if self.pattern == "unstructured" else self.pattern
+
+
+# What each layer is pruned to: one target for all, one per decoder block, or one for every pattern of names
+Sparsity = float | str | Sequence[float | str] | Mapping[str, float | str]
+
+
+def read_sparsity(text: Sparsity) -> Sparsity:
+    """From the command line: 0.6, "2:4", or JSON, itself or in a file; UsageError of all else."""
+    if not isinstance(text, str):
+        return text
+    try:
+        text = Path(text).read_text(encoding="utf-8") if text.endswith(".json") else text
+        return text if ":" in text and text[0] not in "[{" else json.loads(text)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"sparsity {text!r:.60} is none: give a share such as 0.6, a pattern such as "
+                         "2:4, or JSON as '{\"*\": 0.6, \"*.down_proj\": \"2:4\"}', itself or in a file."
+                         ) from error
+
+
+def targets_in(sparsity: Sparsity, pattern: str = "unstructured") -> list[Target]:
+    """All targets that are named, in their order. Raises UsageError where one is none."""
+    if isinstance(sparsity, Mapping):
+        return [Target.of(value, pattern) for value in sparsity.values()]
+    several = isinstance(sparsity, Sequence) and not isinstance(sparsity, str)
+    return [Target.of(value, pattern) for value in (sparsity if several else [sparsity])]
 
 
 # ---------------------------------------------------------------- a value and its annotated type
@@ -104,6 +134,8 @@ def checked(name: str, value: Any, kind: Any, hint: Callable[[Any, Any], str] | 
     said = f"{name}{''.join(f'[{index}]' for index in first['loc'])} = {first['input']!r}"
     if first["type"] == "value_error":  # of a check of our own
         raise UsageError(f"{said} {first['ctx']['error']}.")
+    if first["type"] == "finite_number":
+        raise UsageError(f"{said} must be a finite number.")
     if first["type"] == "too_short":
         raise UsageError(f"{said} is an empty list; it needs at least one entry.")
     if first["type"].startswith(("greater_than", "less_than")):

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prunekit.choices import CORPORA, SAMPLINGS
+from prunekit.choices import BEGINNINGS, CORPORA, SAMPLINGS, check_bos
 from prunekit.errors import UsageError, did_you_mean
 from prunekit.hub import hub_or_cache
 
@@ -67,8 +67,8 @@ class Corpus:
 
 
 def token_windows(corpus: str | Path, tokenizer: Any, role: str, n: int | None = None, seqlen: int = 128,
-                  seed: int = 0, *, roles: str = "disjoint", windows: str | Path | None = None,
-                  cache_dir: str | None = None) -> Tensor:
+                  seed: int = 0, *, roles: str = "disjoint", bos: str = "auto",
+                  windows: str | Path | None = None, cache_dir: str | None = None) -> Tensor:
     """Token ids of n windows of a corpus, LongTensor (n, seqlen).
 
     corpus: `embedded` (or `embedded:almanac+stories`, some of its registers), `wikitext2`, `c4`, `ptb`, or a
@@ -83,9 +83,16 @@ def token_windows(corpus: str | Path, tokenizer: Any, role: str, n: int | None =
     one after the other, each closed by the end-of-text token; `published`: those of the whole train split in
     its order, as in the published finetune_lm.py.
 
-    windows: a safetensors file with tensors by role, which overrides all.
+    bos: `auto` (every window begins with the BOS token if the tokenizer puts it before a text by itself),
+    `never` or `always`; for all roles alike. A window that begins with it holds seqlen - 1 tokens of text,
+    all of them predicted; one that does not holds seqlen, and nothing predicts its first. Consecutive windows
+    neither lose nor repeat a token of the text either way. Published windows have it only where the whole
+    text begins, if the tokenizer puts it there. `begins` says which it is.
 
-    Raises UsageError for unknown names, missing files or network, and too little text.
+    windows: a safetensors file with tensors by role, which overrides all; they are taken as they are.
+
+    Raises UsageError for unknown names, missing files or network, too little text, `always` with a tokenizer
+    that has no BOS token, and `never` or `always` with published or ready windows.
     """
     for what, given, known in (("role", role, ROLES), ("roles", roles, SAMPLINGS)):
         if given not in known:
@@ -95,19 +102,48 @@ def token_windows(corpus: str | Path, tokenizer: Any, role: str, n: int | None =
     if n is not None and (not isinstance(n, Integral) or n < (role != "test")):
         raise UsageError(f"n = {n!r} is no number of windows; give 1 or more.")
     check_seqlen(seqlen)
+    begun = begins(tokenizer, bos, roles, windows) == "every window"
     if windows:
         return _from_file(Path(windows), role, n, seqlen)
     if tokenizer is None:
         raise UsageError("the model has no tokenizer; give one that has, or windows as a safetensors file.")
-    name, _, part = str(corpus).partition(":")
+    text = _drawn(str(corpus), tokenizer, role, n, seqlen - begun, seed, roles == "published", cache_dir)
+    return torch.cat([torch.full((len(text), 1), tokenizer.bos_token_id), text], 1) if begun else text
+
+
+def begins(tokenizer: Any, bos: str = "auto", roles: str = "disjoint", windows: str | Path | None = None
+           ) -> str:
+    """Where the windows that `token_windows` gives have their BOS token, as rows of results say it.
+
+    `every window`, `no window`, `text` (published: where the whole text begins, if the tokenizer puts it
+    there), `file` (ready windows, as they are). Raises UsageError as `token_windows` does.
+    """
+    if bos not in BEGINNINGS:
+        raise UsageError(f"bos '{bos}' is not known{did_you_mean(bos, BEGINNINGS)}.")
+    check_bos(bos, roles, windows)
+    if windows or roles == "published":
+        return "file" if windows else "text"
+    token = getattr(tokenizer, "bos_token_id", None)
+    if bos == "always" and token is None:
+        raise UsageError("bos = 'always', but the tokenizer has no BOS token: set its bos_token, or bos to "
+                         "'auto'.")
+    if bos == "auto" and token is not None:  # does it put it before a text by itself?
+        bos = "always" if _encode(tokenizer, ["a"], special=True)[0][:1] == [token] else "never"
+    return "every window" if bos == "always" else "no window"
+
+
+def _drawn(corpus: str, tokenizer: Any, role: str, n: int | None, seqlen: int, seed: int, published: bool,
+           cache_dir: str | None) -> Tensor:
+    """n windows of a role, all of them text."""
+    name, _, part = corpus.partition(":")
     if name == "embedded":
         return _embedded_windows(tokenizer, role, n, seqlen, seed, part)
-    loaded = load_corpus(str(corpus), cache_dir)
+    loaded = load_corpus(corpus, cache_dir)
     if role == "test":
-        return _test_windows(loaded, tokenizer, n, seqlen)
-    if role == "train" and (roles == "published" or not loaded.running):
-        return _training_windows(loaded, tokenizer, n, seqlen, None if roles == "published" else seed)
-    if roles == "published":
+        return _test_windows(loaded, tokenizer, n, seqlen, published)
+    if role == "train" and (published or not loaded.running):
+        return _training_windows(loaded, tokenizer, n, seqlen, None if published else seed)
+    if published:
         return _published_windows(loaded, tokenizer, n, seqlen, seed)
     return _disjoint_windows(loaded, tokenizer, role, n, seqlen, seed)
 
@@ -350,7 +386,7 @@ def _packed(documents: Iterator[str], tokenizer: Any, n: int, seqlen: int) -> Te
 def _training_windows(corpus: Corpus, tokenizer: Any, n: int, seqlen: int, seed: int | None) -> Tensor:
     """Packed windows of the role's documents, shuffled; without a seed, of the train split in its order."""
     if corpus.running:
-        found = torch.tensor(_split_tokens(corpus, tokenizer, corpus.split_of("train")))
+        found = torch.tensor(_split_tokens(corpus, tokenizer, corpus.split_of("train"), True))
         found = found[:len(found) // seqlen * seqlen].view(-1, seqlen)[:n]
     else:
         documents = corpus.splits[corpus.split_of("train")]
@@ -363,12 +399,12 @@ def _training_windows(corpus: Corpus, tokenizer: Any, n: int, seqlen: int, seed:
     return found
 
 
-def _test_windows(corpus: Corpus, tokenizer: Any, n: int | None, seqlen: int) -> Tensor:
+def _test_windows(corpus: Corpus, tokenizer: Any, n: int | None, seqlen: int, special: bool) -> Tensor:
     if corpus.running:
-        ids = torch.tensor(_role_tokens(corpus, tokenizer, "test"))
+        ids = torch.tensor(_role_tokens(corpus, tokenizer, "test", special))
     else:
         text = corpus.joiner.join(_role_documents(corpus, "test"))
-        ids = torch.tensor(_encode(tokenizer, [text], special=True)[0])
+        ids = torch.tensor(_encode(tokenizer, [text], special=special)[0])
     count = min(len(ids) // seqlen, corpus.most or len(ids))
     if count < max(n or 0, 1):
         raise _too_little(corpus, "test", n or 1, seqlen, count)
@@ -434,16 +470,16 @@ def _role_documents(corpus: Corpus, role: str) -> list[str]:
             if low <= int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big") / 2**48 < high]
 
 
-def _role_tokens(corpus: Corpus, tokenizer: Any, role: str) -> list[int]:
+def _role_tokens(corpus: Corpus, tokenizer: Any, role: str, special: bool = False) -> list[int]:
     """The tokens of a role in a running text: its share of the tokens of its split."""
-    ids = _split_tokens(corpus, tokenizer, corpus.split_of(role))
+    ids = _split_tokens(corpus, tokenizer, corpus.split_of(role), special)
     low, high = (round(bound * len(ids)) for bound in corpus.share(role))
     return ids[low:high]
 
 
 @lru_cache(maxsize=4)
-def _split_tokens(corpus: Corpus, tokenizer: Any, split: str) -> list[int]:
-    return _encode(tokenizer, [corpus.joiner.join(corpus.splits[split])], special=True)[0]
+def _split_tokens(corpus: Corpus, tokenizer: Any, split: str, special: bool) -> list[int]:
+    return _encode(tokenizer, [corpus.joiner.join(corpus.splits[split])], special=special)[0]
 
 
 def _encode(tokenizer: Any, texts: list[str], *, special: bool = False) -> list[list[int]]:

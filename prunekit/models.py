@@ -4,8 +4,9 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, redirect_stderr
 from dataclasses import dataclass
+from os import devnull
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from prunekit.choices import DTYPES as _DTYPES
 from prunekit.choices import EMBEDDED
 from prunekit.errors import UsageError, did_you_mean
-from prunekit.hub import hub_or_cache
+from prunekit.hub import gguf_file, gguf_on_hub, hub_or_cache, quantization_of, unreadable
 
 DTYPES = {name: getattr(torch, name) for name in _DTYPES}
 _HASHED_WHOLE = 256 * 2**20  # bytes; of larger files 64 pieces of 1 MiB, evenly spread
@@ -29,37 +30,40 @@ def load_model(source: str | Path, *, dtype: str = "auto", device: str = "auto",
                ) -> tuple[nn.Module, Any]:
     """Load a causal language model, in eval mode, and its tokenizer (`None` if it has none).
 
-    source: `embedded/llama`, `embedded/opt`, a Hugging Face directory, or a hub id. Weights are read from
-    safetensors only and no code is taken from the source. dtype: `float32`, `bfloat16`, `float16`, or `auto`:
-    float32 on the CPU, the checkpoint's own dtype elsewhere. device: a torch device, `auto` (the GPU if there
-    is one, spread by accelerate if there are several, else the CPU) or `balanced` (accelerate's device map
-    over the GPUs there are; what they cannot hold it offloads, which is enough to evaluate a model, not to
-    prune it).
+    source: `embedded/llama`, `embedded/opt`, a Hugging Face directory, a hub id, or a GGUF file (FILE.gguf,
+    org/name/FILE.gguf of the hub, a directory or hub id without config.json that holds one), whose weights
+    are dequantized: what comes is a plain model, which saves as safetensors. Weights are read from
+    safetensors or GGUF only and no code is taken from the source. dtype: `float32`, `bfloat16`, `float16`, or
+    `auto`: float32 on the CPU and for GGUF, the checkpoint's own dtype elsewhere. device: a torch device,
+    `auto` (the GPU if there is one, spread by accelerate if there are several, else the CPU) or `balanced`
+    (accelerate's device map over the GPUs there are; what they cannot hold it offloads, which is enough to
+    evaluate a model, not to prune it).
 
-    Raises UsageError if there is no such model, if it is not a decoder, if it holds pickled or quantized
-    weights or an adapter, and if what its files hold is not what its config.json asks for.
+    Raises UsageError if there is no such model, if it is not a decoder, if it holds pickled or (but for GGUF)
+    quantized weights or an adapter, and if what its files hold is not what its config.json asks for.
     """
     from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
 
-    path = locate(source)
     placement = _placement(device)
+    config = load_config(source, cache_dir=cache_dir)
+    path, gguf = _place(source, cache_dir)
     options: dict[str, Any] = {
-        "config": load_config(source, cache_dir=cache_dir), "dtype": _dtype(dtype, placement),
+        **gguf, "config": config, "dtype": _dtype(dtype, placement),
         "cache_dir": cache_dir, "use_safetensors": True, "trust_remote_code": False,
         "output_loading_info": True, "ignore_mismatched_sizes": True}  # they are refused by name
     if "device_map" in placement:
         options["device_map"] = placement["device_map"]
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # a bar of milliseconds in every notebook says nothing
+    if gguf:
+        from transformers import GgufConfig
+
+        options["quantization_config"] = GgufConfig(dequantize=True)
     try:
-        with _source(path):
+        with _source(path, gguf):
             model, found = AutoModelForCausalLM.from_pretrained(path, **options)
+    except UsageError:
+        raise
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise _load_error(str(source), path, error) from error
-    finally:
-        if bars:
-            logging.enable_progress_bar()
     if getattr(model.config, "is_encoder_decoder", False):
         raise UsageError(f"model '{source}' is an encoder-decoder; only decoders can be pruned here.")
     refuse_unfilled(source, model, found)
@@ -68,28 +72,55 @@ def load_model(source: str | Path, *, dtype: str = "auto", device: str = "auto",
     return model.eval(), load_tokenizer(source, cache_dir=cache_dir)
 
 
+def save_model(model: nn.Module, tokenizer: Any, folder: Path) -> None:
+    """Write a model as safetensors, with its tokenizer if it has one, into a folder."""
+    with _without_bars():
+        model.save_pretrained(folder)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+
+
 def locate(source: str | Path) -> str:
-    """The directory or hub id behind a model's name. Raises UsageError for a path that is not there."""
+    """The directory, GGUF file or hub id behind a model's name. UsageError for a path that is not there."""
     name = str(source)
     if name in EMBEDDED:
         return str(EMBEDDED[name])
     if name.startswith("embedded/"):
         raise UsageError(f"model '{name}' is not in the package{did_you_mean(name, EMBEDDED)}.")
     path = Path(name).expanduser()
+    if file := gguf_file(path):
+        return str(file.absolute())
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise UsageError(f"model '{name}' is a directory without config.json; give a Hugging Face model "
-                             "directory.")
+            raise UsageError(f"model '{name}' is a directory without config.json and without a GGUF file; "
+                             "give a Hugging Face model directory.")
         return str(path)
-    if path.exists() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith("."):
+    hub_id = r"[\w.-]+/[\w.-]+/[\w.-]+\.gguf" if name.endswith(".gguf") else r"[\w.-]+(/[\w.-]+)?"
+    if path.exists() or not re.fullmatch(hub_id, name) or name.startswith("."):
         raise UsageError(f"model '{name}' is not a directory; give embedded/llama, embedded/opt, a Hugging "
-                         "Face model directory, or a hub id such as facebook/opt-125m.")
+                         "Face model directory, a GGUF file, or a hub id such as facebook/opt-125m.")
     return name
 
 
+def _place(source: str | Path, cache_dir: str | None) -> tuple[str, dict[str, str]]:
+    """A model's directory or hub id and, as transformers' option, the GGUF file in it that holds the weights.
+
+    Raises UsageError if the header of that file cannot be read.
+    """
+    path = locate(source)
+    file = gguf_file(Path(path)) or (None if Path(path).is_dir() else gguf_on_hub(path, cache_dir))
+    if not file:
+        return path, {}
+    quantization_of(file)
+    return str(file.parent), {"gguf_file": str(file)}  # not its bare name: that may be found elsewhere
+
+
 def fingerprint(source: str | Path) -> str:
-    """A short hash that changes when the model's files change (a hub id: its cached revision)."""
+    """A short hash that changes when the model's files change (a hub id: its cached revision); of a GGUF file
+    it says what the weights are made from: `gguf-Q4_1:b179c9523d0e6a0f`."""
     path = Path(locate(source))
+    if path.is_file():
+        return f"gguf-{quantization_of(path)}:{_file_digest(path).hex()[:16]}"
     if path.is_dir():
         digest = hashlib.sha256()
         for file in sorted(path.iterdir()):
@@ -99,8 +130,12 @@ def fingerprint(source: str | Path) -> str:
         return digest.hexdigest()[:16]
     from huggingface_hub import try_to_load_from_cache
 
-    cached = try_to_load_from_cache(str(source), "config.json")
-    return f"{source}@{Path(cached).parent.name[:12]}" if isinstance(cached, str) else str(source)
+    gguf = path.suffix == ".gguf"
+    named = (path.parent.as_posix(), path.name) if gguf else (str(source), "config.json")
+    cached = try_to_load_from_cache(*named)
+    if not isinstance(cached, str):
+        return str(source)
+    return fingerprint(cached) if gguf else f"{source}@{Path(cached).parent.name[:12]}"
 
 
 def _file_digest(file: Path) -> bytes:
@@ -115,8 +150,35 @@ def _file_digest(file: Path) -> bytes:
         return digest.digest()
 
 
-def _source(path: str) -> AbstractContextManager[None]:
-    return nullcontext() if Path(path).is_dir() else hub_or_cache()
+@contextmanager
+def _source(path: str, gguf: Mapping[str, str]) -> Iterator[None]:
+    """Inside, transformers reads a model, from the hub if need be. UsageError for a torn GGUF file."""
+    with ExitStack() as stack:
+        stack.enter_context(_without_bars())
+        if not Path(path).is_dir():
+            stack.enter_context(hub_or_cache())
+        if gguf:  # whose reader has bars of its own
+            stack.enter_context(redirect_stderr(stack.enter_context(open(devnull, "w"))))
+        try:
+            yield
+        except Exception as error:  # a torn file is a dozen kinds of error
+            if not gguf or isinstance(error, UsageError):
+                raise
+            raise unreadable(gguf["gguf_file"], error) from error
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Inside, transformers draws none: a bar of milliseconds in every notebook says nothing."""
+    from transformers.utils import logging
+
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if bars:
+            logging.enable_progress_bar()
 
 
 def _placement(device: str) -> dict[str, Any]:
@@ -164,13 +226,15 @@ def load_tokenizer(source: str | Path, *, cache_dir: str | None = None) -> Any:
     """The tokenizer of a model; `None` if the directory has none. Raises UsageError if it is broken."""
     from transformers import AutoTokenizer
 
-    path = locate(source)
     files = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
-    if Path(path).is_dir() and not any((Path(path) / file).is_file() for file in files):
-        return None
     try:
-        with _source(path):
-            return AutoTokenizer.from_pretrained(path, cache_dir=cache_dir, trust_remote_code=False)
+        path, gguf = _place(source, cache_dir)
+        if Path(path).is_dir() and not gguf and not any((Path(path) / file).is_file() for file in files):
+            return None
+        with _source(path, gguf):
+            return AutoTokenizer.from_pretrained(path, cache_dir=cache_dir, trust_remote_code=False, **gguf)
+    except UsageError:
+        raise
     except (OSError, ValueError) as error:
         raise UsageError(f"the tokenizer of model '{source}' cannot be loaded: "
                          f"{str(error).splitlines()[0][:200]}") from error
@@ -182,20 +246,22 @@ def load_tokenizer(source: str | Path, *, cache_dir: str | None = None) -> Any:
 def load_config(source: str | Path, *, cache_dir: str | None = None) -> Any:
     """The configuration of a model whose files hold its plain weights; known before these are read.
 
-    Raises UsageError if there is none, if the weights are quantized in any way, or if an adapter lies beside
-    them, which transformers would apply.
+    Raises UsageError if there is none, if the weights are quantized in any way but GGUF's, or if an adapter
+    lies beside them, which transformers would apply.
     """
     from transformers import AutoConfig
     from transformers.utils import cached_file
 
     path = locate(source)
-    where = {"path_or_repo_id": path, "cache_dir": cache_dir, "_raise_exceptions_for_missing_entries": False}
     try:
-        with _source(path):
+        path, gguf = _place(source, cache_dir)
+        where = {"path_or_repo_id": path, "cache_dir": cache_dir,
+                 "_raise_exceptions_for_missing_entries": False}
+        with _source(path, gguf):
             if cached_file(filename="adapter_config.json", **where):
                 raise UsageError(f"model '{source}' holds an adapter beside its weights; move its "
                                  "adapter_config.json and weights to a folder of their own, for load_lora.")
-            config = AutoConfig.from_pretrained(path, cache_dir=cache_dir, trust_remote_code=False)
+            config = AutoConfig.from_pretrained(path, cache_dir=cache_dir, trust_remote_code=False, **gguf)
             modelopt = cached_file(filename="hf_quant_config.json", **where)
     except UsageError:
         raise

@@ -91,7 +91,12 @@ class Processes(Executor):
         return ProcessPoolExecutor(self.workers, context, _begin, start)
 
     def submit(self, function: Any, /, *args: Any, **kwargs: Any) -> Future:
-        return self._pool.submit(function, *args, **kwargs)
+        future = self._pool.submit(function, *args, **kwargs)
+        # The pool is told of work before it starts a worker for it, and so watches those that it had until
+        # something else happens: the death of the new one would be seen when another's work ends.
+        with self._pool._shutdown_lock:
+            self._pool._executor_manager_thread_wakeup.wakeup()
+        return future
 
     def renew(self) -> None:
         self.shutdown(wait=False, cancel_futures=True)

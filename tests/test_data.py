@@ -4,12 +4,20 @@ import gzip
 import itertools
 import json
 import random
+from functools import cache
 
 import pandas as pd
 import pytest
 import torch
 from datasets import Dataset
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
 
 import prunekit as pk
 from prunekit import data
@@ -233,6 +241,119 @@ def test_a_windows_file_overrides_all(tmp_path):
         with pytest.raises(pk.UsageError) as refused:
             pk.token_windows("nothing", None, *arguments, windows=path)
         assert message in str(refused.value)
+
+
+# --- begin of text ------------------------------------------------------------------------------------------
+
+BOS = 30_001
+
+
+@cache
+def numbered(kind: str) -> PreTrainedTokenizerFast:
+    """A real tokenizer of numbers (30,000 closes a text) that `adds` BOS by itself, only `has` one, or has
+    `none`."""
+    special = {"</s>": 30_000, "<s>": BOS, "a": 30_002}
+    words = Tokenizer(WordLevel({str(number): number for number in range(30_000)} | special, unk_token="a"))
+    words.pre_tokenizer = WhitespaceSplit()
+    if kind == "adds":
+        words.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", BOS)])
+    return PreTrainedTokenizerFast(tokenizer_object=words, eos_token="</s>",
+                                   **({} if kind == "none" else {"bos_token": "<s>"}))
+
+
+@pytest.mark.parametrize(("kind", "bos", "word"), [
+    ("adds", "auto", "every window"), ("adds", "always", "every window"), ("adds", "never", "no window"),
+    ("has", "auto", "no window"), ("has", "always", "every window"), ("has", "never", "no window"),
+    ("none", "auto", "no window"), ("none", "never", "no window")])
+def test_bos_begins_every_window_of_every_role_or_none(kind, bos, word, folder):
+    tokenizer = numbered(kind)
+    assert data.begins(tokenizer, bos) == word
+    test = pk.token_windows(folder, tokenizer, "test", seqlen=10, bos=bos).tolist()
+    if word == "every window":  # 1005 tokens: 111 times nine, six are dropped
+        assert test == [[BOS, *range(first, first + 9)] for first in range(20_000, 20_999, 9)]
+    else:
+        assert test == [[*range(first, first + 10)] for first in range(20_000, 21_000, 10)]
+    seen = []
+    for role in ("calibration", "gradient", "search", "train", "select"):
+        windows = pk.token_windows(folder, tokenizer, role, 200, 10, bos=bos)
+        begun = windows[:, 0] == BOS
+        assert windows.shape == (200, 10) and begun.all() == begun.any() == (word == "every window")
+        text = windows[:, int(begun.all()):]
+        assert torch.equal(text, text[:, :1] + torch.arange(text.shape[1]))
+        seen.append(set(text.flatten().tolist()))
+    assert all(not a & b for a, b in itertools.combinations(seen, 2))
+
+
+def test_bos_begins_windows_of_documents_and_packed_ones(tmp_path):
+    """Packed ones lose nothing: without BOS they are the documents one after the other, each closed."""
+    path = write_documents(tmp_path, ".jsonl")
+    inside = pk.token_windows(path, numbered("adds"), "calibration", 12, 10)
+    assert (inside[:, 0] == BOS).all() and torch.equal(inside[:, 1:], inside[:, 1:2] + torch.arange(9))
+    packed, plain = (pk.token_windows(path, numbered("adds"), "train", n, 10, bos=bos)
+                     for n, bos in ((60, "auto"), (54, "never")))
+    assert (packed[:, 0] == BOS).all() and not (plain == BOS).any()
+    assert packed[:, 1:].flatten().tolist() == plain.flatten().tolist()
+    test, plain = (pk.token_windows(path, numbered("adds"), "test", n, 10, bos=bos)
+                   for n, bos in ((20, "auto"), (18, "never")))
+    assert test[:, 1:].flatten().tolist() == plain.flatten().tolist()
+
+
+@given(tokens=st.integers(12, 400), seqlen=st.integers(2, 12), kind=st.sampled_from(["adds", "has", "none"]),
+       bos=st.sampled_from(["auto", "never", "always"]))
+def test_no_token_of_the_test_text_is_lost_or_repeated(tmp_path_factory, tokens, seqlen, kind, bos):
+    if (kind, bos) == ("none", "always"):
+        return
+    path = tmp_path_factory.mktemp("text") / "test.txt"
+    path.write_text(numbers(0, tokens))
+    tokenizer = numbered(kind)
+    begun = int(data.begins(tokenizer, bos) == "every window")
+    windows = pk.token_windows(path.parent, tokenizer, "test", seqlen=seqlen, bos=bos)
+    text = windows[:, begun:].flatten().tolist()
+    assert text == list(range(len(text))) and tokens - len(text) < seqlen - begun
+    assert windows.shape[1] == seqlen and (windows == BOS).sum() == begun * len(windows)
+
+
+def test_published_windows_stay_as_they_were(folder):
+    """The text is tokenized once, so that BOS stands at its very beginning alone."""
+    drawn = {kind: {role: pk.token_windows(folder, numbered(kind), role, 5, 10, 3, roles="published")
+                    for role in ("calibration", "gradient", "train", "test")} for kind in ("adds", "none")}
+    assert drawn["adds"]["test"].flatten().tolist() == [BOS, *range(20_000, 20_049)]
+    assert drawn["adds"]["train"].flatten().tolist() == [BOS, *range(49)]
+    generator = random.Random(3)
+    starts = [generator.randint(0, 10_001 - 10 - 1) - 1 for _ in range(5)]  # one token more: BOS
+    assert drawn["adds"]["calibration"][:, 0].tolist() == drawn["adds"]["gradient"][:, 0].tolist() == starts
+    assert not any((windows == BOS).any() for windows in drawn["none"].values())
+    assert data.begins(numbered("adds"), roles="published") == "text"
+
+
+def test_bos_before_the_embedded_text_takes_nothing_from_it():
+    _, tokenizer = pk.load_model("embedded/llama")
+    for role in ("calibration", "train", "test"):
+        auto, never, always = (pk.token_windows("embedded", tokenizer, role, n, 16, bos=bos)
+                               for n, bos in ((15, "auto"), (15, "never"), (16, "always")))
+        assert torch.equal(auto, never) and (always[:, 0] == tokenizer.bos_token_id).all()
+        assert torch.equal(always[:, 1:].flatten(), auto.flatten())
+
+
+@pytest.mark.parametrize(("kind", "options", "message"), [
+    ("none", {"bos": "always"}, "bos = 'always', but the tokenizer has no BOS token: set its bos_token"),
+    ("has", {"bos": "allways"}, "bos 'allways' is not known (did you mean 'always'?)"),
+    ("has", {"bos": "always", "roles": "published"}, "does not go with published ones (roles: published)"),
+    ("adds", {"bos": "never", "roles": "published"}, "does not go with published ones (roles: published)")])
+def test_what_cannot_begin_so_gets_one_sentence(kind, options, message, folder):
+    with pytest.raises(pk.UsageError) as refused:
+        pk.token_windows(folder, numbered(kind), "test", 4, 10, **options)
+    assert message in str(refused.value)
+
+
+def test_ready_windows_begin_as_they_do(tmp_path):
+    path = tmp_path / "windows.safetensors"
+    save_file({"test": torch.arange(40).view(4, 10)}, path)
+    drawn = pk.token_windows("nothing", numbered("adds"), "test", 4, 10, windows=path)
+    assert drawn.flatten().tolist() == list(range(40))
+    assert data.begins(None, windows=path) == "file"
+    with pytest.raises(pk.UsageError, match=r"bos = 'always' does not go with ready windows \(windows=\)"):
+        pk.token_windows("nothing", numbered("adds"), "test", 4, 10, windows=path, bos="always")
 
 
 def bad_corpus(tmp_path, case: str):

@@ -13,6 +13,7 @@ import pytest
 
 import prunekit
 from prunekit.cli import _parser
+from prunekit.evaluate.sentences import comparing
 from tests.pruning.families import table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -104,3 +105,14 @@ def test_the_api_page_is_of_today():
     made = runpy.run_path(str(ROOT / "docs" / "make_api.py"))["page"]()
     assert re.findall(r"^### (.+)$", made.replace("\\", ""), re.MULTILINE) == prunekit.__all__
     assert made == TEXTS[ROOT / "docs" / "api.md"], "docs/api.md is stale: run `make docs`"
+
+
+def test_what_recorded_studies_license_is_of_today_and_nothing_else_compares_there():
+    made = runpy.run_path(str(ROOT / "docs" / "make_answers.py"))
+    for path, text in made["pages"]().items():
+        assert text == TEXTS[path], f"{path.name} is stale: run `make docs`"
+        start, end = (text.index(mark) for mark in made["MARKS"])
+        assert start < end
+    studied = TEXTS[ROOT / "docs" / "study.md"]
+    typed = studied[:studied.index(made["MARKS"][0])] + studied[studied.index(made["MARKS"][1]):]
+    assert not comparing(typed)

@@ -7,10 +7,12 @@ from types import SimpleNamespace
 import matplotlib as mpl
 import pandas as pd
 import pytest
+import torch
 from matplotlib.text import Text
 
 import prunekit as pk
 from prunekit import figures
+from prunekit.figures import style
 from prunekit.workbook import display
 
 mpl.use("agg")
@@ -79,6 +81,75 @@ def test_menus_draw_again_or_say_how_to_do_without(monkeypatch):
     def interact(draw, metric):
         drawn.update({value: draw(metric=value) for value in metric})
 
-    monkeypatch.setitem(sys.modules, "ipywidgets", SimpleNamespace(interact=interact))
+    fake = SimpleNamespace(interact=interact, SelectionSlider=lambda options, value: [value, *options])
+    monkeypatch.setitem(sys.modules, "ipywidgets", fake)
     assert pk.choose_from(look, metric=["W", "G"]) is None
     assert "image/svg+xml" in drawn["G"].html and drawn["G"].html != drawn["W"].html
+    assert pk.choose_from(look, metric=[0.1, 0.2, 0.3]) is None and next(iter(list(drawn)[2:])) == 0.2
+    monkeypatch.setenv("PRUNEKIT_LOG", "runs/x.log")   # under papermill nobody chooses
+    assert "look(metric='W')" in pk.choose_from(look, metric=["W", "G"]).text
+
+
+def test_trees_stand_side_by_side_with_some_nodes_marked():
+    frame = pd.DataFrame([("a", "mul(W, sqrt(X))", 2, 4), ("b", "W", 0, 0)],
+                         columns=["name", "tree", "first", "last"])
+    left, right = figures.trees(frame).axes
+    marked = [[line for line in ax.lines if line.get_marker() == "s"] for ax in (left, right)]
+    assert [len(lines) for lines in marked] == [2, 0] and left.get_ylim() == right.get_ylim()
+    assert {text.get_text() for text in left.texts} == {"mul", "W", "sqrt", "X"}
+
+
+def drawn(figure, axis=0):
+    return {line.get_label(): line for line in figure.axes[axis].lines}
+
+
+def test_a_name_has_one_look_in_every_figure_and_no_other_name_takes_it():
+    both = style.looks(["wanda", "mine", "gblm"]), style.looks(["gblm", "yours", "sparsegpt", "wanda"])
+    assert both[0]["wanda"] == both[1]["wanda"] and both[0]["gblm"] == both[1]["gblm"]
+    for looks in (*both, style.looks(["magnitude", "wanda", "ria", "gblm", "pruner-zero", "sparsegpt", "admm",
+                                      "search winner"]), style.looks(["modern", "paper", "random", "grid"])):
+        for part in ("color", "marker"):
+            assert len({look[part] for look in looks.values()}) == len(looks), (part, looks)
+    assert style.looks(["winner"])["winner"] == style.looks(["search winner"])["search winner"]
+    masked, plain = style.looks(["wanda, masked", "wanda, plain"]).values()
+    assert masked["color"] == plain["color"] and masked["linestyle"] != plain["linestyle"]
+    assert (masked["markerfacecolor"], plain["markerfacecolor"]) == (masked["color"], "none")
+    assert len(style.looks(range(20))) == 20   # more names than colours
+
+
+def test_a_ratio_is_hollow_where_its_interval_holds_one():
+    frame = pd.DataFrame([("wanda++", 0.5, "unstructured", 0.9, 0.8, 1.1),
+                          ("ria", 0.5, "unstructured", 0.7, 0.6, 0.8), ("ria", 0.5, "2:4", 3.0, 2.0, 4.0)],
+                         columns=["method", "sparsity", "pattern", "ratio", "low", "high"])
+    made = figures.ratios(frame)
+    assert [ax.get_title(loc="left") for ax in made.axes] == ["50 %", "2:4"]
+    assert [tick.get_text() for tick in made.axes[0].get_yticklabels()] == ["wanda++", "ria"]   # from above
+    assert list(made.axes[0].get_yticks()) == [1, 0]
+    faces = {line.get_ydata()[0]: line.get_markerfacecolor() for line in made.axes[0].lines
+             if len(line.get_xdata()) == 1}
+    assert faces == {1: "white", 0: style.looks(["ria"])["ria"]["color"]}
+    assert [ax.get_xscale() for ax in made.axes] == ["linear", "log"]
+
+
+def test_shares_kept_by_hand():
+    mask = torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0]], dtype=torch.bool)
+    lines = [drawn(figures.kept_shares({"wanda": mask}, bins=2), side)["wanda"] for side in (0, 1)]
+    assert [line.get_ydata().tolist() for line in lines] == [[0.75, 0.25], [0.75, 0.25]]
+    assert lines[0].get_xdata().tolist() == [0.25, 0.75]
+
+
+@pytest.mark.parametrize("worst, scale", [(9.0, "linear"), (90.0, "log")])
+def test_recovery_is_logarithmic_over_a_decade(worst, scale):
+    rows = pd.DataFrame({"setting": "2:4", "method": ["magnitude", "wanda"], "ppl": [worst, 3.0],
+                         "tuned": 2.9, "recovered": 0.5, "recovered_low": 0.4, "recovered_high": 0.6})
+    made = figures.recovery(rows, 2.5)
+    assert made.axes[0].get_xscale() == scale and "50 % (40 % to 60 %)" in texts(made)
+
+
+def test_labels_have_their_space_and_their_comma():
+    curves = pd.DataFrame({"method": "wanda", "sparsity": [0.5, 0.7], "ppl": [3, 4], "low": 2, "high": 5})
+    tokens = pd.DataFrame({"tokens": [0, 40_000], "loss": [2, 1], "by": "wanda, masked"})
+    for figure, label in ((figures.perplexity_curves(curves), "60 %"),
+                          (figures.lines(tokens, "tokens", "loss", "by", "tokens", "loss"), "20,000")):
+        figure.draw_without_rendering()
+        assert label in texts(figure)

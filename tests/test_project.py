@@ -80,7 +80,7 @@ def test_notebooks_have_the_common_skeleton(path):
             if cell["cell_type"] == "code" and not exercises & set(cell["metadata"].get("tags", []))]
     assert path.stem in project.GRAPH
     assert "".join(cells[0]["source"]).startswith(f"# {path.stem[:2]} · ")
-    assert {"profile", "seed"} <= params.read_parameters(path).keys()
+    assert {"profile", "seed", "bos"} <= params.read_parameters(path).keys()
     begins = re.compile(rf"start_run\([\"']{path.stem}[\"'], globals\(\)\)")
     assert sum(bool(begins.search(source)) for source in code) == 1
     assert code[-1].rstrip().endswith("run.finish()")
@@ -106,6 +106,30 @@ def test_formulas_of_notebooks_can_be_rendered(path):
             assert '<code class="latex">' not in html.with_mathml(text), text
 
 
+SAYING = {"takeaway": 0, "figure": 2, "table": 2}  # methods of a run, and where their text begins
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_takeaways_and_captions_compare_only_through_claim(path):
+    """Every text in a call of `run` (also of `claim` in it, whose fields are filled from tested rows)."""
+    from prunekit.evaluate.sentences import comparing
+
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    calls = [node for cell in cells if cell["cell_type"] == "code"
+             for node in ast.walk(ast.parse("".join(cell["source"])))
+             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+             and ast.unparse(node.func.value) == "run" and node.func.attr in SAYING]
+    assert calls
+    for call in calls:
+        given = call.args[SAYING[call.func.attr]:]
+        given += [word.value for word in call.keywords if word.arg == "caption"]
+        claims = {id(part) for argument in given for node in ast.walk(argument) if isinstance(node, ast.Call)
+                  for word in node.keywords for part in ast.walk(word.value)}
+        texts = [node.value for argument in given for node in ast.walk(argument) if id(node) not in claims
+                 and isinstance(node, ast.Constant) and isinstance(node.value, str)]
+        assert not comparing(re.sub(r"\{[^{}]*\}", "", " ".join(texts))), texts
+
+
 def test_the_package_never_prints():
     printing = {path.name for path in (ROOT / "prunekit").rglob("*.py")
                 for node in ast.walk(ast.parse(path.read_text()))
@@ -115,7 +139,8 @@ def test_the_package_never_prints():
 
 # ---------------------------------------------------------------- parameter files
 
-PROFILES = ("embedded", "smoke", "local", "opt-125m", "opt-6.7b", "tinyllama", "llama-7b", "llama-2-7b")
+PROFILES = ("embedded", "smoke", "local", "opt-125m", "opt-6.7b", "tinyllama", "llama-7b", "llama-2-7b",
+            "smollm2")
 
 
 @pytest.mark.skipif(len(NOTEBOOKS) < 3, reason="profiles speak of notebooks 01 to 03")
@@ -126,7 +151,8 @@ def test_profiles_are_valid(profile, tmp_path, monkeypatch):
     monkeypatch.delenv("PRUNEKIT_HOME", raising=False)
     (tmp_path / "text.txt").write_text("words")
     local = {"model": "embedded/llama", "corpus": str(tmp_path / "text.txt")}
-    values = params.resolve_profile(profile, local if profile == "local" else {})
+    without_download = {"model": "embedded/llama"}
+    values = params.resolve_profile(profile, {"local": local, "smollm2": without_download}.get(profile, {}))
     if profile == "embedded":
         for path in NOTEBOOKS:
             assert values[path.stem] == {name: p.default for name, p in params.read_parameters(path).items()}

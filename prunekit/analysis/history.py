@@ -14,6 +14,7 @@ import pandas as pd
 from prunekit.evaluate.intervals import holm, mean_of, verdict
 from prunekit.metric.tree import Tree
 from prunekit.search import journal as journals
+from prunekit.search.budgets import Budget, Places
 from prunekit.search.presets import Preset
 from prunekit.search.records import Candidate, pareto
 from prunekit.search.state import Search
@@ -38,7 +39,10 @@ def replay(path: str | Path) -> Search:
 
 def _replayed(header: Mapping[str, Any], *events: Mapping[str, Any]) -> Search:
     seeds = [Tree.parse(text) for text in header["seeds"]]
-    search = Search(Preset.from_dict(header["preset"]), header["seed"], header["group"], seeds)
+    places = Places.from_plain(header) if "places" in header else None
+    budgets = [Budget(places, tuple(moved)) for moved in header.get("budgets", ())]
+    preset = Preset.from_dict(header["preset"])
+    search = Search(preset, header["seed"], header["group"], seeds, places, budgets)
     for event in events:
         search.apply(event)
     return search
@@ -91,6 +95,7 @@ def _rows(path: Path, name: str) -> list[dict[str, Any]]:
                      "terminals": "".join(sorted(tree.terminals)), "evaluated": evaluated, "best": best,
                      "seconds": seconds[candidate.index], "windows": windows,
                      "rung": 1 + bisect_left(identity.get("rungs", []), windows),
+                     **({} if candidate.budget is None else {"budget": str(candidate.budget)}),
                      **{f"loss[{target}]": loss for target, loss in candidate.by_task.items()}})
     return rows
 
@@ -99,9 +104,9 @@ def finalists(candidates: Iterable[Candidate], count: int = 10) -> list[Candidat
     """The Pareto front of size against loss and the `count` lowest losses, of the completely measured, also
     of several searches with one evaluator (the same tree once); best first."""
     measured = (candidate for candidate in candidates if candidate.complete and candidate.same is None)
-    best: dict[Tree, Candidate] = {}
+    best: dict[tuple[Tree, Budget | None], Candidate] = {}
     for candidate in sorted(measured, key=lambda candidate: candidate.order):
-        best.setdefault(candidate.tree, candidate)
+        best.setdefault((candidate.tree, candidate.budget), candidate)
     chosen = {*list(best.values())[:count], *pareto(best.values())}
     return [candidate for candidate in best.values() if candidate in chosen]
 
@@ -110,15 +115,17 @@ def choose(evaluator: Evaluator, finalists: Sequence[Candidate], select: Sequenc
     """The finalists measured on windows that no search saw (one tensor per model), lowest loss first.
 
     Columns: i, tree, size, search (loss on the search windows), select (loss here), optimism (select -
-    search), and of several targets or models each one's loss here, as `select[2:4]`. The first row is the
-    winner; report it on test windows, once.
+    search), of a search for budgets `budget` (as JSON, for `prune`), and of several targets or models each
+    one's loss here, as `select[2:4]`. The first row is the winner; report it on test windows, once.
     """
     rows, unseen = [], evaluator.on(select)
     for candidate in finalists:
-        losses = unseen.losses(candidate.tree).mean(-1).flatten()  # (models, targets, windows) -> (parts,)
+        losses = unseen.losses(candidate.tree, candidate.budget)  # (models, targets, windows)
+        losses = losses.mean(-1).flatten()  # (parts,)
         loss = float(losses.mean())
         parts = dict(zip(evaluator.parts, losses, strict=True)) if len(losses) > 1 else {}
         rows.append({"i": candidate.index, "tree": str(candidate.tree), "size": candidate.tree.size,
+                     **({} if candidate.budget is None else {"budget": str(candidate.budget)}),
                      "search": candidate.fitness, "select": loss, "optimism": loss - candidate.fitness,
                      **{f"select[{part}]": value for part, value in parts.items()}})
     return pd.DataFrame(rows).sort_values(["select", "size", "i"], ignore_index=True)
@@ -139,10 +146,13 @@ def convergence(history: pd.DataFrame) -> pd.DataFrame:
     """Best loss so far against distinct evaluations, over the seeds of each of `searches`.
 
     Columns: search, evaluated, loss (median), low, high (range). A curve starts where every seed has a loss,
-    and ends with the longest of its seeds; one that has ended keeps its last loss until then.
+    and where breeding starts, if anything is bred, since what was planted or drawn before is no find of it;
+    it ends with the longest of its seeds; one that has ended keeps its last loss until then.
     """
     curves = []
     for search, rows in history[history["same"].isna()].groupby("search", sort=False):
+        bred = (rows["parents"] != "").groupby(rows["journal"]).cummax()
+        rows = rows[bred] if bred.any() else rows
         best = rows.pivot_table(index="evaluated", columns="seed", values="best", aggfunc="last")
         over_seeds = best.ffill().dropna().agg(["median", "min", "max"], axis=1)
         over_seeds.columns = ["loss", "low", "high"]
@@ -152,29 +162,44 @@ def convergence(history: pd.DataFrame) -> pd.DataFrame:
 
 def ends(history: pd.DataFrame) -> pd.DataFrame:
     """What each of `searches` has ended with: columns search, seeds, evaluated (distinct; median over seeds),
-    unbred (lowest loss of what has no parents: given, sampled or planted; median), and of the best losses
-    median, lowest, highest."""
-    loss = history["fitness"].where(history["complete"])
-    known = history.assign(best=loss, unbred=loss.where(history["parents"] == ""))
+    planted (lowest loss of what was given or put into the first population), drawn (of what was drawn at
+    random), bred (of what has parents; medians over seeds), equal (best loss after as many evaluations as the
+    shortest of all had), and of the best losses median, lowest, highest."""
+    loss, bred = history["fitness"].where(history["complete"]), history["parents"] != ""
+    planted = ~bred & history["operator"].isin(["given", "monomial"])
+    equal = history.groupby(["search", "seed"])["evaluated"].max().min()
+    parts = {"planted": planted, "drawn": ~bred & ~planted, "bred": bred,
+             "equal": history["evaluated"] <= equal}
+    known = history.assign(best=loss, **{part: loss.where(those) for part, those in parts.items()})
     each = known.groupby(["search", "seed"], sort=False).agg(
-        evaluated=("evaluated", "max"), unbred=("unbred", "min"), best=("best", "min"))
+        evaluated=("evaluated", "max"), best=("best", "min"), **{part: (part, "min") for part in parts})
+    medians = {part: (part, "median") for part in ("evaluated", *parts)}
     return each.groupby("search", sort=False).agg(
-        seeds=("best", "size"), evaluated=("evaluated", "median"), unbred=("unbred", "median"),
-        median=("best", "median"), lowest=("best", "min"), highest=("best", "max")).reset_index()
+        seeds=("best", "size"), **medians, median=("best", "median"), lowest=("best", "min"),
+        highest=("best", "max")).reset_index()
 
 
 def leads(history: pd.DataFrame, first: str) -> pd.DataFrame:
-    """The best loss of one of `searches` minus that of each other one, over seeds: columns search, change,
-    low, high (95 %), n (seeds), p_holm, verdict.
+    """The best loss of one of `searches` minus that of each other one at equal budgets, over seeds: columns
+    search, evaluated (by either of the two, at most), change, low, high (95 %), n (seeds), p_holm, verdict.
 
     Seeds are paired in their order, which loses freedom but no validity, as they have nothing in common; a
     search that draws nothing has one, which stands for itself. Student's t; of one seed nothing can be told.
     """
-    complete = history[history["complete"]]
-    best = complete.groupby(["seed", "search"], sort=False)["fitness"].min().unstack().ffill()
-    others = [search for search in best if search != first]
-    means = [mean_of((best[first] - best[search]).to_numpy(), running=False) for search in others]
-    p = holm(mean.p for mean in means)
-    rows = [(search, mean.value, *mean.interval(), len(best), holmed, verdict(holmed, mean.value))
-            for search, mean, holmed in zip(others, means, p, strict=True)]
-    return pd.DataFrame(rows, columns=["search", "change", "low", "high", "n", "p_holm", "verdict"])
+    ended = history.groupby(["search", "seed"])["evaluated"].max().groupby("search").min()
+
+    def best(search: str, budget: int) -> pd.Series:
+        within = (history["search"] == search) & history["complete"] & (history["evaluated"] <= budget)
+        return history[within].groupby("seed")["fitness"].min()
+
+    found = []
+    for search in ended.index.drop(first):
+        budget = min(ended[first], ended[search])
+        pair = pd.DataFrame({"ours": best(first, budget), "theirs": best(search, budget)}).ffill().dropna()
+        change = (pair["ours"] - pair["theirs"]).to_numpy()
+        found.append((search, budget, mean_of(change, running=False), len(change)))
+    p = holm(mean.p for *_, mean, _ in found)
+    rows = [(search, budget, mean.value, *mean.interval(), n, holmed, verdict(holmed, mean.value))
+            for (search, budget, mean, n), holmed in zip(found, p, strict=True)]
+    columns = ["search", "evaluated", "change", "low", "high", "n", "p_holm", "verdict"]
+    return pd.DataFrame(rows, columns=columns)

@@ -9,15 +9,15 @@ import numpy as np
 import pandas as pd
 from scipy.stats import kendalltau
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from prunekit.choices import Target
 from prunekit.errors import UsageError
-from prunekit.evaluate.intervals import exp_mean, mean_of, percentiles, resampled
+from prunekit.evaluate.intervals import exp_mean, holm, mean_of, percentiles, resampled, verdict
 from prunekit.metric.catalogue import resolve
 from prunekit.metric.rank import canonical
 from prunekit.metric.tree import Tree
 from prunekit.models import load_model
+from prunekit.progress import tqdm
 from prunekit.pruning.decide import Decision
 from prunekit.pruning.gradients import collect_gradients
 from prunekit.search.bench import Bench
@@ -181,6 +181,60 @@ def _resampled(ours: np.ndarray, theirs: np.ndarray, statistic: Callable[[np.nda
     draws = (resampled(losses.shape[1], seed) @ losses.T for seed, losses in enumerate((ours, theirs)))
     interval = percentiles(statistic(*means) for means in zip(*draws, strict=True))
     return statistic(ours.mean(1), theirs.mean(1)), interval
+
+
+# From model to model, as `recipes.monomials` records it -----------------------------------------------------
+
+
+def monomial_losses(frame: pd.DataFrame, target: str) -> pd.DataFrame:
+    """A table of `recipes.monomials`, of one model or several, as `transfer` has it: columns metric (as
+    "W8 X4": exponents), setting (the model), window (the group of windows), loss (nll pruned - nll dense)."""
+    mean = frame.assign(mean=frame["nll"] / frame["tokens"])
+    dense = mean[mean["target"] == "dense"].set_index(["model", "group"])["mean"]
+    rows = mean[mean["target"] == target]
+    spelled = [" ".join(f"{name}{power}" for name, power in zip("WGX", powers, strict=True) if power)
+               for powers in rows[["W", "G", "X"]].to_numpy()]
+    before = dense.loc[pd.MultiIndex.from_frame(rows[["model", "group"]])].to_numpy()
+    return pd.DataFrame({"metric": spelled, "setting": rows["model"], "window": rows["group"],
+                         "loss": rows["mean"] - before}).reset_index(drop=True)
+
+
+def model_agreement(losses: pd.DataFrame, top: int | None = None) -> pd.DataFrame:
+    """`rank_agreement` of every two models of `monomial_losses`: its columns, and first, the model before.
+
+    A model beside itself is every other group of windows against those between: what other windows of the
+    same text leave of an order, the most that another model can be expected to. top: of the metrics with the
+    lowest losses on the first model only.
+    """
+    tables, everything = [], losses
+    for first in losses["setting"].unique():
+        order = everything[everything["setting"] == first].groupby("metric")["loss"].mean().sort_values()
+        losses = everything[everything["metric"].isin(order.index[:top])]
+        mine = losses[losses["setting"] == first]
+        halves = mine.assign(setting=np.where(mine["window"] % 2, "other half", first))
+        itself = rank_agreement(halves, first).assign(setting=first)
+        tables.append(pd.concat([itself, rank_agreement(losses, first)]).assign(first=first))
+    table = pd.concat(tables, ignore_index=True)
+    return table[["first", "setting", "tau", "low", "high", "metrics"]]
+
+
+def carried(losses: pd.DataFrame, reference: str = "W8 X4") -> pd.DataFrame:
+    """What a metric chosen on one model is worth on another: columns chosen on, metric, model, ratio, low,
+    high (95 %), p_holm, verdict.
+
+    metric: the lowest loss of `monomial_losses` on the model that it was chosen on; ratio: of perplexities on
+    the other model, to the metric `reference` (Wanda), paired over groups of windows.
+    """
+    means = losses.groupby(["setting", "metric"], sort=False)["loss"].mean()
+    best = means.groupby("setting", sort=False).idxmin().str[1]
+    wide = losses.pivot(index=["setting", "metric"], columns="window", values="loss")
+    pairs = [(home, model) for home in best.index for model in best.index if home != model]
+    found = [mean_of((wide.loc[(model, best[home])] - wide.loc[(model, reference)]).dropna().to_numpy(),
+                     running=True) for home, model in pairs]
+    rows = [(home, best[home], model, *np.exp([mean.value, *mean.interval()]), p, verdict(p, mean.value))
+            for (home, model), mean, p in zip(pairs, found, holm(mean.p for mean in found), strict=True)]
+    return pd.DataFrame(rows, columns=["chosen on", "metric", "model", "ratio", "low", "high", "p_holm",
+                                       "verdict"])
 
 
 def winners_curse(frame: pd.DataFrame, home: str, other: str,

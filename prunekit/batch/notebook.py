@@ -35,13 +35,13 @@ class Record:
         return self.outcome in ("failed", "skipped")
 
 
-def execute(root: str, topic: str, folder: Path, parameters: Mapping[str, Any], progress: bool) -> Record:
+def execute(root: str, topic: str, folder: Path, parameters: Mapping[str, Any]) -> Record:
     """`run_one`, as a worker does it."""
     with _ONE_AT_A_TIME, environment(PRUNEKIT_HOME=root):  # the worker may have been started elsewhere
-        return run_one(topic, folder, parameters, progress)
+        return run_one(topic, folder, parameters)
 
 
-def run_one(topic: str, folder: Path, parameters: Mapping[str, Any], progress: bool) -> Record:
+def run_one(topic: str, folder: Path, parameters: Mapping[str, Any]) -> Record:
     """Execute a notebook beside the finished run in `folder`, whose place it then takes.
 
     One that fails leaves failed.ipynb, reason.txt and log.txt in the folder of the attempt.
@@ -60,7 +60,7 @@ def run_one(topic: str, folder: Path, parameters: Mapping[str, Any], progress: b
             papermill.execute_notebook(
                 str(project.notebook(topic)), str(partial), parameters=changed, kernel_name=_KERNEL,
                 cwd=str(project.root()), config=Config(KernelManager={"transport_encryption": "auto"}),
-                progress_bar=progress and {"desc": topic, "leave": False, "disable": None}, log_output=True)
+                progress_bar=False, log_output=True)
         except papermill.PapermillExecutionError as error:
             logging.getLogger("papermill").error(strip_ansi(str(error)))
             said = strip_ansi(error.evalue or "").strip().partition("\n")[0]

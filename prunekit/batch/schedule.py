@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
 from contextlib import ExitStack, contextmanager
@@ -14,9 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
-from prunekit.batch import notebook
+from prunekit.batch import notebook, terminal
 from prunekit.batch.notebook import Record
 from prunekit.files import environment, lock, write_atomic, writing_to
 from prunekit.parallel import open_executor
@@ -94,32 +93,43 @@ def bring_up_to_date(units: Sequence[Unit], *, forced: Collection[Unit] = (), re
     `units` name what they read from before themselves. Those in `forced` are run in any case; without
     `retry`, those that failed before are not. Processes share the cores, unless OMP_NUM_THREADS is set.
     """
-    waiting, running, records = list(units), {}, {}
+    waiting, running, records, began = list(units), {}, {}, {}
     kind, most = ("dask", len(units)) if dask else ("processes" if workers > 1 else "serial", workers)
+    expected = {unit: terminal.expected(unit) for unit in units} if progress else {}
+
+    def start() -> None:
+        ready = [unit for unit in waiting if all(above in records for above in unit.upstream)]
+        # Side by side, the later notebooks first: they take longer.
+        ready.sort(key=lambda unit: unit.topic, reverse=most > 1)
+        for unit in ready[:most - len(running)]:
+            waiting.remove(unit)
+            began[unit] = time.monotonic()
+            running[unit] = _settled(unit, records, unit in forced, retry) or _started(unit, pool)
+
+    def doing() -> str:
+        now, going = time.monotonic(), list(running)
+        done = {unit: record.seconds for unit, record in dict(records).items() if record.outcome == "done"}
+        return terminal.told(going, terminal.left(
+            [unit for unit in units if unit not in records], expected,
+            {unit: now - began[unit] for unit in going}, min(most, len(units)), done))
+
     with ExitStack() as stack:
         if kind == "processes":
             share = str(max(1, (os.cpu_count() or 1) // workers))
             stack.enter_context(environment(**{"OMP_NUM_THREADS": share, **os.environ}))
         pool = open_executor(kind, workers=None if dask else workers, address=dask)
         stack.callback(pool.shutdown, wait=False, cancel_futures=True)
-        bar = stack.enter_context(tqdm(total=len(units), bar_format="{n}/{total} |{bar}| {elapsed} {desc}",
-                                       leave=False, disable=None if progress and most > 1 else True))
-        while waiting or running:
-            ready = [unit for unit in waiting if all(above in records for above in unit.upstream)]
-            # Side by side, the later notebooks first: they take longer.
-            ready.sort(key=lambda unit: unit.topic, reverse=most > 1)
-            for unit in ready[:most - len(running)]:
-                waiting.remove(unit)
-                running[unit] = (_settled(unit, records, unit in forced, retry)
-                                 or _started(unit, pool, progress and most == 1))
-            bar.set_description_str(", ".join(unit.topic for unit in running))
+        bar = stack.enter_context(terminal.Bar(len(units), doing, progress))
+        start()
+        while running:
             if most > 1:
                 wait(running.values(), return_when=FIRST_COMPLETED)
             unit = next((unit for unit, future in running.items() if future.done()), next(iter(running)))
-            records[unit] = _record(unit, running.pop(unit))
-            bar.clear()
-            yield unit, records[unit]
-            bar.update()
+            records[unit] = _record(unit, running[unit])
+            del running[unit]
+            start()  # before the caller, who may take time, has its turn
+            with bar.aside():
+                yield unit, records[unit]
 
 
 def _settled(unit: Unit, records: Mapping[Unit, Record], forced: bool, retry: bool) -> Future | None:
@@ -138,9 +148,9 @@ def _settled(unit: Unit, records: Mapping[Unit, Record], forced: bool, retry: bo
     return settled if settled.done() else None
 
 
-def _started(unit: Unit, pool: Any, progress: bool) -> Future:
+def _started(unit: Unit, pool: Any) -> Future:
     unit.link()
-    work = notebook.execute, str(project.root()), unit.topic, unit.folder, unit.parameters, progress
+    work = notebook.execute, str(project.root()), unit.topic, unit.folder, unit.parameters
     try:
         return pool.submit(*work)
     except BrokenExecutor:  # a worker has died, and its record says so
@@ -168,10 +178,7 @@ def run_profile(profile: str, topics: Iterable[str] = (), overrides: Mapping[str
     the profile. A notebook that fails leaves its traces in TOPIC.attempt, beside its last finished run; those
     that do not read from it still run.
     """
-    wanted = list(topics or project.topics())
-    for topic in wanted:
-        project.notebook(topic)
-    planned = units(profile, project.closure(wanted), params.resolve_profile(profile, overrides))
+    wanted, planned = _planned(profile, topics, overrides)
 
     def run() -> Iterator[Record]:
         with only_one(project.root() / "runs" / profile, f"prunekit run {profile}"):
@@ -180,6 +187,22 @@ def run_profile(profile: str, topics: Iterable[str] = (), overrides: Mapping[str
             yield from (record for _, record in bring_up_to_date(
                 planned, forced=forced, workers=workers, progress=progress))
     return run()
+
+
+def _planned(profile: str, topics: Iterable[str], overrides: Mapping[str, str] | None
+             ) -> tuple[list[str], list[Unit]]:
+    wanted = list(topics or project.topics())
+    for topic in wanted:
+        project.notebook(topic)
+    return wanted, units(profile, project.closure(wanted), params.resolve_profile(profile, overrides))
+
+
+def ahead(profile: str, topics: Iterable[str] = (), overrides: Mapping[str, str] | None = None, *,
+          force: bool = False) -> dict[str, tuple[float, float] | None]:
+    """What `run_profile` would run, and how long it `took` before; UsageError as there."""
+    wanted, planned = _planned(profile, topics, overrides)
+    return {unit.topic: terminal.took(profile, unit.topic) for unit, state in states(planned).items()
+            if not state.fresh or (force and unit.topic in wanted)}
 
 
 def status(profile: str, overrides: Mapping[str, str] | None = None) -> dict[str, manifest.State]:

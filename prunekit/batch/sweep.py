@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from prunekit.batch import schedule
+from prunekit.batch import schedule, terminal
 from prunekit.batch.notebook import Record
 from prunekit.batch.schedule import Unit
 from prunekit.errors import UsageError, did_you_mean
@@ -150,19 +150,9 @@ def _unit(path: Path, profile: str, topic: str, base: Mapping[str, params.Settin
 
 def seconds(sweep: Sweep, units: list[Unit]) -> tuple[float, list[str]]:
     """How long these runs take one after another, by the base profile's; what that has not run."""
-    known = {unit.topic: _took(sweep.profile, unit.topic) for unit in units}
+    known = {unit.topic: terminal.took(sweep.profile, unit.topic) for unit in units}
     unknown = [topic for topic, took in known.items() if took is None]
-    return sum(known[unit.topic] or 0.0 for unit in units), unknown
-
-
-def _took(profile: str, topic: str) -> float | None:
-    """Seconds of a finished run, with the kernel's start before them if papermill has said so."""
-    made, file = manifest.read(profile, topic), project.run_folder(profile, topic) / "executed.ipynb"
-    try:
-        metadata = json.loads(file.read_text(encoding="utf-8"))["metadata"]
-        return metadata["papermill"]["duration"] if made else None
-    except (OSError, ValueError, KeyError):
-        return made["seconds"] if made else None
+    return sum(known[unit.topic][0] for unit in units if known[unit.topic]), unknown
 
 
 def bring_up_to_date(sweep: Sweep, **how: Any) -> Iterator[tuple[Unit, Record]]:

@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import prunekit.cli.workbook  # isort: skip  (the modules declare the commands, in the order of the help)
 import prunekit.cli.models  # isort: skip
@@ -17,7 +18,7 @@ from prunekit.files import writing_to
 from prunekit.workbook import checks, params
 
 DESCRIPTION = "Symbolic pruning of language models."
-GROUPS = {"search": "Evolve metrics: start, status, resume, export."}
+GROUPS = {"models": "Bring a real model: get.", "search": "Evolve metrics: start, status, resume, export."}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -69,7 +70,8 @@ def _configure(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
         action = known.get(key.replace("_", "-"))
         if action is None:
             raise UsageError(f"{file}: `{parser.prog}` has no option '{key}'{did_you_mean(key, known)}.")
-        kind = bool if action.nargs == 0 else action.type or str
+        row = checks.ROWS.get(action.dest)
+        kind = bool if action.nargs == 0 else Any if row and row.annotation is Any else action.type or str
         kind = list[kind] if action.nargs == "+" or isinstance(action, argparse._AppendAction) else kind
         try:
             value = checks.typed(key.replace("-", "_"), value, kind, params.yaml_hint)

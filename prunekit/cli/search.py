@@ -7,10 +7,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from prunekit.choices import Target, read_sparsity
 from prunekit.cli.models import load, windows_of
 from prunekit.cli.options import DATA, argument, check_options, check_values, command, say
 from prunekit.errors import UsageError, did_you_mean
-from prunekit.files import check_file, replacing_file
+from prunekit.files import check_file, replacing_file, write_atomic
 from prunekit.parallel import open_executor
 
 _JOURNAL = argument("journal")
@@ -32,17 +33,28 @@ def _executor(args: argparse.Namespace) -> Iterator[Any]:
 
 @command("search start", *DATA,
          argument("--output", required=True, metavar="DIR", help="where evaluator, journal and winner go"),
-         "preset targets update gradients search_windows threads", *_HOW)
+         "preset evolve method targets update gradients search_windows threads",
+         argument("--budgets", nargs="+", default=[], metavar="SPARSITY",
+                  help="budgets to try first, as of `prune --sparsity`, or owl"), *_HOW)
 def start(args: argparse.Namespace) -> int:
-    """Search for a metric on a model; writes evaluator, journal and winner to a folder."""
+    """Search for a metric, a budget or both on a model; writes evaluator, journal and winner to a folder."""
     check_options(args)
+    if args.evolve != "metric" and len(args.targets) > 1 or args.evolve == "metric" and args.budgets:
+        raise UsageError("budgets are evolved for one target: give one of --targets, and --budgets only with "
+                         "--evolve budget or both.")
     with _executor(args) as pool:
         return _start(args, pool)
 
 
 def _start(args: argparse.Namespace, pool: Any) -> int:
     import prunekit as pk
+    from prunekit.metric.catalogue import resolve
 
+    first = resolve(args.method or "wanda")
+    if first.tree is None:
+        raise UsageError(f"--method {args.method} scores inside its solver, so no search can begin with it: "
+                         "give a metric.")
+    asked = [text if text == "owl" else read_sparsity(text) for text in args.budgets]
     names = ("evaluator.safetensors", "journal.jsonl", "winner.json")
     saved, journal, winner = (check_file(Path(args.output, name)) for name in names)
     model, tokenizer = load(args)
@@ -53,6 +65,10 @@ def _start(args: argparse.Namespace, pool: Any) -> int:
     if saved.exists():
         say(f"going on with {saved}")
         evaluator = pk.Evaluator.load(saved)
+        held, asked = evaluator.benches[0].search, windows("search", args.search_windows)
+        if not held.unique(dim=0).equal(asked.unique(dim=0)):
+            raise UsageError(f"{saved} was made on other search windows than these options draw: give the "
+                             "options of then, or another --output.")
     else:
         gradients = pk.Gradients.load(args.gradients) if args.gradients else pk.collect_gradients(
             model, windows("gradient", args.nsamples), norm=args.norm, scale=args.scale)
@@ -61,20 +77,36 @@ def _start(args: argparse.Namespace, pool: Any) -> int:
         settings = {"update": args.update, "threads": args.threads, "seed": args.seed}
         evaluator = pk.Evaluator(bench, args.targets, **settings)
         evaluator.save(saved)
+    given = []
+    for sparsity in asked:
+        owl = sparsity == "owl" and pk.owl_budget(model, windows("calibration", args.nsamples),
+                                                  Target.parse(args.targets[0]).sparsity)
+        given.append(evaluator.budget(owl or sparsity))
     del model
-    _evolve(evaluator, journal, args.preset, args.budget, args.seed, pool)
+    seeds = [first.tree] if args.method else []
+    changes = {} if args.evolve == "metric" else {"evolve": args.evolve}
+    _evolve(evaluator, journal, args.preset, args.budget, args.seed, pool, seeds, given, **changes)
     best = pk.choose(evaluator, pk.finalists(pk.replay(journal).candidates.values()),
                      [windows("select", args.search_windows)]).iloc[0]
     pk.Tree.parse(best["tree"]).to_json(winner, meta={"journal": journal.name, "select": best["select"]})
     say(f"winner on the select windows: {best['tree']} (ln ppl ratio {best['select']:.4f}, "
         f"on search {best['search']:.4f}); written to {winner}")
+    if args.evolve != "metric":
+        _write_budget(best["budget"], winner)
     return 0
+
+
+def _write_budget(budget: str, beside: Path) -> None:
+    file = beside.with_name(f"{beside.stem}-budget.json")
+    write_atomic(file, budget + "\n")
+    say(f"its budget, for `prune --sparsity`, written to {file}")
 
 
 @command("search resume", _JOURNAL, *_HOW)
 def resume(args: argparse.Namespace) -> int:
     """Go on with a search from its journal."""
     import prunekit as pk
+    from prunekit.analysis.history import replay
     from prunekit.search import journal
     from prunekit.search.presets import Preset
 
@@ -88,15 +120,17 @@ def resume(args: argparse.Namespace) -> int:
         beside = Path(args.journal).with_name(there.name)  # the folder may have been moved, or copied
         evaluator = pk.Evaluator.load(there if there.is_file() and not beside.is_file() else beside)
         preset, seeds = Preset.from_dict(header["preset"]), [pk.Tree.parse(text) for text in header["seeds"]]
-        _evolve(evaluator, Path(args.journal), preset, args.budget, header["seed"], pool, seeds)
+        budgets = replay(args.journal).budgets
+        _evolve(evaluator, Path(args.journal), preset, args.budget, header["seed"], pool, seeds, budgets)
     return 0
 
 
 def _evolve(evaluator: Any, journal: Path, preset: Any, budget: int | None, seed: int, pool: Any,
-            seeds: Sequence[Any] = ()) -> None:
+            seeds: Sequence[Any] = (), budgets: Sequence[Any] = (), **changes: Any) -> None:
     import prunekit as pk
 
-    for _ in pk.evolve(evaluator, preset, budget, seed, journal, pool, seeds=seeds):
+    for _ in pk.evolve(evaluator, preset, budget, seed, journal, pool, seeds=seeds, budgets=budgets,
+                       **changes):
         pass
     _status(journal)
 
@@ -123,7 +157,7 @@ def _status(journal: str | Path) -> None:
 
 @command("search export", _JOURNAL, argument("output", metavar="FILE"))
 def export(args: argparse.Namespace) -> int:
-    """A journal as a table (.csv, .parquet), or its best tree (.json)."""
+    """A journal as a table (.csv, .parquet), or its best tree (.json), with its budget beside it."""
     from prunekit.analysis.history import history, replay
 
     output = Path(args.output)
@@ -136,6 +170,8 @@ def export(args: argparse.Namespace) -> int:
         if best is None:
             raise UsageError(f"{args.journal} holds no completely measured metric yet: resume it first.")
         best.tree.to_json(output, meta={"loss": best.fitness, "candidate": best.index})
+        if best.budget is not None:
+            _write_budget(str(best.budget), output)
     else:
         frame = history(args.journal)
         with replacing_file(output) as file:

@@ -4,6 +4,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,23 +29,41 @@ def _set(text: str) -> Option:
          *flags(force="run the notebooks even when they are up to date"),
          _workers("notebooks at a time, which share cores and memory"))
 def run(args: argparse.Namespace) -> int:
-    """Run the notebooks of a profile that are not up to date, and render the report."""
+    """Run the notebooks of a profile that are not up to date; render the report after each that ends."""
     from prunekit.batch import schedule
 
     overrides = dict(params.parse_override(text) for text in args.set)
     if args.workers < 1:
         raise UsageError(f"--workers {args.workers}: give 1 or more.")
-    records = schedule.run_profile(
-        args.profile, args.topics, overrides, force=args.force, workers=args.workers)
+    asked = args.profile, args.topics, overrides
+    if ahead := schedule.ahead(*asked, force=args.force):
+        say(_forecast(ahead))
+    records = schedule.run_profile(*asked, force=args.force, workers=args.workers)
     check_folder(project.report_folder(args.profile))
-    broken = 0
+    from prunekit.report import site  # pandas, too
+
+    broken, address = 0, None
     for record in records:
         say(f"{record.topic:<17} {record.outcome:<8} {record.seconds:7.1f} s  {record.reason}".rstrip())
         broken += record.broken
-    from prunekit.report import site
-
-    say(f"report: {site.render(args.profile)}")
+        if record.outcome != "fresh":
+            first, address = address is None, None
+            with suppress(FileNotFoundError):  # of a run that ends just now, and is shown with the next one
+                address = site.render(args.profile)
+            if first and address:
+                say(f"the report so far: {address}")
+    say(f"report: {address or site.render(args.profile)}")
     return int(broken > 0)
+
+
+def _forecast(ahead: dict[str, Any]) -> str:
+    """What is to run, in how much time and memory where that is known."""
+    told = [f"{topic} {duration(known[0]) if known else '?'}" for topic, known in ahead.items()]
+    known = [known for known in ahead.values() if known]
+    total = f"; about {duration(sum(seconds for seconds, _ in known))}" if known else ""
+    peak = max((megabytes for _, megabytes in known), default=0)
+    memory = f", at most {peak / 1000:.1f} GB of memory" if peak else ""
+    return f"to run, one at a time: {', '.join(told)}{total}{memory}"
 
 
 @command("status", argument("profile", nargs="?", help="default: every one that has runs, and every sweep"),
@@ -167,10 +186,10 @@ def run_verify(args: argparse.Namespace) -> int:
 
 @command("record", argument("profile", nargs="?", default="study", help="default: study"))
 def record(args: argparse.Namespace) -> int:
-    """Put a profile's search tables into the package, where 04 and 05 show them."""
+    """Put a profile's search tables into the package, where 04, 05 and the front page show them."""
     from prunekit.ledger import study
 
-    say(f"{study.record(args.profile):,} bytes in {study.FOLDER}")
+    say(f"{study.record(args.profile):,} bytes in {study.FOLDER / args.profile}")
     return 0
 
 
@@ -207,9 +226,9 @@ def run_paper(args: argparse.Namespace) -> int:
 @command("student", argument("folder", metavar="DIR", type=Path, help="a new folder"))
 def student(args: argparse.Namespace) -> int:
     """Write a copy of the notebooks without solutions."""
-    from prunekit import course
+    from prunekit.course import copies
 
-    topics = course.write_copy(args.folder)
+    topics = copies.write_copy(args.folder)
     say(f"{len(topics)} notebooks without solutions in {args.folder}; begin with: "
         f"jupyter lab {args.folder / 'notebooks'}")
     return 0
@@ -219,22 +238,27 @@ def student(args: argparse.Namespace) -> int:
                            help="copies written by `prunekit student`, with answers"),
          argument("--profile", default="embedded", help="what the lessons run under (smoke: in less time)"),
          argument("--only", nargs="+", default=[], metavar="TOPIC", help="these notebooks, as 03_baselines"),
-         argument("--time-limit", type=float, default=60.0, metavar="SECONDS", help="for each answer"))
+         argument("--time-limit", type=float, default=60.0, metavar="SECONDS", help="for each answer"),
+         argument("--output", type=Path, metavar="DIR", help="also write grades.csv and grades.html there"))
 def check(args: argparse.Namespace) -> int:
-    """Grade the exercises of students' copies.
+    """Grade the exercises of students' copies, a line for each as it comes.
 
     0: every exercise is right; 1: some are not.
     """
-    from prunekit import course
+    from prunekit.course import classroom
 
     if not args.time_limit > 0:
         raise UsageError(f"--time-limit {args.time_limit:g}: give each answer a number of seconds above 0.")
-    grades = course.check_copies(args.folders, args.profile, args.only, args.time_limit)
+    if args.output:
+        check_folder(args.output)
+    grades = []
+    for grade in classroom.check_copies(args.folders, args.profile, args.only, args.time_limit):
+        grades.append(grade)
+        name = f"{grade.folder}  " * (len(args.folders) > 1)
+        say(f"{name}{grade.topic:<17} {grade.number:>2}  {grade.word:<12}  {grade.sentence}".rstrip())
     for folder in args.folders:
         own = [grade for grade in grades if grade.folder == folder]
-        if len(args.folders) > 1:
-            say(f"{folder}")
-        for grade in own:
-            say(f"{grade.topic:<17} {grade.number:>2}  {grade.word:<12}  {grade.sentence}".rstrip())
-        say(f"{_counts(own)}; {len(own)} exercises can be checked")
+        say(f"{folder}: {_counts(own)}; {len(own)} exercises can be checked")
+    if args.output:
+        say(f"class: {classroom.write_class(grades, args.output)}")
     return int(any(grade.word != "right" for grade in grades))

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -122,6 +123,27 @@ def compare_targets(measured: Mapping[tuple[str, str], Measured], pairs: Iterabl
     return compared
 
 
+def leaders(measured: Mapping[tuple[str, str], Perplexity]) -> pd.DataFrame:
+    """Of every setting the name whose perplexity is lowest, against every other name there.
+
+    measured: (name, setting) -> perplexity on the same windows. Columns: setting, first, second, and those of
+    `compare_many` but name. Who is first was read off the same windows: so the correction is over all pairs
+    of names of all settings, any of which could have been the one that is looked at.
+    """
+    everyone: dict[str, list[str]] = {}
+    for name, setting in measured:
+        everyone.setdefault(setting, []).append(name)
+    ranked = {setting: sorted(names, key=lambda name: measured[name, setting].value)
+              for setting, names in everyone.items()}
+    pairs = [(setting, *pair) for setting, names in ranked.items() for pair in combinations(names, 2)]
+    frame = compare_many({(setting, first, second): (measured[first, setting], measured[second, setting])
+                          for setting, first, second in pairs})
+    columns = ["setting", "first", "second"]
+    frame[columns] = frame.pop("name").tolist() or np.empty((0, 3), dtype=str)
+    first = [ranked[setting][0] == name for setting, name, _ in pairs]
+    return frame.loc[first, [*columns, *frame.columns.drop(columns)]].reset_index(drop=True)
+
+
 def compare_draws(draws: Sequence[Mapping[tuple[str, str], Measured]], first: str) -> pd.DataFrame:
     """Perplexity of `first` divided by every other name's, for new draws of statistics and of test windows.
 
@@ -142,6 +164,10 @@ def _differences(a: Perplexity, b: Perplexity) -> np.ndarray:
     if len(a.nll) != len(b.nll) or a.meta.get("seqlen") != b.meta.get("seqlen"):
         raise UsageError(f"perplexities over {len(a.nll)} and {len(b.nll)} windows are not paired; evaluate "
                          "both on the same.")
+    if (one := a.meta.get("begins_with")) != (other := b.meta.get("begins_with")):
+        told = ["anywhere in a text" if token is None else f"with token {token}" for token in (one, other)]
+        raise UsageError(f"perplexities over windows that begin {told[0]} and windows that begin {told[1]} "
+                         "are not paired; evaluate both on the same.")
     return a.nll - b.nll
 
 

@@ -1,6 +1,7 @@
 """How far a pruned model's predictions are from the dense model's, which perplexity averages away."""
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.errors import UsageError
-from prunekit.evaluate.intervals import mean_of
+from prunekit.evaluate.intervals import mean_of, within
 from prunekit.evaluate.perplexity import batches, cut, logit_pieces
 from prunekit.models import check_windows, in_eval_mode
 from prunekit.pruning.walk import batch_tokens
@@ -28,11 +29,14 @@ class Divergence:
     meta: dict[str, Any] = field(default_factory=dict)
 
     def row(self) -> dict[str, Any]:
-        """Means over windows, 95 % intervals: kl, kl_low, kl_high, changed, changed_low, changed_high, n."""
+        """Means over windows, 95 % intervals: kl, kl_low, kl_high, changed, changed_low, changed_high, n.
+
+        Neither can be negative, nor a share above 1, so on few windows an interval ends there.
+        """
         row: dict[str, Any] = {**self.meta, "n": len(self.kl)}
-        for name in ("kl", "changed"):
+        for name, most in (("kl", math.inf), ("changed", 1.0)):
             mean = mean_of(getattr(self, name), running=True)
-            low, high = mean.interval()
+            low, high = within(mean.interval(), min(0.0, mean.value), most)  # of like models: rounding
             row |= {name: mean.value, f"{name}_low": low, f"{name}_high": high}
         return row
 

@@ -135,6 +135,23 @@ def wilson(count: int, n: int) -> tuple[float, float]:
     return float(found.low), float(found.high)
 
 
+def graded(share: float, error: float, n: int) -> Mean:
+    """The share of n answers that are right, with its standard error, as a `Mean`.
+
+    Where all are right, or none, their own spread is zero and would claim certainty: the error is then the
+    one whose Student's interval reaches Wilson's bound.
+    """
+    if not error and share in (0, 1) and n > 1:
+        low, high = wilson(round(share * n), n)
+        error = (high - low) / float(stats.t.isf(LEVEL / 2, n - 1))
+    return Mean(share, error, n - 1)
+
+
+def within(interval: tuple[float, float], least: float, most: float = math.inf) -> tuple[float, float]:
+    """An interval without the values that the truth cannot have, which takes nothing from its coverage."""
+    return max(interval[0], least), min(interval[1], most)
+
+
 def holm(p: Iterable[float]) -> np.ndarray:
     """Holm's corrected p-values, float64 in the order given: k-th smallest of m times m - k + 1, monotone.
 

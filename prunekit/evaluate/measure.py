@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from prunekit.choices import Target
 from prunekit.evaluate.perplexity import Perplexity, perplexity
 from prunekit.models import as_it_was, layers
+from prunekit.progress import tqdm
 from prunekit.pruning.admm import output_error
 from prunekit.pruning.gradients import Gradients
 from prunekit.pruning.inputs import collect_inputs

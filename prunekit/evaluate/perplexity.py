@@ -9,12 +9,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from prunekit.data import check_seqlen
 from prunekit.errors import UsageError
 from prunekit.evaluate.intervals import exp_mean
 from prunekit.models import check_windows, in_eval_mode
+from prunekit.progress import tqdm
 from prunekit.pruning import walk
 from prunekit.pruning.walk import batch_noted, batch_tokens
 
@@ -25,8 +25,9 @@ LOGIT_BUDGET = 2**25  # logits alive at once: 128 MiB in float32; on a GPU more,
 class Perplexity:
     """exp(mean of `nll`).
 
-    nll: mean negative log-likelihood of each window, nats per predicted token, float64 (n,). Raises
-    UsageError if there is no loss, or one that is not finite.
+    nll: mean negative log-likelihood of each window, nats per predicted token, float64 (n,). meta: among
+    others `begins_with`, where all windows begin with one token (BOS): its id. Raises UsageError if there is
+    no loss, or one that is not finite.
     """
 
     nll: np.ndarray
@@ -58,8 +59,9 @@ def perplexity(model: nn.Module, tokens: Tensor, seqlen: int = 128, *, progress:
     """ppl = exp(mean over windows of (1/(seqlen-1)) * sum over t of -ln p(x_t | x_<t)).
 
     tokens: a text (1-D), cut into consecutive windows of seqlen with the rest dropped, or windows (n,
-    seqlen). The mean is over windows, as in the published lib/eval.py; context length is part of the metric's
-    name.
+    seqlen). A window of seqlen tokens holds seqlen - 1 predictions, whatever it begins with: all of its text
+    where that is BOS. The mean is over windows, as in the published lib/eval.py; context length is part of
+    the metric's name.
 
     Raises UsageError if there is not one whole window, if the model cannot read the windows, or if a loss is
     not finite.
@@ -69,9 +71,10 @@ def perplexity(model: nn.Module, tokens: Tensor, seqlen: int = 128, *, progress:
     with in_eval_mode(model), torch.no_grad():
         losses, tokens = window_losses(model), batch_tokens(model)
         parts = [losses(batch) for batch in batches(windows, tokens, "perplexity", progress)]
-    nll = torch.cat(parts).double().cpu().numpy()
+    nll, first = torch.cat(parts).double().cpu().numpy(), windows[:, 0].unique().tolist()
+    begin = {"begins_with": first[0]} if len(first) == 1 < len(windows) else {}
     return Perplexity(nll, {"seqlen": seqlen, "windows": len(nll), **batch_noted(tokens),
-                            "dtype": str(model.dtype).removeprefix("torch."), **(meta or {})})
+                            "dtype": str(model.dtype).removeprefix("torch."), **begin, **(meta or {})})
 
 
 def batches(windows: Tensor, tokens: int, task: str = "", progress: bool = False) -> Iterator[Tensor]:

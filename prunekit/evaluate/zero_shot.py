@@ -13,9 +13,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scipy import stats
+
 from prunekit.errors import UsageError
 from prunekit.evaluate.harness import load_tasks, quiet, with_fewshot
-from prunekit.evaluate.intervals import Mean, detectable, mean_of, pooled, wilson
+from prunekit.evaluate.intervals import (
+    Mean,
+    detectable,
+    graded,
+    holm,
+    mean_of,
+    pooled,
+    verdict,
+    wilson,
+    within,
+)
 from prunekit.models import in_eval_mode
 
 if TYPE_CHECKING:
@@ -68,8 +80,9 @@ def zero_shot(model: nn.Module, tokenizer: Any, tasks: Sequence[str] | Mapping[s
 def mean_over(frame: pd.DataFrame, metric: str | None = None) -> pd.Series:
     """The mean of one metric over tasks: metric, tasks, value, low, high, stderr, chance, n.
 
-    stderr = sqrt(sum of the tasks' squared errors) / tasks; the interval is Student's. frame: rows of
-    `zero_shot` for one model.
+    stderr = sqrt(sum of the tasks' squared errors) / tasks; the interval is Student's, and of shares within 0
+    and 1. A task with every answer right, or none, has the error that reaches Wilson's bound, not zero.
+    frame: rows of `zero_shot` for one model.
 
     Raises UsageError if no metric is named and the frame holds several, if a task has no such metric (a mean
     that takes acc_norm where there is one and acc elsewhere is a mean of nothing), or if a task occurs twice.
@@ -88,8 +101,8 @@ def mean_over(frame: pd.DataFrame, metric: str | None = None) -> pd.Series:
                          "another metric, or choose the tasks that have it first.")
     if len(again := rows["task"][rows["task"].duplicated()]):
         raise UsageError(f"task '{again.iloc[0]}' occurs more than once; give one model's rows.")
-    mean = pooled([Mean(row.value, row.stderr, row.n - 1) for row in rows.itertuples()])
-    low, high = mean.interval()
+    mean = pooled([graded(row.value, row.stderr, row.n) for row in rows.itertuples()])
+    low, high = within(mean.interval(), 0, 1) if metric.startswith("acc") else mean.interval()
     return pd.Series({"metric": metric, "tasks": len(rows), "value": mean.value, "low": low, "high": high,
                       "stderr": mean.error, "chance": rows["chance"].mean(), "n": rows["n"].sum()})
 
@@ -135,8 +148,8 @@ def _frame(found: Mapping[str, Any], documents: pd.DataFrame, limit: float | Non
             name = _key(metric, kind)
             n = found["n-samples"][task]["effective"]
             answers = right.get((task, name))
-            graded = Mean(float(value), error, n - 1)
-            low, high = graded.interval() if answers is None else wilson(answers.sum(), len(answers))
+            low, high = (Mean(float(value), error, n - 1).interval() if answers is None
+                         else wilson(answers.sum(), len(answers)))
             rows.append({"task": task, "metric": name, "value": float(value), "low": low, "high": high,
                          "stderr": error, "n": n, "num_fewshot": found["n-shot"][task],
                          "chance": _chance(found["configs"][task], metric, samples), "limit": limit or 0,
@@ -185,6 +198,20 @@ def log_probabilities(model: nn.Module, tokenizer: Any, question: str, choices: 
         return [total for total, _ in wrapped.loglikelihood(requests, disable_tqdm=True)]
 
 
+def against_guessing(frame: pd.DataFrame) -> pd.DataFrame:
+    """Are right answers more than guesses? Columns task, difference (of the share of right answers to
+    chance), low, high (Wilson's), n, p (exact binomial), p_holm (over the tasks), verdict; from the rows of
+    `zero_shot` that hold right or wrong answers, as acc does."""
+    right = (frame["value"] * frame["n"]).round().astype(int)
+    p = [float(stats.binomtest(count, n, chance).pvalue)
+         for count, n, chance in zip(right, frame["n"], frame["chance"], strict=True)]
+    table = frame[["task", "n"]].assign(p=p, p_holm=holm(p), **{
+        name: frame[column] - frame["chance"]
+        for name, column in (("difference", "value"), ("low", "low"), ("high", "high"))})
+    table["verdict"] = [verdict(row.p_holm, row.difference) for row in table.itertuples()]
+    return table[["task", "difference", "low", "high", "n", "p", "p_holm", "verdict"]].reset_index(drop=True)
+
+
 def by_limit(documents: pd.DataFrame, metric: str = "acc",
              limits: Sequence[int] = (25, 50, 100, 200, 500, 2000)) -> pd.DataFrame:
     """The mean over tasks as it would be known if only the first documents of each task had been asked.
@@ -195,13 +222,14 @@ def by_limit(documents: pd.DataFrame, metric: str = "acc",
     """
     import pandas as pd
 
-    graded = documents[documents["metric"] == metric]
-    number = graded["document"].str.partition(":")[0].astype(int)
+    answers = documents[documents["metric"] == metric]
+    number = answers["document"].str.partition(":")[0].astype(int)
     rows = []
     for limit in [*(n for n in limits if n <= number.max()), number.max() + 1]:
-        asked = graded[number < limit].groupby("task")["value"]
-        mean = pooled([mean_of(values.to_numpy(), running=False) for _, values in asked])
-        low, high = mean.interval()
+        asked = answers[number < limit].groupby("task")["value"]
+        found = [(mean_of(values.to_numpy(), running=False), len(values)) for _, values in asked]
+        mean = pooled([graded(one.value, one.error, n) for one, n in found])
+        low, high = within(mean.interval(), 0, 1) if metric.startswith("acc") else mean.interval()
         rows.append({"documents": limit, "value": mean.value, "low": low, "high": high,
                      "detectable": detectable(math.sqrt(2) * mean.error)})
     return pd.DataFrame(rows)

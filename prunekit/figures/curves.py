@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from torch import Tensor
 
 from prunekit.figures import style
 
@@ -23,6 +23,8 @@ def lines(frame: pd.DataFrame, x: str, y: str, by: str, xlabel: str, ylabel: str
     if xlog:
         ax.set_xscale("log")
         style.ticks(ax.xaxis, sorted(frame[x].unique()))
+    else:
+        ax.xaxis.set_major_formatter(style.thousands)
     if ylog:
         style.log_scale(ax.yaxis, frame[y])
     style.legend(ax)
@@ -39,7 +41,7 @@ def perplexity_curves(frame: pd.DataFrame, dense: float | None = None) -> Figure
         ax.annotate(f"dense {dense:.1f}", (1, dense), xycoords=("axes fraction", "data"), xytext=(-2, 2),
                     textcoords="offset points", ha="right", va="bottom", fontsize=8)
     style.log_scale(ax.yaxis, [*frame["low"], *frame["high"], *([dense] if dense else [])])
-    ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    ax.xaxis.set_major_formatter(style.percent)
     ax.set(xlabel=_SPARSITY, ylabel="perplexity (log scale)")
     ax.legend(loc="upper left")
     return made
@@ -57,7 +59,7 @@ def accuracy_panels(frame: pd.DataFrame, ylabel: str = "accuracy") -> Figure:
         style.by_group(ax, rows, "method", "sparsity", "value")
         if np.isfinite(chance := rows["chance"].iloc[0]):
             ax.axhline(chance, linestyle=(0, (2, 2)), **style.RULE)
-        ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        ax.xaxis.set_major_formatter(style.percent)
         if rows["sparsity"].nunique() <= 4:  # room for all
             ax.set_xticks(sorted(rows["sparsity"].unique()))
     for ax in axes[:, 0]:
@@ -71,8 +73,9 @@ def accuracy_panels(frame: pd.DataFrame, ylabel: str = "accuracy") -> Figure:
 def log_curves(frame: pd.DataFrame, xlabel: str, ylabel: str, *, left: float | None = None) -> Figure:
     """y against x, both logarithmic, one line per name."""
     made, ((ax,),) = style.new(height=2.7, width=4.0)
-    for place, (name, rows) in enumerate(frame.groupby("name", sort=False)):
-        ax.plot(rows["x"], rows["y"], label=name, **style.look(place))
+    for name, look in style.looks(frame["name"].unique()).items():
+        rows = frame[frame["name"] == name]
+        ax.plot(rows["x"], rows["y"], label=name, **look | {"marker": ""})
     ax.set(xscale="log", yscale="log", xlabel=xlabel, ylabel=ylabel)
     ax.set_xlim(left=left)
     ax.legend()
@@ -99,3 +102,36 @@ def tails(named: Mapping[str, np.ndarray], xlabel: str) -> Figure:
         picked = np.unique(np.concatenate([steps - 1, len(ordered) - steps]))
         parts.append(pd.DataFrame({"name": name, "x": ordered[picked], "y": share[picked]}))
     return log_curves(pd.concat(parts, ignore_index=True), xlabel, "share of values above", left=0.1)
+
+
+def kept_shares(masks: Mapping[str, Tensor], bins: int = 24) -> Figure:
+    """Where the masks of one layer (out, in; True: kept) keep their weights, as `shares` shows it.
+
+    Columns and rows are put in the order of the share that all masks together keep, and averaged in bins.
+    """
+    parts = []
+    for axis, side in enumerate(("input columns", "output rows")):
+        kept = pd.DataFrame({name: keep.float().mean(axis).cpu().numpy() for name, keep in masks.items()})
+        kept = kept.loc[kept.mean(axis=1).sort_values(ascending=False, kind="stable").index]
+        place = (np.arange(len(kept)) * bins // len(kept) + 0.5) / bins
+        means = kept.groupby(place).mean().rename_axis("place").reset_index()
+        parts.append(means.melt("place", var_name="method", value_name="share").assign(side=side))
+    return shares(pd.concat(parts, ignore_index=True))
+
+
+@style.figure
+def shares(frame: pd.DataFrame) -> Figure:
+    """The share of weights kept along the columns and along the rows of a layer, one line per method.
+
+    Columns side ("input columns", "output rows"), method, place (0 to 1), share.
+    """
+    sides = frame["side"].unique()
+    made, axes = style.panes(sides, 2, style.WIDE, 2.1, 0.5)
+    for ax, side in zip(axes.flat, sides, strict=True):
+        style.by_group(ax, frame[frame["side"] == side], "method", "place", "share")
+        ax.yaxis.set_major_formatter(style.percent)
+        ax.xaxis.set_major_formatter(style.percent)
+        ax.set(title="", xlabel=f"{side}, most kept first", xticks=(0, 0.5, 1))
+    axes[0][0].set(ylabel="share of weights kept", ylim=(0, 1))
+    style.legend(axes.flat[0])
+    return made

@@ -23,6 +23,30 @@ def intervals(frame: pd.DataFrame, label: str, unit: str, reference: float | Non
 
 
 @style.figure
+def ratios(frame: pd.DataFrame, to: str = "Wanda") -> Figure:
+    """Perplexity divided by that of `to` on the same windows: a panel per setting, a row per method.
+
+    Hollow: the interval holds 1, so the two cannot be told apart. Each panel has an axis of its own,
+    logarithmic where its ends lie far apart. Columns method, sparsity, pattern, ratio, low, high.
+    """
+    setting = frame["pattern"].where(frame["pattern"] != "unstructured", frame["sparsity"].map(style.percent))
+    settings, methods = setting.unique(), frame["method"].unique()
+    made, axes = style.panes(settings, 2, style.WIDE, 0.5 + 0.17 * len(methods), 0.3, sharex=False)
+    for ax, name in zip(axes.flat, settings, strict=False):
+        rows = frame[setting == name].set_index("method").reindex(methods)
+        places = style.rows_of(ax, methods, len(methods), 0.6, 0.6)
+        for place, row, look in zip(places, rows.itertuples(), style.looks(methods).values(), strict=True):
+            face = "white" if row.low <= 1 <= row.high else look["color"]
+            ax.plot([row.low, row.high], [place, place], color=look["color"])
+            ax.plot(row.ratio, place, **look | {"markerfacecolor": face, "markersize": 5})
+        ax.axvline(1, zorder=1, **style.RULE)
+        style.far_apart(ax.xaxis, [1, *rows["low"].dropna(), *rows["high"].dropna()], 2)
+        ax.margins(x=0.1)
+    made.supxlabel(f"perplexity divided by {to}'s (hollow: the interval holds 1)", fontsize=9)
+    return made
+
+
+@style.figure
 def findings(frame: pd.DataFrame, most: int = 10) -> Figure:
     """Traits with their effect and interval, one panel per kind, the most certain on top; filled: a signal.
 
@@ -98,11 +122,12 @@ def recovery(frame: pd.DataFrame, dense: float) -> Figure:
         ax.plot(rows["ppl"], places, "o", color=style.COLOURS[1], markerfacecolor="white", label="pruned")
         ax.plot(rows["tuned"], places, "s", color=style.COLOURS[0], label="fine-tuned")
         for place, row in zip(places, rows.itertuples(), strict=True):
-            share = f"{row.recovered:.0%} ({row.recovered_low:.0%} to {row.recovered_high:.0%})"
-            ax.annotate(share, ((row.tuned + row.ppl) / 2, place), (0, 5), textcoords="offset points",
-                        ha="center", fontsize=7)
+            low, share, high = map(style.percent, (row.recovered_low, row.recovered, row.recovered_high))
+            ax.annotate(f"{share} ({low} to {high})", ((row.tuned + row.ppl) / 2, place), (0, 5),
+                        textcoords="offset points", ha="center", fontsize=7)
         ax.axvline(dense, linestyle="--", label="dense", **style.RULE)
         ax.set(title=setting, xlabel="perplexity")
+        style.far_apart(ax.xaxis, [dense, *rows["tuned"].dropna(), *rows["ppl"].dropna()], 10)
         ax.margins(x=0.12)
     made.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper right", ncols=3)
     return made

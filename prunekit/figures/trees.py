@@ -10,6 +10,8 @@ from matplotlib.ticker import MaxNLocator
 
 from prunekit.figures import style
 from prunekit.figures.maps import corner
+from prunekit.metric.drawing import layout
+from prunekit.metric.primitives import arity
 from prunekit.metric.tree import Tree
 
 _GREY = "#AAAAAA"
@@ -98,4 +100,22 @@ def anatomy(frame: pd.DataFrame, tree: str) -> Figure:
     corner(axes["R"], "rank of the scores (bright: high)", wide["score"].to_numpy(dtype=float))
     corner(axes["M"], "mask (dark: kept)", wide["kept"].to_numpy(dtype=bool))
     axes["R"].set_ylabel("outputs")
+    return made
+
+
+@style.figure
+def trees(frame: pd.DataFrame) -> Figure:
+    """Metrics as trees side by side, some nodes of each marked.
+
+    Columns name, tree, first, last: of the marked nodes in prefix order, `last` not among them.
+    """
+    parsed = [Tree.parse(tree) for tree in frame["tree"]]
+    deepest = max(tree.depth for tree in parsed)
+    leaves = [sum(arity(symbol) == 0 for symbol in tree) for tree in parsed]
+    made, axes = style.new(len(frame), width=style.PAGE, height=0.6 + 0.42 * deepest, width_ratios=leaves)
+    for ax, tree, row in zip(axes[0], parsed, frame.itertuples(), strict=True):
+        tree.draw(ax, fontsize=8)
+        ax.set(title=row.name, ylim=(-deepest - 0.6, 0.6))
+        for _, x, depth, _ in layout(tree)[row.first:row.last]:
+            ax.plot(x, -depth, "s", color=style.COLOURS[4], alpha=0.45, markersize=26, zorder=0)
     return made

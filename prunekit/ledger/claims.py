@@ -16,6 +16,7 @@ import yaml
 
 from prunekit.choices import Target
 from prunekit.errors import UsageError
+from prunekit.ledger import study
 from prunekit.ledger.published import published
 from prunekit.workbook import manifest, params, project
 from prunekit.workbook.protocol import PROTOCOL, SETTING, label
@@ -182,6 +183,8 @@ def command(row: Mapping[str, Any], settings: Callable) -> str:
     wanted |= text
     if row["calibration"] != "-":
         wanted |= {"corpus": row["calibration"], "nsamples": int(row["calibration_windows"])}
+    if row["bos"] == "text":  # of the released code, as is the sampling
+        wanted |= {"roles": "published"}
     had = settings(base, topic)
     if topic == "03_baselines" and row["method"] != "dense":
         for key, value in (("methods", row["method"].removeprefix("owl-")),
@@ -224,6 +227,13 @@ def page(profile: str) -> dict[str, Any]:
         "unknown": [(topic, number) for number, spoken in said.items() for topic, _ in spoken],
         "traps": texts["traps"],
     }
+
+
+def answer() -> str:
+    """What the front page says first: what search found in the first of the recorded studies, and how that
+    does on unseen text; its rows are those of notebook 04's table `recorded-paired`."""
+    first = next(iter(study.studies()), None)
+    return study.answer(first).sentence if first else ""
 
 
 def sentences(profile: str) -> dict[int, list[tuple[str, str]]]:

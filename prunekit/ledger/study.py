@@ -1,53 +1,142 @@
-"""What the long search found: profile `study`, recorded once, shipped, shown beside every short one.
+"""What long searches found: profiles run once, their tables shipped, shown beside every short one.
 
-    pk.recorded("paired")      a table of the recorded run
-    pk.recorded("history")     every candidate of its searches
-    pk.recorded_by()           one clause that says which run that was
+    pk.studies()                        names of the recorded studies: profiles, those of a real model first
+    pk.recorded("paired", "study")      a table of one of them
+    pk.recorded("history", "study")     every candidate of its searches
+    pk.recorded("paired", "")           of all of them, with a column `study`
+    pk.recorded_by("study")             one clause that says which run that was
+    pk.recorded("monomials", "monomials")  the grid's losses on several models, by `recipes.monomials`
 
-`make study` runs the profile and records it anew.
+`prunekit record PROFILE` puts a profile's tables here; `make study` runs profile `study` and records it anew.
 """
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from prunekit.choices import EMBEDDED
 from prunekit.errors import UsageError, did_you_mean
+from prunekit.evaluate.sentences import Claim, claim, percent
 from prunekit.files import replacing
+from prunekit.workbook.protocol import label
 
 if TYPE_CHECKING:
     import pandas as pd
 
 FOLDER = Path(__file__).with_name("recorded")
 _TOPIC = "04_gp_search"
-_TABLES = ("census", "seeds", "finalists", "result", "paired", "redrawn", "update", "dtypes")
+_TABLES = ("seeds", "finalists", "result", "paired", "census", "redrawn", "update", "dtypes")
+_NEEDED = _TABLES[:4]
 _KEPT = ("id", "commit", "dirty", "parameters", "versions", "machine", "device", "threads", "started",
          "seconds")  # of a manifest
 _DROPPED = ["raw", "terminals", "seconds"]  # of a history: follows from the tree, or concerns nobody
 
 
-def recorded(name: str) -> pd.DataFrame:
-    """A table of the recorded run, by its name there; "history": the `pk.history` of all its searches,
-    without columns that follow from the tree. Raises UsageError for a name that was not recorded."""
+def studies() -> list[str]:
+    """The names of the recorded studies, those of a real model first."""
+    names = sorted(file.parent.name for file in FOLDER.glob("*/manifests.json"))
+    return sorted(names, key=lambda name: _made(name)["parameters"]["model"] in EMBEDDED)
+
+
+def recorded(table: str, name: str = "study") -> pd.DataFrame:
+    """A table of a recorded study, by its name there; "history": the `pk.history` of all its searches,
+    without columns that follow from the tree.
+
+    name: of the study; "": of all that have the table, one after the other, with a column `study`. Raises
+    UsageError for a table or study that was not recorded.
+    """
     import pandas as pd
 
-    names = {file.name.removesuffix(".gz").removesuffix(".csv"): file for file in FOLDER.glob("*.csv*")}
-    if name not in names:
-        raise UsageError(f"nothing is recorded as {name!r:.60}{did_you_mean(name, names)}")
-    frame = pd.read_csv(names[name], dtype={"parents": str, "target": str})
+    if not name:
+        parts = {each: recorded(table, each) for each in studies() if table in _files(each)}
+        if parts:
+            return pd.concat(parts, names=["study"]).reset_index("study").reset_index(drop=True)
+    files = _files(name)
+    if table not in files:
+        where = f" of {name!r:.60}" * (name != "study")
+        raise UsageError(f"nothing is recorded as {table!r:.60}{where}{did_you_mean(table, files)}")
+    frame = pd.concat([pd.read_csv(file, dtype={"parents": str, "target": str}) for file in files[table]])
     return frame.fillna({"parents": ""}) if "parents" in frame else frame
 
 
-def recorded_by() -> str:
-    """As "recorded on 2026-01-31, commit 0123abc": which run the recorded tables are from."""
-    made = json.loads((FOLDER / "manifests.json").read_text(encoding="utf-8"))[_TOPIC]
-    return f"recorded on {made['started'][:10]}, commit {(made['commit'] or 'unknown')[:7]}"
+def _files(name: str) -> dict[str, list[Path]]:
+    """By table. What is measured model by model, by a recipe, is a folder of the table's name."""
+    files = sorted(FOLDER.joinpath(name).glob("*.csv*")) if name else []
+    if name and not FOLDER.joinpath(name, "manifests.json").exists():
+        return {name: files} if files else {}
+    return {file.name.removesuffix(".gz").removesuffix(".csv"): [file] for file in files}
+
+
+def _made(name: str) -> dict[str, Any]:
+    return json.loads((FOLDER / name / "manifests.json").read_text(encoding="utf-8"))[_TOPIC]
+
+
+def recorded_by(name: str = "study") -> str:
+    """As "recorded on 2026-01-31 with prunekit run study on AMD EPYC, commit 0123abc": which run the recorded
+    tables are from."""
+    made = _made(name)
+    machine = made["machine"].partition(", ")[2] or made["machine"]
+    return (f"recorded on {made['started'][:10]} with prunekit run {name} on {machine}, commit "
+            f"{(made['commit'] or 'unknown')[:7]}")
+
+
+def subject(name: str) -> str:
+    """As "embedded/llama, searched at 70 %": the model of a recorded study, and what it was searched at."""
+    known = _made(name)["parameters"]
+    goals = " and ".join(map(percent, known.get("targets") or known["tasks"]))
+    return f"{label(known['model'])}, searched at {goals}"
+
+
+def answer(name: str) -> Claim:
+    """One sentence: how the formula that a study's searches found does against the lines that people wrote
+    and the grid's points, on test windows; from its table `paired`, as a part of that of all studies."""
+    from prunekit.metric.tree import Tree
+
+    paired = recorded("paired", "")
+    rows = paired[paired["study"] == name]
+    winner = Tree.parse(recorded("finalists", name).loc[0, "tree"]).infix()
+    found = claim(f"On {subject(name)}, search found `{winner}`, whose perplexity {{verdicts}} "
+                  f"({rows['n'].iloc[0]} test windows; {recorded_by(name)}).", rows, "recorded-paired",
+                  name=["rival", "target"])
+    assert found, name  # a recorded study has the table
+    return found
+
+
+def lead(name: str) -> Claim:
+    """One sentence: preset `modern` against each other search of a study, at equal budgets and over seeds;
+    from `analysis.history.leads`."""
+    from prunekit.analysis.history import leads, searches
+
+    known = searches(recorded("history", name))
+    seeds = known["seed"].nunique()
+    found = claim(f"Over {seeds} seeds the minimum loss of `modern` on the search windows of "
+                  f"{subject(name)}, minus that of another search after as many evaluations, is: {{values}}.",
+                  leads(known, "modern"), "recorded-leads", effect="change", name=["search", "evaluated"],
+                  form="+.4f")
+    assert found, name
+    return found
+
+
+def sentences(name: str) -> list[Claim]:
+    """All that the tables of a study license to be said of its winner, as README.md and docs/study.md do."""
+    there, said = _files(name), [answer(name), lead(name)]
+    if "redrawn" in there:
+        rows = recorded("redrawn", name)
+        said.append(claim(f"With {rows['draws'].iloc[0]} draws of calibration, gradient and test windows its "
+                          "perplexity {verdicts}.", rows, "redrawn", name=["rival", "target"]))
+    if "update" in there:
+        said.append(claim("Under the weight update `obs-iter` perplexity, against SparseGPT's, {verdicts}.",
+                          recorded("update", name), "update", name=["metric", "target"],
+                          words=("is lower with the", "is higher with the", "cannot be told with the")))
+    return [each for each in said if each]
 
 
 def record(profile: str = "study") -> int:
     """Put a profile's tables, all its candidates and what made them into the package; returns the bytes.
 
-    Raises UsageError if a notebook of the profile has not been run.
+    Raises UsageError if a notebook of the profile has not been run, or a table is missing that every study
+    has (those about new draws, updates and data types it may lack).
     """
     import pandas as pd
 
@@ -61,17 +150,20 @@ def record(profile: str = "study") -> int:
                              f"{topic}` does it.")
     source, artifacts = project.run_folder(profile, _TOPIC), manifests[_TOPIC]["artifacts"]
     tables = {name: artifacts.get(f"tables/{name}", artifacts.get(name)) for name in _TABLES}
-    if missing := [name for name, artifact in tables.items() if artifact is None]:
-        raise UsageError(f"{_TOPIC} of profile {profile} has no table {missing[0]}: profile study "
-                         "asks for all of them.")
+    if missing := [name for name in _NEEDED if tables[name] is None]:
+        raise UsageError(f"{_TOPIC} of profile {profile} has no table {missing[0]}: run it anew, as profile "
+                         "study is run.")
     journals = [source / f"{name}.jsonl" for name in artifacts
                 if name.startswith("journal-") and name != "journal-update"]
     written = {"index": False, "float_format": "%.6g"}
-    with replacing(FOLDER) as folder:
+    FOLDER.mkdir(exist_ok=True)
+    with replacing(FOLDER / profile) as folder:
         for name, artifact in tables.items():
-            pd.read_csv(source / next(iter(artifact["files"]))).to_csv(folder / f"{name}.csv", **written)
+            if artifact:
+                read = pd.read_csv(source / next(iter(artifact["files"])))
+                read.to_csv(folder / f"{name}.csv", **written)
         history(journals).drop(columns=_DROPPED).to_csv(
             folder / "history.csv.gz", compression={"method": "gzip", "mtime": 0}, **written)
         kept = {topic: {key: made[key] for key in _KEPT} for topic, made in manifests.items()}
         (folder / "manifests.json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
-    return sum(file.stat().st_size for file in FOLDER.iterdir())
+    return sum(file.stat().st_size for file in (FOLDER / profile).iterdir())

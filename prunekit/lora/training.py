@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.utils import logging
 
 from prunekit.errors import UsageError
 from prunekit.files import file_hash, write_atomic
+from prunekit.progress import tqdm
 
 if TYPE_CHECKING:
     from prunekit.lora.options import LoraOptions

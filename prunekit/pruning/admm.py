@@ -81,7 +81,7 @@ def admm_inverse(H: Tensor, options: AdmmOptions = AdmmOptions()) -> Inverse:
 
 def admm_update(W: Tensor, inverse: Inverse, sparsity: float, pattern: str, group: str = "row", *,
                 keep: Tensor | None = None, score: Score | None = None,
-                options: AdmmOptions = AdmmOptions()) -> Tensor:
+                options: AdmmOptions = AdmmOptions(), zeros: Tensor | None = None) -> Tensor:
     """Prune W (out, in) float32 in place and update what stays; returns the keep mask, bool (out, in).
 
     With W' = W * scale, Y = W', H' damped, a the relaxation, in every iteration: Z = Y masked, U = Y - Z,
@@ -90,7 +90,7 @@ def admm_update(W: Tensor, inverse: Inverse, sparsity: float, pattern: str, grou
     The mask is the given `keep` or, in the first `growth` iterations t, chosen by pattern and group (see
     `keep_mask`) from `score(Y / scale)`, the metric of the current weights: N:M at its pattern at once,
     unstructured at the share sparsity (1 - (1 - t/growth)^3). Without a score it ranks |Y|, that is Wanda's
-    |W| sqrt(X).
+    |W| sqrt(X). zeros: as of `keep_mask`, from the first iteration on.
 
     Raises UsageError as `keep_mask` does.
     """
@@ -100,7 +100,8 @@ def admm_update(W: Tensor, inverse: Inverse, sparsity: float, pattern: str, grou
     for t in range(1, options.iterations + 1):
         if not given and t <= max(options.growth, 1):
             grown = 1.0 if ratio or t >= options.growth else 1 - (1 - t / options.growth) ** 3
-            keep = keep_mask(score(Y / scale) if score else Y.abs(), sparsity * grown, pattern, group)
+            keep = keep_mask(score(Y / scale) if score else Y.abs(), sparsity * grown, pattern, group,
+                             zeros)
         U = Y.masked_fill(keep, 0)
         Z = Y.sub_(U)
         V = torch.addmm(W, (Z - U).sub_(W), inverse.M, alpha=options.rho)  # W' H' M = W' - rho W' M

@@ -1,12 +1,76 @@
-"""How much of the zeros each decoder block bears."""
+"""How much of the zeros each layer bears."""
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
 
-from prunekit.errors import UsageError
+from prunekit.choices import Sparsity, Target, parse_pattern, targets_in
+from prunekit.errors import UsageError, did_you_mean
+from prunekit.models import Layer
 from prunekit.pruning.inputs import collect_inputs
 from prunekit.pruning.walk import Walk
+
+
+def layer_targets(layers: Sequence[Layer], sparsity: Sparsity, pattern: str = "unstructured",
+                  skip: str | Sequence[str] = (), blocks: int | None = None) -> list[Target]:
+    """What each layer is pruned to: the only place where `sparsity`, `pattern` and `skip` become targets.
+
+    sparsity: one for all layers, a list of one per decoder block, or a mapping from patterns to one each. One
+    is a share of zeros, which goes with `pattern`, or a word ("0.6", "2:4"), which brings its own. A pattern
+    such as `*.down_proj`, in the language of fnmatch, is held against a layer's name inside its block
+    (`mlp.down_proj`) and in full (`model.layers.0.mlp.down_proj`). Where several match a layer, the last
+    holds; where none does, and where one of `skip` does, it stays dense. blocks: how many there are.
+
+    Raises UsageError for what is no target, a pattern that matches no layer, a list of another length than
+    `blocks`, and an N:M pattern that does not divide a layer's inputs.
+    """
+    named, skip = _Names(layers), [skip] if isinstance(skip, str) else skip
+    targets = targets_in(sparsity, pattern)
+    if isinstance(sparsity, Mapping):
+        found = [Target(0.0)] * len(layers)
+        for name, target in zip(sparsity, targets, strict=True):
+            for index in named.matching(name):
+                found[index] = target
+    elif isinstance(sparsity, str) or not isinstance(sparsity, Sequence):
+        found = targets * len(layers)
+    elif blocks is not None and len(targets) != blocks:
+        raise UsageError(f"{len(targets)} sparsities were given for a model of {blocks} decoder blocks; "
+                         "give one number or one per block.")
+    else:
+        found = [targets[layer.block] for layer in layers]
+    for name in skip:
+        for index in named.matching(name):
+            found[index] = Target(0.0)
+    for layer, target in zip(layers, found, strict=True):
+        ratio, inputs = parse_pattern(target.pattern), layer.weight.shape[1]
+        if ratio and inputs % ratio[1]:
+            raise UsageError(f"pattern {target.pattern} does not divide the {inputs} inputs of layer "
+                             f"{layer.name}.")
+    return found
+
+
+class _Names:
+    """The names of layers, to find those that a pattern means: quickly, where it is one of the names."""
+
+    def __init__(self, layers: Sequence[Layer]):
+        self.places: dict[str, list[int]] = {}
+        for index, layer in enumerate(layers):
+            for name in (layer.kind, layer.name):
+                self.places.setdefault(name, []).append(index)
+
+    def matching(self, pattern: str) -> list[int]:
+        """Raises UsageError if there is none."""
+        if pattern in self.places:  # also an expert's, whose [e] means something else to fnmatch
+            return self.places[pattern]
+        found = {index for name, places in self.places.items() if fnmatchcase(name, pattern)
+                 for index in places}
+        if not found:
+            ends = dict.fromkeys(f"*.{name.rpartition('.')[2]}" for name in self.places)
+            raise UsageError(f"no layer's name matches '{pattern}'{did_you_mean(pattern, ends)}.")
+        return sorted(found)
 
 
 def owl_budget(model: nn.Module, windows: Tensor, sparsity: float, *, threshold: float = 5.0,

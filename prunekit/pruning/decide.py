@@ -32,6 +32,7 @@ class Known:
     G: Tensor | None = None
     inputs: InputStatistics | None = None
     expert: bool = False  # one of a mixture's, which perhaps no token reaches
+    zeros: Tensor | None = None  # (out, in) bool: weights that are zero and must stay so; the mask's first
 
     @property
     def X(self) -> Tensor | None:
@@ -76,10 +77,12 @@ class Decision:
 def decide(known: Known, method: Method, target: Target, options: Any = None, S: Tensor | None = None
            ) -> Decision:
     """How a method prunes a layer; nothing is written. options: of its update. S: its scores, if known and
-    found to be finite.
+    found to be finite. A layer whose target is no zeros stays as it is.
 
     Raises UsageError if the scores rank nothing, and if the model's dtype cannot hold the update's weights.
     """
+    if not target.sparsity:  # not even an update
+        return Decision(torch.ones_like(known.W, dtype=torch.bool))
     ranked = known.ranked_by(method)
     if ranked.update is None:
         return Decision(_mask(known, ranked, target, S), unseen=ranked is not method)
@@ -93,7 +96,7 @@ def decide(known: Known, method: Method, target: Target, options: Any = None, S:
 
 def _mask(known: Known, method: Method, target: Target, S: Tensor | None) -> Tensor:
     known_finite = S is not None
-    return keep_mask(S if known_finite else known.score(method.tree), *target, method.group,
+    return keep_mask(S if known_finite else known.score(method.tree), *target, method.group, known.zeros,
                      check=not known_finite)
 
 
@@ -122,7 +125,7 @@ def _obs(known: Known, method: Method, target: Target, options: ObsOptions, S: T
     elif method.tree:
         score = method.tree.bind(known.W, known.G, known.X).score
     W, factor = known.W.to(torch.float32, copy=True), known.inputs.factored(inverse_factor, options)
-    keep = obs_update(W, factor, *target, keep=keep, score=score, options=options)
+    keep = obs_update(W, factor, *target, keep=keep, score=score, options=options, zeros=known.zeros)
     return Decision(keep, W, record={"damping": factor.damping, "dead": int(factor.dead.sum())})
 
 
@@ -131,7 +134,7 @@ def _admm(known: Known, method: Method, target: Target, options: AdmmOptions, S:
     W, H = known.W.to(torch.float32, copy=True), known.inputs.H
     inverse = known.inputs.factored(admm_inverse, options, keep=True)
     keep = admm_update(W, inverse, *target, method.group, options=options,
-                       score=lambda V: method.tree.score(V, known.G, known.X))
+                       score=lambda V: method.tree.score(V, known.G, known.X), zeros=known.zeros)
     error = {} if H is None else {"error": output_error(known.W.float(), W, H)}  # a search has given H up
     return Decision(keep, W, record={"damping": inverse.damping, "dead": int(inverse.dead.sum()),
                                      "iterations": options.iterations} | error)

@@ -15,11 +15,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from tqdm import tqdm
 
 from prunekit.errors import UsageError, did_you_mean
 from prunekit.files import replacing_file
 from prunekit.models import Layer, check_windows, decoder_blocks, in_eval_mode, layers, refuse_offloaded
+from prunekit.progress import tqdm
 from prunekit.pruning.masks import bounds, finite
 from prunekit.pruning.walk import InputGroup, Walk
 

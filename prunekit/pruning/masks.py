@@ -12,17 +12,21 @@ from prunekit.choices import parse_pattern
 from prunekit.errors import UsageError, did_you_mean
 from prunekit.metric.catalogue import GROUPS
 
+_SURPLUS = 0.01  # share of a layer's weights by which the zeros it has may exceed its target
 _PAIRED = 16  # the widest group of N:M that a GPU compares pair by pair at once
 
 
-def keep_mask(S: Tensor, sparsity: float, pattern: str = "unstructured", group: str = "row", *,
-              check: bool = True) -> Tensor:
+def keep_mask(S: Tensor, sparsity: float, pattern: str = "unstructured", group: str = "row",
+              zeros: Tensor | None = None, *, check: bool = True) -> Tensor:
     """The weights that stay under scores S (out, in), float32: bool (out, in).
 
     pattern `n:m`: in every m consecutive inputs of a row the n lowest scores go. Unstructured, group `row`:
     in every row the int(in * sparsity) lowest go, ties in order of position. Group `layer`: everything up to
     the value at position int(numel * sparsity) of the sorted scores goes (at least the target). Group
     `variant`: Wanda's bisection on each row's cumulative sorted score. Source: the published lib/prune.py.
+
+    zeros (out, in), bool: weights that go whatever their score, the first of those that go; where they are
+    more than the target asks of a row or a group of m, they all go.
 
     Raises UsageError if the pattern does not divide the inputs, if the group is unknown, or, with `check`, if
     a score is not finite.
@@ -32,6 +36,13 @@ def keep_mask(S: Tensor, sparsity: float, pattern: str = "unstructured", group: 
     if check:
         check_scores(S)
     ratio = parse_pattern(pattern)
+    if zeros is not None:  # a cumulated score knows no -inf, and is never negative
+        S = S.masked_fill(zeros, 0 if group == "variant" and not ratio else -torch.inf)
+        return _chosen(S, sparsity, ratio, group) & ~zeros
+    return _chosen(S, sparsity, ratio, group)
+
+
+def _chosen(S: Tensor, sparsity: float, ratio: tuple[int, int] | None, group: str) -> Tensor:
     if ratio:
         return keep_n_of_m(S, *ratio)
     if sparsity == 0:
@@ -41,6 +52,23 @@ def keep_mask(S: Tensor, sparsity: float, pattern: str = "unstructured", group: 
     if group == "layer":
         return keep_above(S, int(S.numel() * sparsity))
     return keep_variant(S, sparsity)
+
+
+def check_zeros(zeros: Tensor, sparsity: float, pattern: str = "unstructured") -> None:
+    """Raise UsageError if zeros (out, in), bool, are too many to be kept: by more than a hundredth of the
+    layer, more than its target or, of N:M, more than n in groups of m. Few more are dead inputs' and
+    rounding's."""
+    ratio, numel = parse_pattern(pattern), zeros.numel()
+    if ratio and zeros.shape[1] % ratio[1] == 0:
+        held = zeros.reshape(-1, ratio[1]).sum(1)
+        surplus = int((held - ratio[0]).clamp(min=0).sum())
+    else:
+        surplus = int(zeros.sum()) - int(numel * sparsity)
+    if surplus > _SURPLUS * numel:
+        which = f"groups of {pattern}" if ratio else f"sparsity {sparsity:g}"
+        raise UsageError(f"of its weights {int(zeros.sum()) / numel:.1%} are zero already, "
+                         f"{surplus / numel:.1%} more than {which} can keep; ask for "
+                         f"{'another pattern' if ratio else 'more'}, or leave `preserve` out.")
 
 
 def check_scores(S: Tensor) -> None:

@@ -69,27 +69,30 @@ def inverse_factor(H: Tensor, options: ObsOptions = ObsOptions()) -> Factor:
 class Scores:
     """What masks chosen inside the solver rank: a metric's scores or, without, SparseGPT's w^2 / U_ii^2.
 
-    bounds: of all scores so far; looked at in the end, since asking a GPU makes it wait.
+    zeros: those that go first, whatever their score. bounds: of all scores so far; looked at in the end,
+    since asking a GPU makes it wait.
     """
 
     U: Tensor
     metric: SliceScore | None = None
+    zeros: Tensor | None = None
     bounds: list[Tensor] = field(default_factory=list)
 
     def __call__(self, columns: slice, W: Tensor) -> Tensor:
         S = self.metric(columns, W) if self.metric else (W / self.U.diagonal()[columns]).square()
         self.bounds.extend(S.aminmax())
-        return S
+        return S if self.zeros is None else S.masked_fill(self.zeros[:, columns], -torch.inf)
 
 
 def obs_update(W: Tensor, factor: Factor, sparsity: float, pattern: str, *, keep: Tensor | None = None,
-               score: SliceScore | None = None, options: ObsOptions = ObsOptions()) -> Tensor:
+               score: SliceScore | None = None, options: ObsOptions = ObsOptions(),
+               zeros: Tensor | None = None) -> Tensor:
     """Prune W (out, in) float32 in place and update what stays; returns the keep mask, bool (out, in).
 
     Left to right in blocks of columns. The mask is the given `keep`, or chosen block by block from `score`
     (None: SparseGPT's w^2 / U_ii^2): unstructured by one threshold per block, N:M per row at each group's
     first column. Then for each column i: q = keep * w, err = (w - q) / U_ii, W[:, i:] -= err U[i, i:]; the
-    columns right of the block follow at once: W -= Err U[block, right].
+    columns right of the block follow at once: W -= Err U[block, right]. zeros: as of `keep_mask`.
 
     Raises UsageError if a group of the pattern is wider than a block, and if a score or a new weight is not
     finite.
@@ -102,14 +105,16 @@ def obs_update(W: Tensor, factor: Factor, sparsity: float, pattern: str, *, keep
     block = options.block_size - options.block_size % group
     W.masked_fill_(factor.dead, 0)
     given, keep = keep is not None, torch.ones_like(W, dtype=torch.bool) if keep is None else keep
-    scores, chosen = Scores(U, score), None if given else ratio
+    scores, chosen = Scores(U, score, zeros), None if given else ratio
     for start in range(0, W.shape[1], block):
         columns = slice(start, min(start + block, W.shape[1]))
         if not given and not ratio and sparsity > 0:
             S = scores(columns, W[:, columns])
             keep[:, columns] = keep_above(S, int(S.numel() * sparsity))
-        solve = _solver(W.device, columns.stop - start, group, chosen, score is not None)
-        errors = solve(W[:, columns], U[columns, columns], keep[:, columns], start, group, chosen, scores)
+        kernel = None if zeros is not None else _solver(W.device, columns.stop - start, group, chosen,
+                                                         score is not None)
+        errors = (kernel or solve_block)(W[:, columns], U[columns, columns], keep[:, columns], start, group,
+                                         chosen, scores)
         W[:, columns.stop:].addmm_(errors.T, U[columns, columns.stop:], alpha=-1)
     zero_out(W, keep)
     if scores.bounds:
@@ -136,7 +141,8 @@ def solve_block(W: Tensor, U: Tensor, keep: Tensor, start: int, group: int, rati
         for i in range(first, last):
             if ratio and i % group == 0:
                 S = scores(slice(start + i, start + i + group), w[i:i + group].T)
-                kept[i:i + group] = keep_n_of_m(S, *ratio).T  # chosen as (out, group)
+                few = keep_n_of_m(S, *ratio)  # (out, group)
+                kept[i:i + group] = (few if scores.zeros is None else few & (S > -torch.inf)).T
             torch.div(w[i], U[i, i], out=errors[i])  # (out,)
             errors[i].masked_fill_(kept[i], 0)
             w[i:last].addr_(U[i, i:last], errors[i], alpha=-1)  # (panel's rest,) x (out,)

@@ -17,9 +17,9 @@ _TILE = 2048  # numbers of a tile: 16 rows of 128 columns
 
 
 @triton.jit(do_not_specialize=["first", "last"])
-def _columns(W, U, keep, S, errors, worst, out, width, w_row, w_col, u_row, u_col, keep_row, keep_col,
-             first, last, n, m: tl.constexpr, CHOOSE: tl.constexpr, GIVEN: tl.constexpr, ROWS: tl.constexpr,
-             BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+def _columns(W, U, keep, S, errors, worst, out, width,  # type: ignore[no-untyped-def]
+             w_row, w_col, u_row, u_col, keep_row, keep_col, first, last, n, m: tl.constexpr,
+             CHOOSE: tl.constexpr, GIVEN: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
     """Columns first to last of a block W (out, width), those right of them updated; errors is (width, out).
 
     CHOOSE: in groups of m columns the n lowest scores go; they are in S (out, m) if GIVEN, else w^2 / U_ii^2,
@@ -59,7 +59,7 @@ def _columns(W, U, keep, S, errors, worst, out, width, w_row, w_col, u_row, u_co
             u_ii = tl.load(U + i * (u_row + u_col))
             error = tl.where(kept_i == 0, tl.div_rn(w_i, tl.zeros_like(w_i) + u_ii), 0.0)
             w -= error[:, None] * u[None, :]
-            tl.store(errors + i.to(tl.int64) * out + rows, error, mask=rows < out)
+            tl.store(errors + i * out + rows, error, mask=rows < out)
     tl.store(at, w, mask=real & (cols >= first)[None, :])
     if CHOOSE:
         tl.store(kept_at, kept.to(tl.uint8), mask=done)

@@ -12,16 +12,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from prunekit.choices import Target, parse_pattern, per_block
+from prunekit.choices import Sparsity, Target
 from prunekit.errors import UsageError
 from prunekit.metric.catalogue import Method, resolve
 from prunekit.metric.tree import Tree
 from prunekit.models import Layer, check_windows, decoder_blocks, layers, prunable_layers, refuse_offloaded
 from prunekit.pruning.admm import AdmmOptions
+from prunekit.pruning.budgets import layer_targets
 from prunekit.pruning.decide import Decision, Known, decide
 from prunekit.pruning.gradients import Gradients
 from prunekit.pruning.inputs import InputStatistics, collect_inputs
-from prunekit.pruning.masks import finite, nonzero, remedy
+from prunekit.pruning.masks import check_zeros, finite, nonzero, remedy
 from prunekit.pruning.obs import ObsOptions
 from prunekit.pruning.walk import Resident, Walk, batch_noted, batch_tokens
 
@@ -71,31 +72,34 @@ class Report:
         return pd.DataFrame([{**self.meta, **row} for row in self.rows])
 
 
-def prune(model: nn.Module, windows: Tensor | None, method: str | Tree | Method,
-          sparsity: float | Sequence[float], pattern: str = "unstructured", *,
-          gradients: Gradients | None = None, group: str | None = None, update: str | None = None,
-          one_shot: bool = False, obs: ObsOptions = ObsOptions(), admm: AdmmOptions = AdmmOptions(),
-          progress: bool = True) -> Report:
+def prune(model: nn.Module, windows: Tensor | None, method: str | Tree | Method, sparsity: Sparsity,
+          pattern: str = "unstructured", *, gradients: Gradients | None = None, group: str | None = None,
+          update: str | None = None, one_shot: bool = False, skip: Sequence[str] = (), preserve: bool = False,
+          obs: ObsOptions = ObsOptions(), admm: AdmmOptions = AdmmOptions(), progress: bool = True) -> Report:
     """Prune the linear layers of a model's decoder blocks in place.
 
     windows: calibration token ids (n, seqlen); may be None for a method that reads W or W and G only. method:
-    a name of the catalogue, a Tree or its text. sparsity: share of zeros, a number or one per block; n/m for
-    pattern `n:m`. group, update: override the method's own. one_shot: take all statistics from the dense
-    model. obs, admm: options of those updates. Scores and updates are float32 whatever the model's dtype.
+    a name of the catalogue, a Tree or its text. sparsity: share of zeros (n/m for pattern `n:m`) or a word
+    such as "2:4"; one for all, one per block, or a mapping from patterns of layer names. skip: such patterns,
+    of what stays dense (`layer_targets`). group, update: override the method's own. one_shot: take all
+    statistics from the dense model. preserve: weights that are zero stay so, and count. obs, admm: options of
+    those updates. Scores and updates are float32 whatever the model's dtype.
     Sources: the published lib/prune.py; SparseGPT for obs and obs-iter; arXiv 2401.02938 for admm.
 
     Raises UsageError, before anything is changed, on an unknown method, sparsity or pattern, on missing or
     foreign gradients, on windows that are missing or that the model cannot read, on an input width that the
-    pattern does not divide, on weights or scores that are not finite, and on a model parts of which are
-    offloaded. Where inputs are read, scores and updates are seen on the way: the sentence then says that the
-    model is half pruned.
+    pattern does not divide, on weights or scores that are not finite, on more zeros than can be preserved,
+    and on a model parts of which are offloaded. Where inputs are read, scores and updates are seen on the
+    way: the sentence then says that the model is half pruned.
     """
     refuse_offloaded(model)
     asked = resolve(method, group, update)
     options = admm if asked.update == "admm" else obs
-    plan = Plan(model, windows, asked, sparsity, pattern, gradients, options, one_shot)
+    plan = Plan(model, windows, asked, sparsity, pattern, gradients, options, one_shot, skip, preserve)
     path, decoder = decoder_blocks(model)
     refuse_not_finite(decoder, path)
+    for layer in plan.layers:
+        plan.zeros(layer)
     started = time.perf_counter()
     rows: list[dict[str, Any]] = []
     with torch.no_grad(), closing(plan.blocks(progress)) as blocks:
@@ -129,23 +133,22 @@ class Plan:
     model: nn.Module
     windows: Tensor | None
     method: Method
-    sparsity: float | Sequence[float]
+    sparsity: Sparsity
     pattern: str = "unstructured"
     gradients: Gradients | None = None
     options: Any = None  # of the method's update
     one_shot: bool = False
+    skip: Sequence[str] = ()
+    preserve: bool = False
     layers: list[Layer] = field(init=False)
-    sparsities: list[float] = field(init=False)  # one per block
+    targets: dict[str, Target] = field(init=False)  # by layer name
     tokens: int = field(init=False)  # per forward call
 
     def __post_init__(self) -> None:
         self.layers, self.tokens = layers(self.model), batch_tokens(self.model)
-        self.sparsities = per_block(self.sparsity, self.pattern, len(decoder_blocks(self.model)[1]))
-        ratio = parse_pattern(self.pattern)
-        for layer in self.layers if ratio else ():
-            if (inputs := layer.weight.shape[1]) % ratio[1]:
-                raise UsageError(f"pattern {self.pattern} does not divide the {inputs} inputs of layer "
-                                 f"{layer.name}.")
+        blocks = len(decoder_blocks(self.model)[1])
+        targets = layer_targets(self.layers, self.sparsity, self.pattern, self.skip, blocks)
+        self.targets = {layer.name: target for layer, target in zip(self.layers, targets, strict=True)}
         if "G" in self.method.needs:
             if self.gradients is None:
                 raise UsageError(f"method {self.method.name} reads G; pass "
@@ -163,9 +166,11 @@ class Plan:
     def meta(self) -> dict[str, Any]:
         """What was asked for, in the words of the report."""
         n, seqlen = (0, 0) if self.windows is None else self.windows.shape
+        patterns = {target.pattern for target in self.targets.values() if target.sparsity} or {self.pattern}
         return {"method": self.method.name, "tree": str(self.method.tree or "w²/U_ii²"),
-                "group": self.method.group, "update": self.method.update or "", "pattern": self.pattern,
-                "one_shot": self.one_shot, "n": n, "seqlen": seqlen, **batch_noted(self.tokens)}
+                "group": self.method.group, "update": self.method.update or "",
+                "pattern": patterns.pop() if len(patterns) == 1 else "mixed", "one_shot": self.one_shot,
+                "preserve": self.preserve, "n": n, "seqlen": seqlen, **batch_noted(self.tokens)}
 
     def blocks(self, progress: bool, resident: Resident | None = None, finished: int = 0
                ) -> Iterator[tuple[int, list[Layer], dict[str, InputStatistics]]]:
@@ -190,18 +195,28 @@ class Plan:
         """What becomes of a layer; nothing is written. A refusal says which layer it is about."""
         with _naming(layer):
             G = self.gradients.near(layer.weight, layer.name) if "G" in self.method.needs else None
-            known = Known(layer.weight, G, inputs, layer.expert is not None)
-            target = Target(self.sparsities[layer.block], self.pattern)
-            return decide(known, self.method, target, self.options)
+            known = Known(layer.weight, G, inputs, layer.expert is not None, self.zeros(layer))
+            return decide(known, self.method, self.targets[layer.name], self.options)
+
+    def zeros(self, layer: Layer) -> Tensor | None:
+        """(out, in) bool, those to preserve. Raises UsageError if they are more than its target can keep."""
+        target = self.targets[layer.name]
+        if not self.preserve or not target.sparsity:
+            return None
+        zeros = layer.weight == 0
+        with _naming(layer):
+            check_zeros(zeros, *target)
+        return zeros
 
     def prune_layer(self, layer: Layer, inputs: InputStatistics | None, decision: Decision | None = None
                     ) -> dict[str, Any]:
         """Write a layer's pruned weights, and say what was done. decision: if there is one already."""
         decision = decision or self.decide(layer, inputs)
         decision.write(layer.weight)
-        numel, target = layer.weight.numel(), self.sparsities[layer.block]
+        numel, (target, pattern) = layer.weight.numel(), self.targets[layer.name]
         zeros, masked = numel - nonzero(layer.weight), numel - nonzero(decision.keep)
-        row = {"layer": layer.name, "block": layer.block, "kind": layer.kind, "target": target}
+        row = {"layer": layer.name, "block": layer.block, "kind": layer.kind, "target": target,
+               "pattern": pattern}
         if layer.expert is not None:
             row |= {"tokens": inputs.tokens if inputs else None, "unseen": decision.unseen}
         row |= {"zeros": zeros, "masked": masked, "numel": numel, "sparsity": zeros / numel}

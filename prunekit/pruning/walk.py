@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from prunekit.errors import UsageError
 from prunekit.models import Layer, check_windows, decoder_blocks, prunable_layers, refuse_offloaded
+from prunekit.progress import tqdm
 from prunekit.pruning.experts import ExpertInputs, one_by_one
 
 BATCH_TOKENS = 4096  # tokens per forward call; on a GPU at least

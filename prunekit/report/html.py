@@ -22,7 +22,8 @@ _NUMBER = re.compile(r"[-+−]?[\d,]*\.?\d+(e[-+]?\d+)?%?|nan|NaN|-?inf|", re.IG
 def _environment() -> Environment:
     environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True,
                               lstrip_blocks=True)
-    environment.filters |= {"label": protocol.label, "math": lambda text: finish(parsed(escape(text))),
+    environment.filters |= {"label": protocol.label, "counted": display.counted,
+                            "math": lambda text: finish(parsed(escape(text))),
                             "takeaway": lambda text: finish(parsed(display.marked_up(text)))}
     return environment
 
@@ -40,13 +41,21 @@ def finish(soup: BeautifulSoup) -> str:
     for text in soup.find_all(string=_MATH):
         if type(text) is NavigableString and not text.find_parent(["pre", "code", "style", "script"]):
             text.replace_with(parsed(with_mathml(str(text))))
+    for text in soup.find_all(string=re.compile(r"\d\s?%")):
+        if type(text) is NavigableString and not text.find_parent(["pre", "code", "style", "script"]):
+            text.replace_with(re.sub(r"(?<=\d)\s?%", "\N{NO-BREAK SPACE}%", text))
     for style in soup.find_all("style"):
         style.decompose()
     for table in soup.find_all("table"):
         _tidy_table(table)
         if "scroll" not in table.parent.get("class", []):
-            look = "scroll long" if len(table.select("tbody tr")) > 20 else "scroll"
-            table.wrap(soup.new_tag("div", attrs={"class": look, "tabindex": "0"}))
+            table.wrap(soup.new_tag("div", attrs={"class": "scroll", "tabindex": "0"}))
+        rows = len(table.select("tbody tr"))
+        text = table.find_parent("details") or table.find_parent(class_="prose")
+        if rows > 20 and not text:  # style.css cuts the box until this is opened
+            table.parent["class"] = "scroll long"
+            more = f'<details class="rows"><summary>all {rows:,} rows</summary></details>'
+            table.parent.insert_after(parsed(more))
     for image in soup.find_all("img"):
         if not image.get("alt"):
             above = image.find_previous(["h1", "h2", "h3"])
@@ -84,7 +93,7 @@ def mathml(latex: str, display: bool = False) -> str:
 
 
 def _tidy_table(table: Tag) -> None:
-    """Columns of numbers, their heads included, get the class that puts them to the right."""
+    """Columns of numbers, their heads included, go to the right, short ones stay on one line."""
     table.attrs.pop("border", None)
     heads, rows = ([row.find_all(["td", "th"]) for row in table.select(f"{part} tr")]
                    for part in ("thead", "tbody"))
@@ -95,6 +104,9 @@ def _tidy_table(table: Tag) -> None:
         if any(texts) and all(map(_NUMBER.fullmatch, texts)):
             for cell in cells + above:
                 cell["class"] = "num"
+        elif "num" not in cells[0].get("class", ()):
+            for cell in cells:
+                cell["class"] = "short" if max(map(len, texts)) <= 24 else "text"
 
 
 def code_css() -> str:

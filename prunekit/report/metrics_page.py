@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from prunekit.errors import UsageError
 from prunekit.metric.catalogue import METHODS, Method
 from prunekit.metric.drawing import layout
 from prunekit.metric.rank import rank_key
@@ -31,17 +32,17 @@ def body(entries: list[Mapping[str, Any]]) -> str:
     cards = []
     for method in methods:
         same = [other for other in methods if keys[other.name] == keys[method.name]]
-        rows = measured[measured["tree"].isin([str(other.tree or "") for other in same])
-                        & (measured["group"] == method.group) & (measured["update"] == (method.update or ""))]
+        rows = measured[measured["key"] == keys[method.name]]
         table = display.readable(rows[["setting", "ppl", "low", "high", "n"]]) if len(rows) else []
         cards.append({"method": method, "same": [other.name for other in same if other != method],
                       "formula": html.mathml(method.tree.latex() if method.tree else r"w^2 / U_{ii}^2"),
                       "drawing": method.tree and _drawn(method.tree),
                       "table": table, "runs": list(dict.fromkeys(rows.get("topic", [])))})
-    classes: dict[Any, list[str]] = {}  # within rows: canonical form, and all the names that it goes by
-    for method in filter(lambda method: method.tree, methods):
-        classes.setdefault(rank_key(method.tree), []).append(method.name)
-    rows = [(html.mathml(Tree(key[1]).latex()), names) for key, names in classes.items()]
+    classes: dict[Any, list[str]] = {}  # of what needs no solver: key, and all the names that it goes by
+    for method in methods:
+        if not method.update:
+            classes.setdefault(keys[method.name], []).append(method.name)
+    rows = [(html.mathml(Tree(rank[1]).latex()), names) for (_, rank), names in classes.items()]
     rows.sort(key=lambda row: -len(row[1]))
     return html.template("metrics.html.j2", cards=cards, classes=rows)
 
@@ -52,15 +53,26 @@ def _artifact(made: Mapping[str, Any], topic: str, name: str) -> Path | None:
 
 
 def _measured(made: Mapping[str, Any]) -> pd.DataFrame:
-    """Rows with tree, group, update, setting, ppl, low, high, n and topic, of every table that there is."""
+    """Rows with key, setting, ppl, low, high, n and topic, of every table that there is; a metric under
+    another name or spelling is the same one."""
     files = {topic: _artifact(made, topic, name) for topic, name in _MEASURED}
     frames = [pd.read_csv(file, dtype=_TEXT).assign(topic=topic) for topic, file in files.items() if file]
     if not frames:
-        return pd.DataFrame(columns=["tree", "group", "update"])
-    frame = pd.concat(frames).fillna({"tree": "", "update": ""})
+        return pd.DataFrame(columns=["key"])
+    frame = pd.concat(frames).fillna({"update": ""})
+    frame["key"] = [_key(Method("", _tree(row.tree), row.group, row.update or None))
+                    for row in frame.itertuples()]
     shares = (frame["sparsity"] * 100).map("{:.0f} %".format)
     frame["setting"] = frame["pattern"].where(frame["pattern"] != "unstructured", shares)
-    return frame.drop_duplicates(["tree", "group", "update", "setting"])
+    return frame.drop_duplicates(["key", "setting"])
+
+
+def _tree(text: str) -> Tree | None:
+    """None for SparseGPT's own score, which is no tree."""
+    try:
+        return Tree.parse(text)
+    except UsageError:
+        return None
 
 
 def _key(method: Method) -> tuple[Any, ...]:

@@ -29,6 +29,9 @@ _LINK = re.compile(r"(?:[\w./-]*/)?(?:\d+-)?(\w[\w-]*)\.(?:ipynb|md|html)(#.*)?"
 _PROGRESS = re.compile(r"\d%\||\dit/s|\ds/it|TqdmWarning|autonotebook")
 _NOISE = re.compile(r"(Executing|Ending) Cell \d+-|(Input|Output) Notebook: |Working directory: |"
                     rf"^[\d:]+ <|^[\d:]*\s*$|Unable to parse line|{_PROGRESS.pattern}")
+# Where, of what kind, what, and the line of code that follows.
+_WARNING = re.compile(r"^\S*:\d+: (?:(?:User|Runtime)Warning: (?P<ours>.*)|\w*Warning: .*)(?:\n  .*)?$",
+                      re.MULTILINE)
 
 
 def render(profile: str) -> Path:
@@ -70,6 +73,7 @@ def _entry(profile: str, topic: str, state: manifest.State) -> dict[str, Any]:
     return {"topic": topic, "number": topic[:2], "title": heading, "question": question, "state": state,
             "made": made, "by_hand": bool(made and not source), "folder": folder, "copied": copied,
             "source": project.notebook(topic) if made and not source else source,
+            "rests": {claim["sentence"]: claim["table"] for claim in made.get("claims", ())},
             "artifacts": sorted(artifacts, key=lambda artifact: artifact["kind"]),  # figures first
             "declared": _declared(topic, made), "log": _log(folder / "log.txt")}
 
@@ -146,6 +150,9 @@ def _page(page: Page, shared: Mapping[str, Any]) -> str:
             link["href"] = "index.html"
         elif not link["href"].startswith(("http://", "https://", "#", "figures/", "tables/")):
             link.unwrap()
+    if page.file == "glossary.html":
+        for row in soup.select("tbody tr"):
+            row["id"] = row.td.get_text().partition(",")[0].strip("$ ").replace(" ", "-")
     body = html.finish(soup)
     headings = [(head.name, head["id"], head.get_text().rstrip("¶"))
                 for head in soup.select("h2[id], h3[id]")]
@@ -159,6 +166,7 @@ def _link_artifacts(soup: BeautifulSoup, entry: Mapping[str, Any]) -> None:
         artifact = known.get(("figure" if block.img else "table", Path(block["data-file"]).stem))
         if artifact and block.img:
             block.img["src"] = artifact["files"]["SVG"]
+            block.img.wrap(soup.new_tag("a", href=artifact["files"]["SVG"]))  # to look at it from near
         if artifact:
             links = html.template("downloads.html.j2", artifact=artifact, topic=entry["topic"])
             block.append(html.parsed(links))
@@ -168,7 +176,7 @@ def _notebook(entry: Mapping[str, Any]) -> str:
     from nbconvert import HTMLExporter
 
     notebook = nbformat.read(entry["source"], as_version=4)
-    notebook.cells = list(_shown(notebook.cells, entry))
+    notebook.cells = list(_folded(list(_shown(notebook.cells, entry))))
     exporter = HTMLExporter(template_name="cells", extra_template_basedirs=[str(html.TEMPLATES)])
     exporter.log.setLevel("ERROR")  # it speaks of missing alternative texts, which come with html.finish
     return exporter.from_notebook_node(notebook)[0]
@@ -187,24 +195,34 @@ def _shown(cells: list[Any], entry: Mapping[str, Any]) -> Iterator[Any]:
             yield cell
 
 
+def _folded(cells: list[Any]) -> Iterator[Any]:
+    """Neighbouring cells tagged `more` know the first and the last of them, for the template to fold."""
+    more = ["more" in cell.metadata.get("tags", []) for cell in cells]
+    for cell, before, here, after in zip(cells, [False, *more], more, [*more[1:], False]):
+        cell.metadata.fold = {"begins": here and not before, "ends": here and not after}
+        yield cell
+
+
 def _worth_showing(output: Any) -> bool:
-    if output.output_type == "stream" and output.name == "stderr":
+    """Is something left without progress bars and the warnings of libraries? Of ours the sentence is."""
+    if output.output_type == "stream" and (output.name == "stderr" or _PROGRESS.search(output.text)):
         parts = map(strip_ansi, re.split(r"(?:[\r\n]|\x1b\[A)+", output.text))
-        output.text = "\n".join(line for line in parts if line.strip() and not _PROGRESS.search(line))
+        lines = _WARNING.sub(lambda found: found["ours"] or "", "\n".join(parts)).split("\n")
+        output.text = "\n".join(line for line in lines if line.strip() and not _PROGRESS.search(line))
         return bool(output.text)
     return "application/vnd.jupyter.widget-view+json" not in output.get("data", {})
 
 
 def _index(shared: Mapping[str, Any]) -> str:
-    """The front page. Its picture and table are the headlines of the first notebook that offers both;
-    headline figures of the others stand beside what came out of them."""
-    def headline(entry: Mapping[str, Any], kind: str) -> Any:
-        return next((a for a in entry["artifacts"] if a["kind"] == kind and a.get("headline")), None)
+    """The front page. Its pictures and table are the headlines of the first notebook that offers both;
+    a headline figure of each other stands beside the first sentence of what came out of it."""
+    def headlines(entry: Mapping[str, Any], kind: str) -> list[Any]:
+        return [a for a in entry["artifacts"] if a["kind"] == kind and a.get("headline")]
 
     entries = shared["entries"]
-    heads = {entry["topic"]: (headline(entry, "figure"), headline(entry, "table")) for entry in entries}
+    heads = {entry["topic"]: (headlines(entry, "figure"), headlines(entry, "table")) for entry in entries}
     lead = next((entry for entry in entries if all(heads[entry["topic"]])), None)
-    table = html.finish(html.parsed(heads[lead["topic"]][1]["html"])) if lead else ""
+    table = html.finish(html.parsed(heads[lead["topic"]][1][0]["html"])) if lead else ""
     made = next((entry["made"] for entry in reversed(entries) if entry["made"]), {})
     return html.template("index.html.j2", file="index.html", lead=lead, heads=heads, table_html=table,
-                         made=made, **shared)
+                         made=made, answer=claims.answer(), **shared)

@@ -2,8 +2,10 @@
 from __future__ import annotations
 
 import hashlib
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,8 @@ from prunekit.pruning.decide import SOLVERS, Decision, Known, decide
 from prunekit.pruning.gradients import Gradients
 from prunekit.pruning.inputs import InputStatistics, collect_inputs
 from prunekit.pruning.walk import Walk, batch_noted, batch_tokens
+
+_REMEMBERED = 3  # decisions about every layer, each as large as the prunable weights
 
 
 def fast_dtype(device: str = "auto") -> str:
@@ -60,6 +64,7 @@ class Bench:
         self.inputs: list[InputStatistics] = []  # by layer, H already factored
         self._written: Sequence[Decision] | None = None  # what the model is pruned by
         self.calibration, self.search = calibration, search
+        self._made: OrderedDict[tuple[Any, ...], Decision] = OrderedDict()
         self.losses, self.tokens = window_losses(self.model.eval()), tokens or batch_tokens(self.model)
         self.nll = np.zeros(0)
 
@@ -98,6 +103,18 @@ class Bench:
     def scores(self, tree: Tree, index: int, check: bool = False) -> Tensor:
         """S (out, in) of one layer of the dense model, float32."""
         return self.known(index).score(tree, check=check)
+
+    def decide_again(self, method: Method, index: int, target: Target, options: Any = None) -> Decision:
+        """`decide` at one target, remembered: of two budgets most layers have the same."""
+        key = str(method.tree), method.update, index, target
+        if key not in self._made:
+            decision = self.decide(method, index, [target], options)[0]
+            rounded = None if decision.W is None else decision.W.to(self.dense[index].dtype)
+            self._made[key] = replace(decision, W=rounded)
+            if len(self._made) > _REMEMBERED * len(self.layers):
+                self._made.popitem(last=False)
+        self._made.move_to_end(key)
+        return self._made[key]
 
     def decide(self, method: Method, index: int, targets: Sequence[Target], options: Any = None,
                later: list[Tensor] | None = None) -> list[Decision]:
@@ -143,7 +160,7 @@ class Bench:
     @property
     def identity(self) -> dict[str, Any]:
         data, dtype = _digest(self.search, *self.X, *(self.G or [])), str(self.model.dtype)
-        weights = fingerprint(self.name)[:16] if self.name else _digest(*self.dense)
+        weights = fingerprint(self.name) if self.name else _digest(*self.dense)
         return {"model": self.name or type(self.model).__name__, "weights": weights, "data": data,
                 "windows": list(self.search.shape), "calibration": list(self.calibration.shape),
                 "dtype": dtype.removeprefix("torch."), "device": self.model.device.type,

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from prunekit.metric.tree import Tree, defect
 from prunekit.pruning.masks import keep_rows
+from prunekit.search.budgets import Budget, Places
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,15 @@ class Planted:
 
 @dataclass(frozen=True)
 class Shuffled:
-    """Null control: a loss drawn from `losses` by the tree's text alone, whatever the tree does."""
+    """Null control: a loss drawn from `losses` by the text of tree and budget alone, whatever these do.
+
+    places: those of the evaluator that it stands for, where budgets are evolved.
+    """
 
     losses: Sequence[float]
     seed: int = 0
+    places: Places | None = None
 
-    def __call__(self, tree: Tree) -> float:
-        return random.Random(f"{self.seed}/{tree}").choice(self.losses)
+    def __call__(self, tree: Tree, budget: Budget | None = None) -> float:
+        text = f"{tree}" if budget is None else f"{tree}/{budget.moved}"
+        return random.Random(f"{self.seed}/{text}").choice(self.losses)

@@ -17,12 +17,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from prunekit.errors import UsageError
 from prunekit.metric.tree import Tree
 from prunekit.parallel import Serial
+from prunekit.progress import tqdm
 from prunekit.search import journal as journals
+from prunekit.search.budgets import Budget, Places
 from prunekit.search.presets import Preset
 from prunekit.search.presets import preset as find_preset
 from prunekit.search.records import Candidate, Generation, Outcome, Race
@@ -35,7 +35,7 @@ from prunekit.search.workers import Task, Workers
 # FORMAT is in the header too, and workers.py and parallel.py, which say where an evaluation runs and not what
 # it gives, so that a fault of theirs can be mended while a search stands still.
 DECIDING = ("metric/*.py", "search/engine.py", "search/operators.py", "search/presets.py",
-            "search/random_trees.py", "search/records.py", "search/state.py",
+            "search/budgets.py", "search/random_trees.py", "search/records.py", "search/state.py",
             "search/bench.py", "search/evaluator.py", "pruning/*.py", "evaluate/perplexity.py")
 
 
@@ -47,17 +47,18 @@ DECIDING = ("metric/*.py", "search/engine.py", "search/operators.py", "search/pr
 #     loss = evaluator(child); the child comes in, the worst goes            _Loop._settle, Search._insert
 def evolve(evaluator: Callable[..., Any], preset: str | Preset = "modern", budget: int | None = None,
            seed: int = 0, journal: str | Path | None = None, executor: Any = None, *,
-           seeds: Sequence[Tree] = (), restart: bool = False, progress: bool = True,
-           **changes: Any) -> Iterator[Generation]:
-    """Search for metrics; yields a `Generation` after the first population and after every few candidates.
+           seeds: Sequence[Tree] = (), budgets: Sequence[Budget] = (), restart: bool = False,
+           progress: bool = True, **changes: Any) -> Iterator[Generation]:
+    """Search for metrics or budgets; yields a `Generation` after the first population and then every few.
 
     evaluator: `Evaluator`, or a function from a tree to a loss (lower is better; not finite: no metric).
     budget: distinct evaluations (default: the preset's). journal: a file that the search is written to and
     resumed from. executor: None (here, one after the other), any concurrent.futures.Executor, or
-    `open_executor(...)`. seeds: trees to try first. restart: put a journal of another search aside (as …~)
-    and begin anew instead of refusing. changes: fields of the preset. Same arguments, same generations,
-    however many workers there are. Source: Algorithm 1 of arXiv 2406.02924, whose code was not published; see
-    `presets.py` for what is assumed.
+    `open_executor(...)`. seeds, budgets: trees, and budgets of the first tree (`evaluator.budget(…)`), to try
+    first. restart: put a journal of another search aside (as …~) and begin anew instead of refusing. changes:
+    fields of the preset, such as evolve="budget". Same arguments, same generations, however many workers
+    there are. Source: Algorithm 1 of arXiv 2406.02924, whose code was not published; see `presets.py` for
+    what is assumed.
 
     Raises UsageError for an unknown preset or field, values that cannot be, a loss that is no number, a
     journal of another search, in use, or damaged, and a disk that is full.
@@ -67,7 +68,14 @@ def evolve(evaluator: Callable[..., Any], preset: str | Preset = "modern", budge
     if isinstance(budget, bool) or not isinstance(budget, int) or budget < 1:
         raise UsageError(f"budget {budget!r} is no number of evaluations; give 1 or more.")
     asked = _Adapter.around(evaluator)
-    search = Search(chosen, seed, asked.group, seeds)
+    places = getattr(asked, "places", None) if chosen.evolve != "metric" else None
+    if chosen.evolve != "metric" and places is None:
+        raise UsageError("this evaluator names no places that a budget could be moved between: give an "
+                         "Evaluator, or a preset that evolves metrics.")
+    if budgets and not places or chosen.evolve == "budget" and len(seeds) > 1:
+        raise UsageError(f"preset '{chosen.name}' evolves {chosen.evolve}: give budgets where it evolves "
+                         "budgets, and one tree where it evolves nothing else.")
+    search = Search(chosen, seed, asked.group, seeds, places, budgets)
     return _evolve(search, asked, budget, journal, restart, executor, progress)
 
 
@@ -131,12 +139,14 @@ class _Loop:
         if index in self.recorded:
             return
         tree, raw = Tree.parse(event["tree"]), Tree.parse(event["raw"])
-        same = search.known(tree)
+        budget = search.budget_in(event)
+        same = search.known(tree, budget)
         if same is not None:
             self.pending[index] = same
             return
         seen = dict(search.masks) if search.preset.share else {}
-        self.pending[index] = self.workers.submit(self.evaluator, tree, self.races[index], seen, raw)
+        given = (tree, self.races[index], seen, raw) + (() if budget is None else (budget,))
+        self.pending[index] = self.workers.submit(self.evaluator, *given)
 
     def _settle(self, index: int) -> None:
         if self.replay:
@@ -201,7 +211,9 @@ def _fitness(losses: Sequence[float], complete: bool, race: Race | None) -> floa
 
 
 def _header(search: Search, evaluator: Any) -> dict[str, Any]:
-    return {"preset": search.preset.as_dict(), "seed": search.seed, "group": search.group,
+    budgets = {} if search.places is None else search.places.plain() | {
+        "budgets": [list(budget.moved) for budget in search.budgets]}
+    return {"preset": search.preset.as_dict(), **budgets, "seed": search.seed, "group": search.group,
             "seeds": [str(tree) for tree in search.seeds], "code": code_version(),
             "evaluator": evaluator.identity, "file": str(getattr(evaluator, "home", None) or ""),
             "started": time.strftime("%Y-%m-%d %H:%M:%S")}
@@ -216,23 +228,26 @@ def code_version() -> str:
 
 @dataclass(frozen=True)
 class _Adapter:
-    """A plain function from a tree to a loss, made an evaluator."""
+    """A plain function from a tree (or a tree and a budget) to a loss, made an evaluator."""
 
     function: Callable[..., Any]
     group: str = "row"
     identity: Mapping[str, Any] = field(default_factory=dict)
+    places: Places | None = None
 
     @classmethod
     def around(cls, evaluator: Any) -> Any:
         if hasattr(evaluator, "identity") and hasattr(evaluator, "group"):
             return evaluator
-        if not callable(evaluator) or len(inspect.signature(evaluator).parameters) != 1:
+        parameters = inspect.signature(evaluator).parameters.values() if callable(evaluator) else ()
+        if [each.name == "budget" for each in parameters] not in ([False], [False, True]):
             raise UsageError("an evaluator is a function of one tree that returns a loss, or an Evaluator.")
         name = getattr(evaluator, "__qualname__", type(evaluator).__qualname__)
-        return cls(evaluator, identity={"function": name})
+        return cls(evaluator, identity={"function": name}, places=getattr(evaluator, "places", None))
 
-    def __call__(self, tree: Tree, race: Race | None, seen: Mapping[str, int], raw: Tree) -> Outcome:
-        loss = self.function(tree)
+    def __call__(self, tree: Tree, race: Race | None, seen: Mapping[str, int], raw: Tree,
+                 budget: Budget | None = None) -> Outcome:
+        loss = self.function(tree) if budget is None else self.function(tree, budget)
         try:
             return Outcome((float(loss),))
         except (TypeError, ValueError, OverflowError):

@@ -18,19 +18,21 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from prunekit.choices import Target
+from prunekit.choices import Sparsity, Target
 from prunekit.errors import UsageError
 from prunekit.files import read_json, replacing_file
 from prunekit.metric.catalogue import UPDATES, Method
 from prunekit.metric.tree import Tree, defect
 from prunekit.models import check_windows
 from prunekit.pruning.admm import AdmmOptions
+from prunekit.pruning.budgets import layer_targets
 from prunekit.pruning.decide import SOLVERS, Decision
 from prunekit.pruning.gradients import Gradients
 from prunekit.pruning.inputs import InputStatistics
 from prunekit.pruning.masks import keep_mask, mask_sums
 from prunekit.pruning.obs import ObsOptions
 from prunekit.search.bench import Bench, together, without_gradients
+from prunekit.search.budgets import Budget, Places
 from prunekit.search.records import Outcome, Race, behind
 
 _PROBE_ROWS = 8
@@ -110,19 +112,33 @@ class Evaluator:
 
     # One metric ---------------------------------------------------------------------------------------------
 
+    @property
+    def places(self) -> Places:
+        """What budgets are moved between. Raises UsageError for several models or targets."""
+        if len(self.benches) > 1 or len(self.targets) > 1:
+            raise UsageError(f"budgets are evolved for one model and one target, and here are "
+                             f"{len(self.benches)} and {len(self.targets)}: give one of each.")
+        return Places.of(self.benches[0].layers, self.targets[0])
+
+    def budget(self, sparsity: Sparsity) -> Budget:
+        """What `prune` takes as a sparsity, as a budget; UsageError if its mean is not the target."""
+        layers = self.benches[0].layers
+        blocks = 1 + max(layer.block for layer in layers)
+        return self.places.near(layer_targets(layers, sparsity, self.targets[0].pattern, (), blocks), layers)
+
     def __call__(self, tree: Tree, race: Race | None = None, seen: Mapping[str, int] | None = None,
-                 raw: Tree | None = None) -> Outcome:
+                 raw: Tree | None = None, budget: Budget | None = None) -> Outcome:
         """Measure one metric. seen: masks measured before, not measured again (never with a weight update).
 
         raw: the tree as bred; a form that is valid only because simplifying removed the invalid part is
-        refused.
+        refused. budget: what each layer is pruned to instead of the target, if one is given.
         """
         with without_gradients(self.threads):
             trees = dict.fromkeys((raw or tree, tree))  # in order, since the first reason is written down
             if why := next(filter(None, map(self._probe, trees)), ""):
                 return Outcome(defect=why)
             try:
-                decided, masks = self._decided(tree)
+                decided, masks = self._decided(tree, budget)
             except UsageError as error:
                 return Outcome(defect=str(error)[:200])
             if not self.update and masks in (seen or {}):
@@ -146,23 +162,27 @@ class Evaluator:
         other._set(benches, list(map(str, self.targets)) if targets is None else targets, self.rungs[:-1])
         return other
 
-    def losses(self, tree: Tree) -> np.ndarray:
+    def losses(self, tree: Tree, budget: Budget | None = None) -> np.ndarray:
         """nll(pruned) - nll(dense) of a metric: (models, targets, windows) float64, on the search windows in
         their order. Raises UsageError if the metric is invalid there."""
         with without_gradients(self.threads):
-            decided, _ = self._decided(tree)
+            decided, _ = self._decided(tree, budget)
             try:
                 return self._losses(decided).reshape(len(self.benches), len(self.targets), -1)
             finally:
                 self._restore()
 
-    def _decided(self, tree: Tree) -> tuple[Decided, str]:
+    def _decided(self, tree: Tree, budget: Budget | None = None) -> tuple[Decided, str]:
         """What becomes of every layer, and one hash of all masks."""
         method = Method(str(tree), tree, update=self.update)
         sha, decided = hashlib.blake2b(digest_size=12), []
         for bench in self.benches:
-            by_layer = bench.decide_all(method, self.targets, self.options)
-            for content in () if self.update else identifying([one.keep for one in chain(*by_layer)]):
+            if budget is None:
+                by_layer = bench.decide_all(method, self.targets, self.options)
+            else:
+                by_layer = [[bench.decide_again(method, i, budget.of(layer), self.options)]
+                            for i, layer in enumerate(bench.layers)]
+            for content in () if self.update else identifying([each.keep for each in chain(*by_layer)]):
                 sha.update(content)
             decided.append(list(zip(*by_layer, strict=True)))
         return decided, "" if self.update else sha.hexdigest()

@@ -43,6 +43,10 @@ class Preset:
     mutation: _Share = 0.5  # probability that one symbol then changes; without a crossover it always does
     weights: _Weights = field(default_factory=dict)  # if given, one operator is drawn by these instead
 
+    # what is bred: metrics; budgets (see `budgets.py`), of the first tree that is given, or Wanda's; or both,
+    # each child differing from its parent in one of them
+    evolve: Literal["metric", "budget", "both"] = "metric"
+
     # what is kept of an offspring
     form: Literal["raw", "naive", "oos", "rank"] = "oos"  # level of simplification
     # refuse a form that was proposed before (with rank: a metric proven to give the same masks), and let the
@@ -81,7 +85,8 @@ class Preset:
     def as_dict(self) -> dict[str, Any]:
         """For the journal's header, as JSON gives it back; without the budget, so that it may grow."""
         alphabet = asdict(self.alphabet) | {"without": list(self.alphabet.without)}
-        return {key.name: getattr(self, key.name) for key in fields(self) if key.name != "budget"} | {
+        unsaid = {"budget", *(["evolve"] if self.evolve == "metric" else [])}  # as in the first journals
+        return {key.name: getattr(self, key.name) for key in fields(self) if key.name not in unsaid} | {
             "depths": list(self.depths), "weights": dict(self.weights), "alphabet": alphabet}
 
     @classmethod

@@ -9,6 +9,7 @@ from operator import attrgetter
 from typing import Any, NamedTuple
 
 from prunekit.metric.tree import Tree
+from prunekit.search.budgets import Budget
 
 RACE_BOUND = 3.0  # standard errors, see `behind`; benchmarks/search.py counts the leaders that it stops
 
@@ -35,7 +36,7 @@ class Outcome(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """One evaluated tree."""
+    """One evaluated tree, or tree and budget."""
 
     index: int
     tree: Tree
@@ -49,6 +50,7 @@ class Candidate:
     audited: bool
     same: int | None
     by_task: Mapping[str, float]  # on the windows that were measured; empty where nothing told targets apart
+    budget: Budget | None = None  # where the search evolves budgets
 
     @property
     def order(self) -> tuple[float, int, int]:

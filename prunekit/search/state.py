@@ -13,6 +13,7 @@ from prunekit.metric.rank import rank_key
 from prunekit.metric.simplify import simplify
 from prunekit.metric.tree import Tree
 from prunekit.search import journal as journals
+from prunekit.search.budgets import Budget, Places, random_budget, varied
 from prunekit.search.operators import breed, crossover, point
 from prunekit.search.presets import Preset
 from prunekit.search.random_trees import grid, half_and_half, smallest_first
@@ -24,6 +25,7 @@ AUDIT = 0.05  # share of candidates that are measured to the end whatever they l
 _LEADERS = 5  # near whom a preset with `local` looks closer
 _DRAWS = 500  # tries for one candidate before sampling afresh, and as many again before giving up
 _ORDER = attrgetter("order")
+_WANDA = Tree.parse("mul(W, sqrt(X))")
 
 
 def _monomials(preset: Preset) -> list[Tree]:
@@ -35,9 +37,19 @@ def _monomials(preset: Preset) -> list[Tree]:
 class Search:
     """The state after a number of events. `apply` is the only thing that changes it."""
 
-    def __init__(self, preset: Preset, seed: int, group: str = "row", seeds: Sequence[Tree] = ()):
+    def __init__(self, preset: Preset, seed: int, group: str = "row", seeds: Sequence[Tree] = (),
+                 places: Places | None = None, budgets: Sequence[Budget] = ()):
         self.preset, self.seed, self.group, self.seeds = preset, seed, group, tuple(seeds)
-        self.first = [(tree, "given") for tree in seeds] + [(tree, "monomial") for tree in _monomials(preset)]
+        self.places, self.budgets = places, tuple(budgets)
+        self.uniform = None if preset.evolve == "metric" else places.uniform
+        leading = self.seeds[0] if seeds else _WANDA
+        if preset.evolve == "budget":
+            metrics = [(leading, "given")]
+        else:
+            metrics = [(tree, "given") for tree in seeds]
+            metrics += [(tree, "monomial") for tree in _monomials(preset)]
+        self.first = [(tree, self.uniform, why) for tree, why in metrics]
+        self.first += [(leading, budget, "given") for budget in budgets]
         self.proposed: list[dict[str, Any]] = []
         self.candidates: dict[int, Candidate] = {}
         self.population: list[Candidate] = []  # oldest first
@@ -48,8 +60,8 @@ class Search:
         self.saved: Counter[str] = Counter(form=0, masks=0, race=0, rejected=0)
         self.masks: dict[str, int] = {}
         self._front: list[Candidate] = []  # best loss first
-        self._forms: set[Tree] = set()
-        self._measured: dict[Tree, int] = {}
+        self._forms: set[tuple[Tree, Budget | None]] = set()
+        self._measured: dict[tuple[Tree, Budget | None], int] = {}
         # those that it has passed were tried, or are refused
         self._smaller = smallest_first(preset.alphabet, preset.max_size)
 
@@ -60,7 +72,7 @@ class Search:
         if kind == "propose":
             self.proposed.append(dict(event))
             self.saved["form"] += sum(event["refused"].get(why, 0) for why in ("duplicate", "parent"))
-            self._forms.add(Tree.parse(event["tree"]))
+            self._forms.add((Tree.parse(event["tree"]), self.budget_in(event)))
         elif kind == "reject":
             self.settled += 1
             self.saved["rejected"] += 1
@@ -76,13 +88,13 @@ class Search:
         tree, raw = Tree.parse(proposal["tree"]), Tree.parse(proposal["raw"])
         candidate = Candidate(index, tree, raw, tuple(proposal["parents"]), proposal["operator"],
                               event["fitness"], losses, event["complete"], event["stopped"], event["audit"],
-                              same, by_task)
+                              same, by_task, self.budget_in(proposal))
         self.settled += 1
         self.candidates[index] = candidate
         if source is None:
             self.evaluated += 1
             self.saved["race"] += not candidate.complete
-            self._measured.setdefault(candidate.tree, index)
+            self._measured.setdefault((candidate.tree, candidate.budget), index)
             if event["masks"]:
                 self.masks.setdefault(event["masks"], index)
         else:
@@ -121,9 +133,13 @@ class Search:
         """What the budget limits: distinct evaluations, or (as published) candidates."""
         return self.evaluated if self.preset.unique else len(self.candidates)
 
-    def known(self, tree: Tree) -> int | None:
-        """The candidate that was measured with exactly this tree."""
-        return self._measured.get(tree)
+    def budget_in(self, event: Mapping[str, Any]) -> Budget | None:
+        """The budget that an event proposes."""
+        return Budget(self.places, tuple(event["budget"])) if "budget" in event else None
+
+    def known(self, tree: Tree, budget: Budget | None = None) -> int | None:
+        """The candidate that was measured with exactly this tree and budget."""
+        return self._measured.get((tree, budget))
 
     def race(self, index: int) -> Race | None:
         """The race that candidate `index` runs, from what is settled now."""
@@ -137,24 +153,46 @@ class Search:
         index, refused = len(self.proposed), Counter()
         rng = random.Random(f"{self.seed}/{index}")
         for draw in range(2 * _DRAWS):
-            raw, parents, operator = self._draw(rng, index, fresh=draw >= _DRAWS)
+            raw, budget, parents, operator = self._draw(rng, index, fresh=draw >= _DRAWS)
             key = rank_key(raw, self.group)
             tree = self._formed(raw, key)
-            why = self._refusal(key, tree, parents) if index >= len(self.first) else ""
+            why = self._refusal(key, tree, parents, budget) if index >= len(self.first) else ""
             if not why:
-                return {"event": "propose", "i": index, "tree": str(tree), "raw": str(raw),
+                moved = {} if budget is None else {"budget": list(budget.moved)}
+                return {"event": "propose", "i": index, "tree": str(tree), "raw": str(raw), **moved,
                         "operator": operator, "parents": [parent.index for parent in parents],
                         "refused": dict(sorted(refused.items()))}
             refused[why] += 1
         raise UsageError(f"no new tree was found in {2 * _DRAWS} draws for candidate {index}: the space is "
                          "used up; allow larger trees, or a smaller budget.")
 
-    def _draw(self, rng: random.Random, index: int, fresh: bool) -> tuple[Tree, tuple[Candidate, ...], str]:
-        """A tree, its parents, and how it was made; fresh: nothing but random trees."""
-        preset = self.preset
+    def _draw(self, rng: random.Random, index: int, fresh: bool
+              ) -> tuple[Tree, Budget | None, tuple[Candidate, ...], str]:
+        """A tree, its budget, their parents, and how it was made; fresh: nothing but random ones."""
         if index < len(self.first):
-            tree, why = self.first[index]
-            return tree, (), why
+            tree, budget, why = self.first[index]
+            return tree, budget, (), why
+        if self.preset.evolve == "metric":
+            tree, parents, operator = self._draw_tree(rng, index, fresh)
+            return tree, None, parents, operator
+        # Few are enough to breed from: steps are small, and each is told from the last on the same windows
+        few = not self.ranked
+        if fresh or self.preset.random or few:
+            tree = self.first[0][0] if self.preset.evolve == "budget" else \
+                half_and_half(rng, self.preset.depths, self.preset.alphabet)
+            return tree, random_budget(rng, self.places), (), "random"
+        if self.preset.evolve == "both" and rng.random() < 0.5:
+            tree, parents, operator = self._draw_tree(rng, index, fresh)
+            return tree, parents[0].budget if parents else self.uniform, parents, operator
+        leaders = self.ranked[:_LEADERS]
+        first, second = (leaders[int(rng.random()**2 * len(leaders))] for _ in range(2))
+        before = self.candidates.get(first.parents[0]) if first.parents else None
+        budget, operator = varied(rng, first.budget, second.budget, before and before.budget)
+        return first.tree, budget, (first, second) if operator == "join" else (first,), operator
+
+    def _draw_tree(self, rng: random.Random, index: int, fresh: bool
+                   ) -> tuple[Tree, tuple[Candidate, ...], str]:
+        preset = self.preset
         stalled = preset.patience and self.settled - self.improved >= preset.patience
         if stalled and index % 2 and not fresh and (tree := next(filter(self._untried, self._smaller), None)):
             return tree, (), "smallest"
@@ -197,19 +235,21 @@ class Search:
 
     def _untried(self, tree: Tree) -> bool:
         """Is this the smallest way to write a metric that has not been proposed?"""
-        if tree in self._forms:
+        if (tree, self.uniform) in self._forms:
             return False
         key = rank_key(tree, self.group)
-        return key[0] != "invalid" and Tree(key[1]) == tree and not self._refusal(key, tree, ())
+        return key[0] != "invalid" and Tree(key[1]) == tree and not self._refusal(key, tree, (), self.uniform)
 
-    def _refusal(self, key: tuple, tree: Tree, parents: tuple[Candidate, ...]) -> str:
+    def _refusal(self, key: tuple, tree: Tree, parents: tuple[Candidate, ...], budget: Budget | None) -> str:
         """Why a drawn tree is not worth an evaluation, or ""."""
+        if budget is None and self.uniform is not None:
+            return "budget"
         if tree.size > self.preset.max_size or tree.depth > self.preset.max_depth:
             return "size"
         if key[0] == "invalid":
             return "invalid"
         if key[1][0] == "neg" and Tree(key[1]).sign == -1:
             return "inverted"  # a positive score turned round: it would prune the largest
-        if any(tree == parent.tree for parent in parents):
+        if any((tree, budget) == (parent.tree, parent.budget) for parent in parents):
             return "parent"
-        return "duplicate" if self.preset.unique and tree in self._forms else ""
+        return "duplicate" if self.preset.unique and (tree, budget) in self._forms else ""

@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 
 from prunekit import __version__
+from prunekit.choices import Sparsity
 from prunekit.errors import UsageError
-from prunekit.files import file_hash, locked
+from prunekit.files import file_hash, locked, replacing
 from prunekit.metric.catalogue import Method, resolve
 from prunekit.metric.tree import Tree
-from prunekit.models import Layer, fingerprint, locate, prunable_layers
+from prunekit.models import Layer, fingerprint, load_model, locate, prunable_layers, save_model
 from prunekit.pruning import walk
 from prunekit.pruning.admm import AdmmOptions
 from prunekit.pruning.gradients import Gradients
@@ -61,16 +62,18 @@ def _map_from(size: int) -> None:
 
 @_freeing_at_once()
 def prune_checkpoint(source_dir: str | Path, target_dir: str | Path, windows: Tensor | None,
-                     method: str | Tree | Method, sparsity: float | Sequence[float],
-                     pattern: str = "unstructured", *, gradients: Gradients | str | Path | None = None,
-                     group: str | None = None, update: str | None = None, obs: ObsOptions = ObsOptions(),
-                     admm: AdmmOptions = AdmmOptions(), dtype: str = "auto", progress: bool = True) -> Report:
+                     method: str | Tree | Method, sparsity: Sparsity, pattern: str = "unstructured", *,
+                     gradients: Gradients | str | Path | None = None, group: str | None = None,
+                     update: str | None = None, skip: Sequence[str] = (), preserve: bool = False,
+                     obs: ObsOptions = ObsOptions(), admm: AdmmOptions = AdmmOptions(), dtype: str = "auto",
+                     progress: bool = True) -> Report:
     """Prune a safetensors checkpoint into another directory, holding one decoder block in memory at a time.
 
     What is written equals what `prune` leaves of the model loaded in the same dtype, bit for bit. source_dir:
-    a local Hugging Face directory. target_dir: new, empty, or an interrupted run of the same request, which
-    goes on with its next block (its pruned blocks are replayed, so the result is that of an undisturbed run).
-    gradients: a path is read layer by layer. dtype: `auto` is the checkpoint's own. The rest is as in
+    a local Hugging Face directory, or a GGUF file, which is read whole for once, and lies beside the target
+    as safetensors until that is complete. target_dir: new, empty, or an interrupted run of the same request,
+    which goes on with its next block (its pruned blocks are replayed, so the result is that of an undisturbed
+    run). gradients: a path is read layer by layer. dtype: `auto` is the checkpoint's own. The rest is as in
     `prune`. What it needs is said by `checkpoint_needs`, and stands in the progress file and the report's
     `meta`.
 
@@ -79,21 +82,38 @@ def prune_checkpoint(source_dir: str | Path, target_dir: str | Path, windows: Te
     and if its disk has too little room. What only shows in a block's numbers is refused when that block is
     read.
     """
-    started = time.perf_counter()
-    source = _local(source_dir)
+    started, target = time.perf_counter(), Path(target_dir)
     stored = _stored_gradients(gradients) if isinstance(gradients, (str, Path)) else gradients
-    skeleton = Skeleton(source, dtype)
-    asked = resolve(method, group, update)
-    options = admm if asked.update == "admm" else obs
-    plan = Plan(skeleton.model, windows, asked, sparsity, pattern, stored, options)
-    request = _request(source, skeleton, plan)
-    run = _Run(source, Path(target_dir), request, _needs(skeleton, plan), len(skeleton.blocks))
-    meta = plan.meta() | {"dtype": request["dtype"]} | run.needs
-    with run.alone(), torch.no_grad():
-        if not run.complete:
-            _prune_blocks(skeleton, plan, run, progress)
-            run.finish({skeleton.stored_name(name): skeleton.entry(name) for name in skeleton.outside}, meta)
+    with _as_checkpoint(source_dir, target, dtype) as source:
+        skeleton = Skeleton(source, dtype)
+        asked = resolve(method, group, update)
+        options = admm if asked.update == "admm" else obs
+        plan = Plan(skeleton.model, windows, asked, sparsity, pattern, stored, options, False, skip,
+                    preserve)
+        request = _request(source_dir, skeleton, plan)
+        run = _Run(source, target, request, _needs(skeleton, plan), len(skeleton.blocks))
+        meta = plan.meta() | {"dtype": request["dtype"]} | run.needs
+        with run.alone(), torch.no_grad():
+            if not run.complete:
+                _prune_blocks(skeleton, plan, run, progress)
+                rest = {skeleton.stored_name(name): skeleton.entry(name) for name in skeleton.outside}
+                run.finish(rest, meta)
     return Report(run.rows, meta | {"seconds": round(time.perf_counter() - started, 3)})
+
+
+@contextmanager
+def _as_checkpoint(source: str | Path, target: Path, dtype: str) -> Iterator[Path]:
+    """The source's directory; of a GGUF file one of safetensors, which a failure leaves for the next try."""
+    file = Path(locate(source))
+    if not file.is_file():
+        yield _local(source)
+        return
+    plain = target.with_name(f".{target.name}.{fingerprint(file)[-16:]}.{dtype}")
+    if not plain.is_dir():
+        with replacing(plain) as folder:
+            save_model(*load_model(file, dtype=dtype, device="cpu"), folder)
+    yield plain
+    shutil.rmtree(plain)
 
 
 def _prune_blocks(skeleton: Skeleton, plan: Plan, run: _Run, progress: bool) -> None:
@@ -134,7 +154,8 @@ def _stored_gradients(path: str | Path) -> Gradients:
 def _local(source: str | Path) -> Path:
     path = Path(locate(source))
     if not path.is_dir():
-        raise UsageError(f"checkpoint '{source}' is not a directory; download it first and give its path.")
+        raise UsageError(f"checkpoint '{source}' is not a directory of safetensors; download or save it as "
+                         "one first and give its path.")
     return path
 
 
@@ -183,8 +204,9 @@ def _scoring(layer: Layer, plan: Plan) -> int:
     method, matrix, square = plan.method, 4 * layer.weight.numel(), 4 * layer.weight.shape[1]**2
     scores = solving = 0
     if method.tree:
-        masking = _MASKING[method.group if plan.pattern == "unstructured" else "n:m"]
-        scores = (max(masking, 4 if method.tree.size > 4 else 2) + ("G" in method.needs)) * matrix
+        masking = _MASKING[method.group if plan.targets[layer.name].pattern == "unstructured" else "n:m"]
+        scores = (max(masking, 4 if method.tree.size > 4 else 2) + ("G" in method.needs)
+                  + 1.25 * plan.preserve) * matrix  # a bool for each weight, and scores that know of it
     if method.update == "admm":
         solving = max(_INVERTING * square, square + _SPLITTING * matrix + scores)
     elif method.update:
@@ -206,11 +228,12 @@ def _inputs(layers: list[Layer]) -> list[int]:
 # --- the target directory -----------------------------------------------------------------------------------
 
 
-def _request(source: Path, skeleton: Skeleton, plan: Plan) -> dict[str, Any]:
+def _request(source: str | Path, skeleton: Skeleton, plan: Plan) -> dict[str, Any]:
     """All that the result depends on."""
     windows, gradients, reads_G = plan.windows, plan.gradients, "G" in plan.method.needs
-    asked = plan.meta() | {"sparsity": plan.sparsities, "options": asdict(plan.options)}
+    asked = plan.meta() | {"options": asdict(plan.options)}
     asked |= {
+        "sparsity": {name: list(target) for name, target in plan.targets.items()},
         "prunekit": __version__, "torch": torch.__version__, "source": fingerprint(source),
         "dtype": str(skeleton.dtype).removeprefix("torch."), "batch_tokens": walk.BATCH_TOKENS,
         "windows": None if windows is None else _digest([windows.long().cpu()]),

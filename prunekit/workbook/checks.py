@@ -16,33 +16,40 @@ from pydantic import AfterValidator, BaseModel, Field
 from pydantic.fields import FieldInfo
 
 from prunekit import choices
-from prunekit.choices import CORPORA, DTYPES, EMBEDDED, SAMPLINGS, Target, checked, entry
+from prunekit.choices import BEGINNINGS, CORPORA, DTYPES, EMBEDDED, SAMPLINGS, Target, checked, entry
 from prunekit.errors import UsageError, did_you_mean
+from prunekit.hub import DOWNLOADS, gguf_file
 from prunekit.lora.options import LoraOptions
 from prunekit.search.presets import PRESETS, Preset
 
-PATHS = ("model", "corpus", "gradient_corpus", "test_corpus", "windows", "gradients", "tree")
+PATHS = ("model", "corpus", "gradient_corpus", "test_corpus", "other_corpus", "windows", "gradients", "tree")
 _N_OF_M = "'n:m' with 0 < n < m (n zeros in every m consecutive inputs, as in '2:4')"
 
 
 # ---------------------------------------------------------------- what is wrong with a text, or None
 
 def model(value: str) -> str | None:
-    """An embedded model, a directory with a config.json, or something shaped like a hub id."""
-    allowed = ("an embedded model ('embedded/llama', 'embedded/opt'), an existing directory, or a hub id "
-               "'org/name'")
+    """An embedded model, a GGUF file, a directory with one or a config.json, or what looks like a hub id."""
+    allowed = ("an embedded model ('embedded/llama', 'embedded/opt'), an existing directory or GGUF file, or "
+               "a hub id 'org/name'")
     if value in EMBEDDED:
         return None
     if not value:
         return f"names no model: give {allowed}"
     path = Path(value).expanduser()
     if path.exists():
-        held = (path / "config.json").is_file()
-        return None if held else "is not a model directory: it holds no config.json"
+        try:
+            held = (path / "config.json").is_file() or gguf_file(path)
+        except UsageError as error:
+            return f"is no choice: {str(error).rstrip('.')}"
+        return None if held else "is not a model directory: it holds neither config.json nor a GGUF file"
     if value.startswith("embedded"):
         return f"is not an embedded model{did_you_mean(value, EMBEDDED)}"
+    if known := next((name for name, download in DOWNLOADS.items() if download.file == path.name), None):
+        return f"does not exist: `prunekit models get {known}` brings it"
     folders_here = {path.name for path in Path.cwd().iterdir() if path.is_dir()}
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", value) or value.partition("/")[0] in folders_here:
+    hub_id = r"[\w-][\w.-]*/[\w.-]+" + r"/[\w.-]+" * (path.suffix == ".gguf")
+    if not re.fullmatch(hub_id, value) or value.partition("/")[0] in folders_here:
         return f"does not exist; allowed are {allowed}"
     return None
 
@@ -86,6 +93,17 @@ def method(value: str) -> str | None:
     return None
 
 
+def target(value: str) -> str | None:
+    """A sparsity or a pattern; older parameter files of 07 have names of layers here."""
+    try:
+        Target.parse(value)
+    except UsageError:
+        layers = re.fullmatch(r"[a-z]+[\d_-]\w*", value)
+        return (f"must be a sparsity such as '0.6', or {_N_OF_M}"
+                + "; the layers that LoRA adapts are target_modules" * bool(layers))
+    return None
+
+
 # ---------------------------------------------------------------- the rows
 
 def _text(wrong: Callable[[str], str | None], optional: bool = False) -> Any:
@@ -110,15 +128,29 @@ def _one_of(*known: str) -> Any:
     return _text(lambda value: None if value in known else f"must be one of {', '.join(map(repr, known))}")
 
 
+def _sparsity(value: Any) -> Any:
+    try:
+        choices.targets_in(choices.read_sparsity(value))
+    except UsageError:
+        words = ("" if isinstance(value, (int, float)) else ", a pattern such as 2:4, or JSON (also a .json "
+                 "file) of these: a list by block, or a mapping from patterns of layer names")
+        raise ValueError(f"must be at least 0 and below 1 (share of zeros){words}") from None
+    return value
+
+
 _Name = Annotated[str, Field(pattern=r"^[\w.+-]+$", description="the name of a task of lm-eval")]
-_Target = _parsed(Target.parse, f"must be a sparsity such as '0.6', or {_N_OF_M}")
+_Target = _text(target)
 _Pattern = _parsed(choices.parse_pattern, f"must be 'unstructured' or {_N_OF_M}")
 _Model, _OtherModel = _text(model), _text(model, optional=True)
+_Sparsity = Annotated[Any, AfterValidator(_sparsity)]
+_OwnSparsity = Annotated[str, AfterValidator(lambda value: value and _sparsity(value))]
 _Corpus, _OtherCorpus = _text(corpus), _text(corpus, optional=True)
 _File, _Folders = _text(existing_file, optional=True), _text(data_folders, optional=True)
 _Method, _Preset = _text(method), _text(preset)
 _Roles, _Dtype, _SearchDtype = _one_of(*SAMPLINGS), _one_of("auto", *DTYPES), _one_of("fast", "auto", *DTYPES)
+_Bos = _one_of(*BEGINNINGS)
 _Norm, _Group = _one_of("l1", "l2", "signed"), _one_of("", "row", "layer", "variant")
+_Evolve = _one_of("metric", "budget", "both")
 _Update = _one_of("", "obs", "obs-iter", "admm")
 
 
@@ -136,6 +168,8 @@ class Options(BaseModel):
         "else c4 to calibrate, wikitext2 to evaluate)")
     windows: _File = Field(None, description="ready token windows (.safetensors) instead of sampling")
     roles: _Roles = Field("disjoint", description="disjoint, or published: the published sampling")
+    bos: _Bos = Field("auto", description="whether every window begins with the BOS token: auto (if the "
+                      "tokenizer adds it by itself), never, always")
     nsamples: int = Field(None, ge=1, description="windows")
     seqlen: int = Field(None, ge=2, description="tokens per window")
     test_windows: int = Field(0, ge=0, description="windows to evaluate on; 0: all")
@@ -160,9 +194,14 @@ class Options(BaseModel):
     task_methods: _Method = ""
     targets: list[_Target] = Field(["0.6"], description="sparsities and patterns, as 0.5 0.7 2:4")
     update_targets: _Target = ""
+    layer_targets: _OwnSparsity = ""
     test_targets: _Target = ""
     other_targets: _Target = ""
-    sparsity: float = Field(0.5, ge=0, lt=1, description="share of zeros")
+    sparsity: _Sparsity = Field(
+        0.5, description="share of zeros; or one per block or per pattern of layer names, as JSON such as "
+        "'{\"*\": 0.6, \"*.down_proj\": \"2:4\"}', or a .json file of that")
+    skip: list[str] = Field([], description="patterns of the names of layers that stay dense, as '*.k_proj'")
+    preserve: bool = Field(False, description="keep the zeros that the weights have; they count")
     pattern: _Pattern = Field(
         "unstructured", description="unstructured, or n:m as 2:4")
     group: _Group = Field(
@@ -171,6 +210,7 @@ class Options(BaseModel):
 
     # the search, and what is made of it
     preset: _Preset = Field("modern", description=", ".join(PRESETS))
+    evolve: _Evolve = Field("metric", description="metric, budget (which layers bear how many zeros) or both")
     search_windows: int = Field(128, ge=1, description="windows that fitness is measured on")
     threads: int = Field(1, ge=1, description="threads of one evaluation")
     workers: int = Field(None, ge=0, description="processes; 0: none but this one")
@@ -234,10 +274,15 @@ def problem(key: str, value: Any) -> str | None:
 
 
 def together(values: Mapping[str, Any]) -> tuple[str, str] | None:
-    """(key, sentence) when single values do not go together: an n:m pattern removes exactly n/m."""
+    """(key, sentence) when single values do not go together: an n:m pattern removes exactly n/m; windows that
+    are what they are begin as they do."""
+    try:
+        choices.check_bos(values.get("bos", "auto"), values.get("roles", ""), values.get("windows"))
+    except UsageError as error:
+        return "bos", str(error)
     try:
         if values.get("pattern") and values.get("sparsity") is not None:
-            choices.check_sparsity(values["sparsity"], values["pattern"])
+            choices.targets_in(choices.read_sparsity(values["sparsity"]), values["pattern"])
     except UsageError as error:
         return "sparsity", str(error)
     return None

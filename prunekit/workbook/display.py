@@ -6,6 +6,7 @@ import importlib
 import io
 import json
 import math
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -35,12 +36,30 @@ class Shown:
         return self.text
 
 
+_TYPESET = re.compile(r"`[^`]*`|\$[^$]*\$|(?P<share>(?<=\d)%)|"
+                      r"(?<![\w.,:/+-])(?!(?:19|20)\d\d\b)(?P<whole>\d{4,})(?![\w:/-]|[.,]\d)")
+
+
+def typeset(text: str) -> str:
+    """Numbers of a sentence by one rule: 70 %, and 3,545 but for years; code and formulas stay."""
+    return _TYPESET.sub(lambda found: " %" if found["share"] else f"{int(found[0]):,}" if found["whole"]
+                        else found[0], text)
+
+
+def counted(number: int, noun: str) -> str:
+    """1 thread, 2 threads."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def figure_files(figure: Figure) -> dict[str, bytes]:
-    """SVG and PDF, byte for byte the same for the same figure (no dates, fixed identifiers)."""
+    """SVG and PDF, byte for byte the same for the same figure (no dates, fixed identifiers).
+
+    Fonts in the PDF are TrueType: venues refuse Type 3.
+    """
     import matplotlib as mpl
 
     files = {}
-    with mpl.rc_context({"svg.hashsalt": "prunekit"}):
+    with mpl.rc_context({"svg.hashsalt": "prunekit", "svg.fonttype": "path", "pdf.fonttype": 42}):
         for suffix, dates in ((".svg", {"Date": None}), (".pdf", {"CreationDate": None})):
             buffer = io.BytesIO()
             figure.savefig(buffer, format=suffix[1:], metadata=dates, bbox_inches="tight")
@@ -49,25 +68,29 @@ def figure_files(figure: Figure) -> dict[str, bytes]:
 
 
 def show_figure(svg: bytes, file: str, caption: str) -> Shown:
-    data = base64.b64encode(svg).decode()
+    data, caption = base64.b64encode(svg).decode(), typeset(caption)
     image = f'<img alt="{escape(caption)}" src="data:image/svg+xml;base64,{data}">'
     return Shown(f'<figure class="pk-figure" data-file="{escape(file)}">{image}'
                  f"<figcaption>{escape(caption)}</figcaption></figure>", caption)
 
 
 def choose_from(draw: Callable[..., Figure], **choices: list[Any]) -> Shown | None:
-    """A menu for each argument of `draw`, which draws again at every choice; without ipywidgets, how to do
-    that by hand."""
+    """A menu for each argument of `draw` (a slider for numbers), which draws again at every choice. Without
+    the extra `widgets`, and in `prunekit run`, where nobody chooses: how to do that by hand."""
     try:
-        widgets = importlib.import_module("ipywidgets")  # no dependency: used where somebody has it
+        if "PRUNEKIT_LOG" in os.environ:  # see batch/notebook.py
+            raise ImportError
+        widgets = importlib.import_module("ipywidgets")
     except ImportError:
         first = ", ".join(f"{name}={values[0]!r}" for name, values in choices.items())
-        by_hand = f"For menus here, `pip install ipywidgets`; or call `{draw.__name__}({first})`."
+        by_hand = f"For menus in JupyterLab, `pip install ipywidgets`; or call `{draw.__name__}({first})`."
         return show_text(by_hand, "pk-banner")
 
     def again(**chosen: Any) -> Shown:
         return show_figure(figure_files(draw(**chosen))[".svg"], "", ", ".join(map(str, chosen.values())))
-    widgets.interact(again, **choices)
+    menus = {name: widgets.SelectionSlider(options=values, value=values[len(values) // 2])
+             if isinstance(values[0], float) else values for name, values in choices.items()}
+    widgets.interact(again, **menus)
     return None
 
 
@@ -85,7 +108,7 @@ def format_column(column: pd.Series, null: float | None = None) -> list[str]:
     if not _numeric(column):
         return ["" if pd.api.types.is_scalar(value) and pd.isna(value) else str(value) for value in column]
     if pd.api.types.is_integer_dtype(column):
-        return [f"{value:,}" if abs(value) >= 10_000 else str(value) for value in column]
+        return [f"{value:,}" for value in column]
     finite = [abs(value) for value in column if pd.notna(value) and math.isfinite(value)]
     largest = max(finite, default=0.0)
     most = 1 if largest >= 1000 else 2 if largest >= 100 else 3 if largest >= 1 else 4
@@ -151,7 +174,7 @@ def readable(frame: pd.DataFrame) -> list[tuple[str, list[str], bool]]:
 
 def show_table(frame: pd.DataFrame, file: str, caption: str) -> Shown:
     """A table with its caption above it; numbers to the right."""
-    columns = readable(frame)
+    columns, caption = readable(frame), typeset(caption)
     classes = [' class="num"' if numeric else "" for *_, numeric in columns]
 
     def row(cells: Iterable[str], tag: str, scope: str = "") -> str:
@@ -162,7 +185,7 @@ def show_table(frame: pd.DataFrame, file: str, caption: str) -> Shown:
     rows = zip(*(cells for _, cells, _ in columns), strict=True)
     body = "".join(f"<tr>{row(cells, 'td')}</tr>" for cells in rows)
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-    return Shown(f'<figure class="pk-table" data-file="{escape(file)}">'
+    return Shown(f'<figure class="pk-table" id="table-{Path(file).stem}" data-file="{escape(file)}">'
                  f"<figcaption>{escape(caption)}</figcaption>{table}</figure>",
                  f"{caption}\n{frame.to_string(index=False)}")
 
@@ -182,16 +205,22 @@ def latex_text(text: str) -> str:
     """Text with LaTeX's special characters escaped; formulas between dollars stay."""
     special = {"\\": r"\textbackslash{}", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "$": r"\$"}
     return re.sub(r"\$[^$]*\$|[&%#_{}$^~\\]", lambda match: match[0] if len(match[0]) > 1 else
-                  special.get(match[0], f"\\{match[0]}"), text)
+                  special.get(match[0], f"\\{match[0]}"), typeset(text))
 
 
 def show_text(markdown: str, look: str) -> Shown:
     return Shown(f'<p class="{look}">{marked_up(markdown)}</p>', markdown)
 
 
+def show_takeaway(sentence: str, table: str) -> Shown:
+    """With a link to the table that it rests on, if there is one."""
+    rests = f' <a class="pk-rests" href="#table-{escape(table)}">rows</a>' * bool(table)
+    return Shown(f'<p class="pk-takeaway">{marked_up(sentence)}{rests}</p>', sentence)
+
+
 def marked_up(markdown: str) -> str:
     """One generated sentence as HTML; only `code` and **strong** are understood."""
-    text = re.sub(r"`(.+?)`", r"<code>\1</code>", escape(markdown))
+    text = re.sub(r"`(.+?)`", r"<code>\1</code>", escape(typeset(markdown)))
     return re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", text)
 
 

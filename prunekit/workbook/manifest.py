@@ -11,7 +11,8 @@ Its fields, all that a page about a run needs: `id`, `topic`, `profile`, `notebo
 fingerprints of model, corpora and windows; `loaded`, what was read from other runs ("topic/name") with
 hashes; `artifacts` by name ("tables/…", "figures/…" or plain): `kind`, `sha256`, `files` with sizes, `made
 by`, `caption`, `headline`, `result` (a table whose rows carry their protocol); `takeaways`,
-and `answers`: those among them that say what was measured of a known problem, with its number.
+and of those `claims` (of each that compares: its template, table, rows of it, and how they are read, see
+`evaluate.sentences`) and `answers` (what was measured of a known problem, by its number).
 """
 from __future__ import annotations
 
@@ -43,7 +44,7 @@ _RESULTS = ("prunekit.workbook.run", "prunekit.workbook.protocol", "prunekit.led
 _PACKAGES = ("torch", "transformers", "numpy", "scipy", "pandas", "datasets", "tokenizers", "accelerate",
              "peft", "lm_eval")
 # What a module reads from the package beside its own source.
-_DATA = {"prunekit.evaluate.harness": "embedded/lm_eval/*", "prunekit.ledger.study": "ledger/recorded/*",
+_DATA = {"prunekit.evaluate.harness": "embedded/lm_eval/*", "prunekit.ledger.study": "ledger/recorded/*/*",
          "prunekit.ledger.published": "ledger/published.csv"}
 
 
@@ -105,6 +106,15 @@ def versions() -> dict[str, str]:
         with suppress(PackageNotFoundError):
             numbers[package] = version(package).split("+")[0]
     return numbers
+
+
+def peak_memory() -> int:
+    """The most that this process has held, in megabytes; 0 where the system does not say."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (1000 if sys.platform == "linux" else 10**6)
 
 
 def machine() -> str:

@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from prunekit.choices import CORPORA
 from prunekit.errors import UsageError, did_you_mean
 from prunekit.workbook import checks, project
 
@@ -200,7 +201,8 @@ def yaml_hint(value: Any, kind: Any) -> str:
 def profile_settings(profile: str, overrides: Mapping[str, str] | None = None) -> dict[str, Settings]:
     """Per existing notebook, what the profile's files and the overrides set (not yet checked against types).
 
-    Every key must be known: of common.yaml and `--set` to some notebook, of NN_topic.yaml to that.
+    Every key must be known: of common.yaml and `--set` to some notebook, of NN_topic.yaml to that. One more,
+    `data`, is a profile's own: a folder on this disk for what would come from the hub, see `_from_folder`.
     """
     folder = project.root() / "params" / profile
     if profile not in project.profiles():
@@ -208,9 +210,10 @@ def profile_settings(profile: str, overrides: Mapping[str, str] | None = None) -
     declared = {topic: read_parameters(project.notebook(topic)) for topic in project.topics()}
     known = {name: parameter for parameters in declared.values() for name, parameter in parameters.items()}
     for file in sorted(folder.iterdir()):
-        if file.stem not in ("common", *project.GRAPH) or file.suffix != ".yaml":
+        if file.stem not in ("common", "expected", *project.GRAPH) or file.suffix != ".yaml":
             near = did_you_mean(file.stem, declared)
             raise UsageError(f"{project.relative(file)}: no notebook reads this file{near}.")
+    known["data"] = Parameter("data", str, "", "a folder with corpora and data sets of tasks")
     common = _settings(folder / "common.yaml", known, "no notebook has a parameter")
     if (name := common.get("profile")) and name.value != profile:
         raise UsageError(f"{name.origin}: profile = {name.value!r} must be {profile!r}, the name of the "
@@ -222,13 +225,37 @@ def profile_settings(profile: str, overrides: Mapping[str, str] | None = None) -
     given = {key: Setting(_from_text(text, known[key].type) if key in known else text, f"--set {key}={text}")
              for key, text in overrides.items()}
     refuse_unknown(given, known, "no notebook has a parameter")
+    data = {**common, **given}.get("data")
     result = {}
     for topic, parameters in declared.items():
         own = _settings(folder / f"{topic}.yaml", parameters, f"{topic} has no parameter")
         merged = {k: s for k, s in {**common, **own, **given}.items() if k in parameters}
+        if data and data.value:
+            base = Path.cwd() if "data" in given else project.root()
+            merged |= _from_folder(data, base, {k: p.default for k, p in parameters.items()}, merged)
         result[topic] = {key: absolute(key, setting, Path.cwd() if key in given else project.root())
                          for key, setting in merged.items()}
     return result
+
+
+def _from_folder(data: Setting, base: Path, defaults: Mapping[str, Any], settings: Settings) -> Settings:
+    """What a folder replaces: a corpus of the hub by FOLDER/NAME or FOLDER/web/NAME.jsonl, the data set of a
+    task by FOLDER/zero_shot/TASK (but not where `folders` is set). UsageError for what it lacks."""
+    folder = (base / Path(data.value).expanduser()).resolve()
+    values = {**defaults, **{key: setting.value for key, setting in settings.items()}}
+
+    def there(*places: str) -> str:
+        found = next((folder / place for place in places if (folder / place).exists()), None)
+        if not found:
+            raise UsageError(f"{data.origin}: {folder} holds no {' and no '.join(places)}.")
+        return str(found)
+
+    found = {key: there(value, f"web/{value}.jsonl") for key, value in values.items()
+             if key in checks.PATHS and value in CORPORA[1:]}
+    tasks = [task for task in values.get("zero_shot_tasks", ()) if not task.startswith("embedded")]
+    if tasks and not values["folders"]:
+        found["folders"] = ",".join(f"{task}={there(f'zero_shot/{task}')}" for task in tasks)
+    return {key: Setting(value, data.origin) for key, value in found.items()}
 
 
 def _settings(file: Path, known: Mapping[str, Parameter], complaint: str) -> Settings:

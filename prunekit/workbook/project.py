@@ -41,7 +41,7 @@ def root() -> Path:
     home, here = os.environ.get("PRUNEKIT_HOME"), Path.cwd().resolve()
     beside = Path(prunekit.__file__).resolve().parents[1]
     around = [here, *here.parents]
-    copies = [folder for folder in around if (folder / "student.json").is_file()]  # see course.py
+    copies = [folder for folder in around if (folder / "student.json").is_file()]  # see course/copies.py
     for folder in [Path(home).resolve()] if home else [*copies, beside, *around]:
         if (folder / "notebooks").is_dir():
             return folder

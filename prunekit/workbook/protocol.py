@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SETTING = ("model", "method", "sparsity", "pattern")  # what a number is of
+# How it was measured. roles: how the windows of its statistics were drawn; bos: as `data.begins` says.
 PROTOCOL = ("metric", "corpus_or_tasks", "context", "split", "calibration", "calibration_windows",
-            "gradient_corpus", "tokenizer", "few_shot", "documents", "harness")  # how it was measured
+            "gradient_corpus", "roles", "bos", "tokenizer", "few_shot", "documents", "harness")
 # What every row of a result carries, so that a figure can be rebuilt from the table alone.
 PROVENANCE = ("model", "method", "metric", "sparsity", "pattern", "seqlen", "corpus", "seed", "n",
               *PROTOCOL[1:])
@@ -42,13 +43,16 @@ def with_protocol(frame: pd.DataFrame, name: str, known: Mapping[str, Any]) -> p
         raise UsageError(f"The result table '{name}' lacks the column{many} {', '.join(absent)}.")
     asked = _of_tasks(frame) if "task" in frame else _of_windows(known)
     asked |= {"calibration": _text(known, "corpus"), "calibration_windows": known.get("nsamples", "unknown"),
-              "gradient_corpus": _text(known, "gradient_corpus", "corpus"), "tokenizer": "model"}
+              "gradient_corpus": _text(known, "gradient_corpus", "corpus"), "tokenizer": "model",
+              "roles": "file" if known.get("windows") else known.get("roles", "unknown"),
+              "bos": known.get("begins", "unknown")}
     frame = frame.assign(**{column: value for column, value in asked.items() if column not in frame})
     updated = ~frame["update"].fillna("").isin(["", "none"]) if "update" in frame else False
     reads_text, formula = ~frame["method"].isin(["dense", "magnitude"]) | updated, _formula(frame)
     gradient = frame["gradient_corpus"].where(formula.str.contains(r"\bG\b"), "-")
+    of_statistics = ["calibration", "calibration_windows", "roles", *(["bos"] if "task" in frame else [])]
     return frame.assign(gradient_corpus=gradient.mask(formula == "", "unknown"), **{
-        column: frame[column].where(reads_text, "-") for column in ("calibration", "calibration_windows")})
+        column: frame[column].where(reads_text, "-") for column in of_statistics})
 
 
 def _of_windows(known: Mapping[str, Any]) -> dict[str, Any]:

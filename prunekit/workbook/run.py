@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunekit.errors import UsageError, did_you_mean
+from prunekit.evaluate.sentences import Claim, comparing
 from prunekit.files import file_hash, replacing_file, write_atomic
 from prunekit.workbook import display, manifest, params, project
 from prunekit.workbook.protocol import with_protocol
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 # Numbers about the machine: they differ between two runs of the same thing.
 TIMINGS = ("seconds", "tokens_per_second", "memory_mb")
 _LOADED = time.time()
+_current: Run | None = None
 
 
 def start_run(topic: str, variables: Mapping[str, Any]) -> Run:
@@ -51,14 +53,22 @@ def start_run(topic: str, variables: Mapping[str, Any]) -> Run:
         if not state.fresh:
             raise UsageError(f"{topic} reads from {other}, which is {state.word} ({state.reason}): run that "
                              f"notebook first, or `prunekit run {profile} {other}`.")
-    return Run(topic, profile, parameters)
+    global _current
+    _current = Run(topic, profile, parameters, variables)
+    return _current
+
+
+def current() -> Run | None:
+    """The run that was begun last in this process, finished or not."""
+    return _current
 
 
 class Run:
-    """A run in progress. Attributes: topic, profile, parameters, folder (of the attempt), device, banner."""
+    """A run in progress. Attributes: topic, profile, parameters, variables (the notebook's), folder (of the
+    attempt), device, banner."""
 
-    def __init__(self, topic: str, profile: str, parameters: dict[str, Any]):
-        self.topic, self.profile, self.parameters = topic, profile, parameters
+    def __init__(self, topic: str, profile: str, parameters: dict[str, Any], variables: Mapping[str, Any]):
+        self.topic, self.profile, self.parameters, self.variables = topic, profile, parameters, variables
         self._place = project.run_folder(profile, topic)
         self._batch = "PRUNEKIT_LOG" in os.environ  # which begins and ends the attempt itself
         if not self._batch:
@@ -69,23 +79,25 @@ class Run:
         self.artifacts: dict[str, dict[str, Any]] = {}
         self.loaded: dict[str, str] = {}
         self.takeaways: list[str] = []
+        self.claims: list[dict[str, Any]] = []  # what those that compare rest on
         self.answers: list[dict[str, Any]] = []
         self._known = dict(parameters)  # these, and those of the runs that were read from
         write_atomic(self.folder / "running.json", json.dumps({"id": self.id, "process": os.getpid()}))
         self.device, self.threads = _set_up(parameters.get("seed", 0), parameters.get("device", "auto"))
         versions = [f"{name} {number}" for name, number in list(manifest.versions().items())[:5]]
         self.banner = display.show_text(" · ".join([
-            *versions, f"{self.device}, {self.threads} threads", f"profile {profile}",
+            *versions, f"{self.device}, {display.counted(self.threads, 'thread')}", f"profile {profile}",
             f"seed {parameters.get('seed', 0)}"]), "pk-banner")
 
     # ------------------------------------------------------------ artifacts
 
-    def save(self, name: str, value: Any) -> Any:
+    def save(self, name: str, value: Any, **said: Any) -> Any:
         """Save a value under a name and return it.
 
         Tensors and dictionaries of tensors go to safetensors, DataFrames to CSV, lists of dictionaries to
         JSONL, trees and other dictionaries, lists and numbers to JSON, anything with `.save(path)` through
-        that, and a Path inside the run's folder is taken as it is.
+        that, and a Path inside the run's folder is taken as it is. `said`: what every result must say that
+        is made from it (of windows, where they begin with BOS), for `workbook.protocol`.
         """
         kind, suffix, write = _writer(value)
         if kind == "file":
@@ -93,7 +105,7 @@ class Run:
         else:
             file = Path(f"{name}{suffix}")
             self._write(file, write)
-        return self._record(name, kind, [file], value)
+        return self._record(name, kind, [file], value, said=said)
 
     def load(self, topic: str, name: str) -> Any:
         """Read what an upstream run saved under `name`, if its content is what that run's manifest says."""
@@ -109,7 +121,7 @@ class Run:
         if not path.is_file() or file_hash(path) != artifact["sha256"]:
             raise UsageError(f"{project.relative(path)} is not what {topic} wrote: run that notebook again.")
         self.loaded[f"{topic}/{name}"] = artifact["sha256"]
-        self._known = made["parameters"] | self._known
+        self._known = made["parameters"] | artifact.get("said", {}) | self._known
         return _read(path, artifact["kind"])
 
     def figure(self, figure: Figure, name: str, caption: str, *, headline: bool = False) -> display.Shown:
@@ -153,15 +165,31 @@ class Run:
         return self._record(f"tables/{name}", "table", files, sight, caption=caption, headline=headline,
                             result=result, html=sight.html if headline else "")
 
-    def takeaway(self, sentence: str, *, problem: int | None = None) -> display.Shown:
-        """A generated sentence (`code` and **strong** allowed), shown here and on the report's front page.
+    def takeaway(self, said: str | Claim | None, *, problem: int | None = None) -> display.Shown | None:
+        """A generated sentence (`code` and **strong** allowed); nothing for None, where nothing was asked.
 
-        `problem`: the number of the known problem (`ledger/claims.yaml`) of which it says what was measured.
+        One that compares is a `claim`, and is shown with a link to the table whose rows it rests on, which
+        must have been saved. `problem`: the number of the known problem (`ledger/claims.yaml`) of which it
+        says what was measured. The first of a run stands on the report's front page. Raises UsageError for a
+        plain sentence that compares, and for a table that this run has not.
         """
+        if said is None:
+            return None
+        if isinstance(said, str):
+            if words := comparing(said):
+                raise UsageError(f"the takeaway '{said[:60]}' says '{words[0]}' without a test: build it "
+                                 "with pk.claim from the rows that show it.")
+            sentence, table = said, ""
+        else:
+            sentence, table = said.sentence, said.table
+            if f"tables/{table}" not in self.artifacts:
+                raise UsageError(f"the takeaway '{sentence[:60]}' rests on a table {table}, which this run "
+                                 "has not saved: show it with run.table first.")
+            self.claims.append(said.as_dict())
         self.takeaways.append(sentence)
         if problem is not None:
             self.answers.append({"problem": problem, "sentence": sentence})
-        return display.show_text(sentence, "pk-takeaway")
+        return display.show_takeaway(sentence, table)
 
     def finish(self) -> display.Shown:
         """Write the manifest: the run counts as finished, and takes the place of the one before it."""
@@ -171,10 +199,11 @@ class Run:
             "versions": manifest.versions(), **manifest.commit(), "machine": manifest.machine(),
             "device": self.device, "threads": self.threads, "seed": self.parameters.get("seed", 0),
             "started": _clock(self.started), "finished": _clock(time.time()),
-            "seconds": round(time.time() - self.started, 1),
+            "seconds": round(time.time() - self.started, 1), "memory_mb": manifest.peak_memory(),
             "log": os.environ.get("PRUNEKIT_LOG"), "notebook": manifest.notebook_hash(self.topic),
             "modules": self._modules(), "inputs": manifest.inputs(self.parameters), "loaded": self.loaded,
-            "artifacts": self.artifacts, "takeaways": self.takeaways, "answers": self.answers,
+            "artifacts": self.artifacts, "takeaways": self.takeaways, "claims": self.claims,
+            "answers": self.answers,
         }
         write_atomic(self.folder / "manifest.json", json.dumps(content, indent=1, default=display.as_plain))
         if not self._batch:

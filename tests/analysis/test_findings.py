@@ -344,19 +344,22 @@ def test_searches_are_known_by_their_journals_and_the_grid_by_its_points():
 def test_curves_and_ends_of_several_seeds_by_hand():
     named = history.searches(several())
     curves = history.convergence(named)
-    modern = curves[curves["search"] == "modern"]
-    assert modern[["evaluated", "loss", "low", "high"]].values.tolist() == [
-        [1, 4.0, 3.0, 5.0], [2, 2.5, 1.0, 4.0], [3, 1.5, 1.0, 2.0]]
+    modern = curves[curves["search"] == "modern"]   # what was planted before breeding starts is no find
+    assert modern[["evaluated", "loss", "low", "high"]].values.tolist() == [[3, 1.5, 1.0, 2.0]]
+    assert curves[curves["search"] == "grid"]["loss"].tolist() == [2.5]
     ends = history.ends(named).set_index("search")
-    assert ends.loc["modern"].tolist() == [2, 2.5, 3.5, 1.5, 1.0, 2.0]
-    assert ends.loc["grid"].tolist() == [1, 1, 2.5, 2.5, 2.5, 2.5]
+    columns = ["seeds", "evaluated", "planted", "bred", "equal", "median", "lowest", "highest"]
+    assert ends.loc["modern", columns].tolist() == [2, 2.5, 3.5, 1.5, 4.0, 1.5, 1.0, 2.0]
+    assert ends.loc["grid", columns[:3]].tolist() == [1, 1, 2.5] and np.isnan(ends.loc["grid", "bred"])
+    assert ends["drawn"].isna().all()
 
 
-def test_a_lead_over_seeds_is_students():
-    [lead] = history.leads(history.searches(several()), "modern").itertuples()
-    expected = stats.ttest_1samp([1.0 - 2.5, 2.0 - 2.5], 0)
-    assert (lead.search, lead.change, lead.n, lead.verdict) == ("grid", -1.0, 2, "indistinguishable")
-    assert lead.p_holm == pytest.approx(expected.pvalue)
+def test_a_lead_over_seeds_is_students_and_of_equal_budgets():
+    named = history.searches(several())
+    [lead] = history.leads(named, "modern").itertuples()
+    expected = stats.ttest_1samp([3.0 - 2.5, 5.0 - 2.5], 0)   # after one evaluation, all that the grid had
+    assert (lead.search, lead.evaluated, lead.change, lead.n) == ("grid", 1, 1.5, 2)
+    assert lead.verdict == "indistinguishable" and lead.p_holm == pytest.approx(expected.pvalue)
     assert (lead.low, lead.high) == pytest.approx(tuple(expected.confidence_interval()))
     one_seed = several().query("seed == 0")
     assert history.leads(history.searches(one_seed), "modern")["verdict"].tolist() == ["indistinguishable"]

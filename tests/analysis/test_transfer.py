@@ -138,3 +138,45 @@ def test_the_catalogue_is_perplexity_and_provable_sameness(evaluator):
     [ours] = pk.prune_and_measure(bench.model, bench.calibration, bench.search, settings, progress=False)
     assert table.loc["wanda", ["ppl", "low", "high"]].tolist() == pytest.approx(
         [ours.perplexity.value, *ours.perplexity.interval], rel=1e-5)
+
+
+def recorded_monomials(orders, groups=8, noise=0.02):
+    """A table as `recipes.monomials` writes it: losses of monomials by model, with noise over groups."""
+    rng, rows = np.random.default_rng(0), []
+    for model, losses in orders.items():
+        common = rng.normal(scale=0.5, size=groups)
+        for exponents, loss in {(0, 0, 0): 0.0, **losses}.items():
+            target = "0.6" if any(exponents) else "dense"
+            nll = 100 * (3 + common + loss + rng.normal(scale=noise, size=groups) * any(exponents))
+            rows += [(*exponents, target, group, value, 100, model) for group, value in enumerate(nll)]
+    return pd.DataFrame(rows, columns=["W", "G", "X", "target", "group", "nll", "tokens", "model"])
+
+
+GRID = [(12, 0, 0), (8, 0, 4), (6, 6, 0), (4, 4, 4), (0, 12, 0)]
+
+
+def test_an_order_of_monomials_is_asked_whether_it_travels_to_other_models():
+    up, down = dict(zip(GRID, (0.1, 0.3, 0.5, 0.7, 0.9))), dict(zip(GRID, (0.9, 0.7, 0.5, 0.3, 0.1)))
+    losses = transfer.monomial_losses(recorded_monomials({"a": up, "b": up, "c": down}), "0.6")
+    assert set(losses["metric"]) == {"W12", "W8 X4", "W6 G6", "W4 G4 X4", "G12"}
+    found = transfer.model_agreement(losses).set_index(["first", "setting"])
+    assert len(found) == 9 and (found["metrics"] == 5).all()
+    assert found.loc[[("a", "b"), ("a", "a")], "tau"].tolist() == pytest.approx([1, 1])
+    assert found.loc[("a", "c"), "tau"] == pytest.approx(-1) and found.loc[("c", "b"), "high"] < 0
+    three = transfer.model_agreement(losses, top=3).set_index(["first", "setting"])
+    assert (three["metrics"] == 3).all() and three.loc[("a", "c"), "tau"] == pytest.approx(-1)
+    carried = transfer.carried(losses).set_index(["chosen on", "model"])
+    assert carried["verdict"].to_dict() == {
+        ("a", "b"): "lower", ("a", "c"): "higher", ("b", "a"): "lower", ("b", "c"): "higher",
+        ("c", "a"): "higher", ("c", "b"): "higher"}
+    assert carried.loc[("a", "c"), "ratio"] == pytest.approx(np.exp(0.2), rel=0.03)
+    assert carried.loc[("a", "c"), "metric"] == "W12"
+
+
+def test_orders_that_are_noise_are_not_said_to_travel():
+    same = dict.fromkeys(GRID, 0.5)
+    losses = transfer.monomial_losses(recorded_monomials({"a": same, "b": same}, noise=0.3), "0.6")
+    found = transfer.model_agreement(losses)
+    between = found[found["first"] != found["setting"]]
+    assert (between["low"] < 0).all() and (between["high"] > 0).all()
+    assert (transfer.carried(losses)["verdict"] == "indistinguishable").all()

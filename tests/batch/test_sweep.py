@@ -1,6 +1,7 @@
 """A sweep refuses what cannot be, runs each thing once, survives a kill, and joins its tables rightly."""
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from scipy import stats
 from prunekit.batch import notebook, schedule, sweep
 from prunekit.batch.notebook import Record
 from prunekit.cli import main
+from prunekit.cli.workbook import _forecast
 from prunekit.workbook import project
 from tests.tiny_project import write_notebook
 
@@ -106,6 +108,20 @@ def test_a_dry_run_counts_and_estimates(grid, capsys):
     assert main(["sweep", str(file), "--dry-run", "--workers", "2"]) == 0
     out = capsys.readouterr().out  # two runs of 01 and four of 03 are 1,600 s, on two workers 800
     assert "4 cells, 6 runs: 6 missing" in out and "about 13 min on 2 workers" in out
+
+
+def test_a_run_says_what_it_will_take(home):
+    """By the last run of a notebook, else by what the profile expects."""
+    (home / "params" / "tiny" / "expected.yaml").write_text("01_data: [90, 800]\n")
+    assert schedule.ahead("tiny") == {"01_data": [90, 800], "03_baselines": None}
+    folder = project.run_folder("tiny", "03_baselines")
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text(json.dumps({"seconds": 6000, "memory_mb": 2100} | {
+        "parameters": {}, "artifacts": {}, "modules": {}, "loaded": {}, "inputs": {}, "notebook": ""}))
+    told = _forecast(schedule.ahead("tiny"))
+    assert told == ("to run, one at a time: 01_data 90 s, 03_baselines 100 min; about 102 min, at most 2.1 "
+                    "GB of memory")
+    assert schedule.ahead("tiny", ["01_data"]).keys() == {"01_data"}
 
 
 def state(unit):

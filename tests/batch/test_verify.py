@@ -27,7 +27,7 @@ def saved(home, monkeypatch):
     write_notebook(home / "notebooks/01_data.ipynb", [
         ("parameters", 'profile: str = "tiny"\nrows: int = 4\nseqlen: int = 8\nseed: int = 0\n'), ("", CODE)])
 
-    def run_here(topic, folder, parameters, progress):
+    def run_here(topic, folder, parameters):
         exec(CODE, dict(parameters))  # noqa: S102 - the code above
         (folder / "executed.ipynb").write_text("{}")
         return Record(topic, "done", 1.0)

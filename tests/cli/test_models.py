@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+import prunekit as pk
 from prunekit.cli import _parser, main
 from prunekit.lora.options import LoraOptions
 
@@ -64,6 +65,44 @@ def test_a_saved_model_has_exactly_the_promised_zeros(tiny, tmp_path, capsys):
     assert f"perplexity {row.ppl:.4f} [{row.low:.4f}, {row.high:.4f}]" in capsys.readouterr().out
 
 
+def test_every_row_says_where_its_windows_begin(tiny, tmp_path, capsys):
+    embedded = ["--model=embedded/llama", "--seqlen=32", "--nsamples=2", "--test-windows=2"]
+    saved = tmp_path / "m"
+    for bos, word in (("auto", "no window"), ("always", "every window")):
+        asked = [*embedded, "--method=wanda", f"--bos={bos}", f"--results={tmp_path}"]
+        assert main(["prune", *asked, *([f"--save-model={saved}"] if bos == "always" else [])]) == 0
+        assert ("each begins with BOS" in capsys.readouterr().out) == (word == "every window")
+    ready = options(tiny, method="magnitude", results=tmp_path)
+    assert main(["prune", *ready]) == 0
+    assert pd.read_csv(tmp_path / "results.csv")["bos"].tolist() == ["no window", "every window", "file"]
+    assert json.loads((saved / "prunekit.json").read_text())["bos"] == "every window"
+    file = tmp_path / "g.safetensors"
+    assert main(["gradients", *embedded, "--bos=always", f"--output={file}"]) == 0
+    assert pk.Gradients.load(file).meta["bos"] == "every window"
+    capsys.readouterr()
+    assert main(["prune", *options(tiny, method="wanda", bos="always")]) == 2
+    assert "bos = 'always' does not go with ready windows (windows=)" in capsys.readouterr().err
+
+
+def test_layers_have_targets_of_their_own_and_zeros_are_kept(tiny, tmp_path):
+    """By a mapping on the command line, then once more by a file, from what the first left."""
+    from transformers import AutoModelForCausalLM
+
+    first, file = tmp_path / "first", tmp_path / "budget.json"
+    asked = options(tiny, method="wanda", sparsity='{"*": 0.5, "*.down_proj": "1:4"}', save_model=first)
+    assert main(["prune", *asked, "--skip", "*.k_proj", "--no-evaluate"]) == 0
+    file.write_text('{"*.up_proj": 0.75, "*.down_proj": 0.5}')
+    asked = options(tiny, method="wanda", model=first, sparsity=file, save_model=tmp_path / "second")
+    assert main(["prune", *asked, "--update", "admm", "--preserve", "--no-evaluate"]) == 0
+    a, b = (AutoModelForCausalLM.from_pretrained(tmp_path / name) for name in ("first", "second"))
+    shares = {"k_proj": (0, 0), "down_proj": (0.25, 0.5), "up_proj": (0.5, 0.75)}
+    for (name, before), after in zip(zeros(a).items(), zeros(b).values(), strict=True):
+        assert (before, after) == shares.get(name.split(".")[-2], (0.5, 0.5)), name
+    assert all((q[p == 0] == 0).all() for p, q in zip(a.parameters(), b.parameters(), strict=True))
+    made = json.loads((first / "prunekit.json").read_text())
+    assert made["pattern"] == "mixed" and made["target"] == pytest.approx(made["sparsity"])
+
+
 def test_gradients_from_a_file_give_the_same_masks(tiny, tmp_path):
     from transformers import AutoModelForCausalLM
 
@@ -104,7 +143,10 @@ def test_a_metric_is_a_method_and_so_is_a_tree_in_a_file(tiny, tmp_path, capsys)
     (["prune", "--model", "embedded/llama", "--method", "wanda", "--pattern", "2:4", "--sparsity", "0.6"],
      "sparsity = 0.6 does not go with pattern = '2:4', which removes exactly 0.5."),
     (["prune", "--model", "embedded/llama", "--method", "wanda", "--sparsity", "1.5"],
-     "--sparsity 1.5 must be at least 0 and below 1 (share of zeros)."),
+     ("--sparsity 1.5 must be at least 0 and below 1 (share of zeros), a pattern such as 2:4, or JSON (also "
+      "a .json file) of these: a list by block, or a mapping from patterns of layer names.")),
+    (["prune", "--model", "embedded/llama", "--method", "wanda", "--skip", "*.donw_proj"],
+     "no layer's name matches '*.donw_proj' (did you mean '*.down_proj'?)."),
     (["prune", "--model", "embedded/llama", "--method", "wanda", "--update", "ob"],
      "--update ob must be one of '', 'obs', 'obs-iter', 'admm'."),
     (["prune", "--model", "embedded/llama", "--method", "wanda", "--gradients", "none.pth"],
@@ -113,6 +155,12 @@ def test_a_metric_is_a_method_and_so_is_a_tree_in_a_file(tiny, tmp_path, capsys)
      "--output g.pth must end in .safetensors."),
     (["gradients", "--model", "embedded/llama", "--output", "g.safetensors", "--norm", "l3"],
      "--norm l3 must be one of 'l1', 'l2', 'signed'."),
+    (["evaluate", "--model", "embedded/llama", "--bos", "yes"],
+     "--bos yes must be one of 'auto', 'never', 'always'."),
+    (["gradients", "--model", "embedded/llama", "--output", "g.safetensors", "--bos", "never", "--roles",
+      "published"],
+     ("bos = 'never' does not go with published ones (roles: published), which are taken as they are: leave "
+      "bos at 'auto', or draw windows of the package's own (roles: disjoint).")),
     (["evaluate", "--model", "embedded/llama", "--seqlen", "1"],
      "--seqlen 1 must be at least 2 (tokens per window)."),
     (["evaluate", "--model", "embedded/llama", "--config", "none.json"],

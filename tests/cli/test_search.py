@@ -34,6 +34,32 @@ def test_a_search_from_start_to_export(folder, capsys):
     assert pk.Tree.from_json(folder / "winner.json").size >= 1
 
 
+def test_a_search_does_not_go_on_with_other_windows(folder, capsys):
+    assert main([*START, "--budget", "6", "--output", str(folder)]) == 0
+    assert "going on with" in capsys.readouterr().out
+    for other in (["--bos", "always"], ["--seed", "1"], ["--search-windows", "9"]):
+        assert main([*START, *other, "--budget", "6", "--output", str(folder)]) == 2
+        assert "was made on other search windows than these options draw" in capsys.readouterr().err
+
+
+def test_a_search_for_budgets_ends_in_a_file_that_prune_takes(tmp_path, capsys):
+    found = str(tmp_path / "found")
+    start = [*START[:-5], "--targets=0.6", "--evolve=budget", "--method=magnitude", "--budgets=owl"]
+    assert main([*start, "--budget", "4", "--output", found]) == 0
+    assert main(["search", "resume", f"{found}/journal.jsonl", "--budget", "6"]) == 0
+    assert main(["search", "export", f"{found}/journal.jsonl", f"{found}/best.json"]) == 0
+    search = pk.replay(f"{found}/journal.jsonl")
+    assert search.evaluated == 6 and {str(each.tree) for each in search.candidates.values()} == {"W"}
+    budget = json.loads((tmp_path / "found" / "best-budget.json").read_text())
+    assert budget == dict(search.best.budget)
+    assert json.loads((tmp_path / "found" / "winner-budget.json").read_text()).keys() == budget.keys()
+    prune = ["prune", "--model=embedded/llama", "--method=magnitude", "--seqlen=32", "--nsamples=4"]
+    assert main([*prune, f"--sparsity={found}/best-budget.json", "--test-windows=4"]) == 0
+    assert "% of the prunable weights are zero" in capsys.readouterr().out
+    assert main([*START, "--output", found, "--budgets", "owl"]) == 2
+    assert "budgets are evolved for one target" in capsys.readouterr().err
+
+
 def test_a_folder_that_was_moved_goes_on_with_its_own_evaluator(folder, tmp_path, monkeypatch):
     shutil.copytree(folder, tmp_path / "moved")
     loaded = []
@@ -65,6 +91,9 @@ def test_a_search_takes_its_options_from_a_file(tmp_path, monkeypatch, capsys):
      "--targets 5:4|pattern '5:4'"),
     (["start", "--model=embedded/llama", "--output=x", "--threads=0"], "--threads 0 must be at least 1"),
     (["start", "--model=embedded/llama", "--output=x", "--workers=2"], "kind 'serial' has no 2 workers"),
+    (["start", "--model=embedded/llama", "--output=x", "--method=sparsegpt"], "no search can begin with it"),
+    (["start", "--model=embedded/llama", "--output=x", "--targets=0.6", "--evolve=budget", "--budgets", "{"],
+     "sparsity '{' is none"),
     (["resume", "nowhere.jsonl", "--budget", "0"], "--budget 0 must be at least 1"),
     (["status", "nowhere.jsonl"], "there is no journal nowhere.jsonl"),
     (["export", "nowhere.jsonl", "x.xlsx"], "must end in .csv, .parquet or .json"),

@@ -72,6 +72,17 @@ def test_verdict_p_and_interval_are_one(seed, n):
         assert (not low <= 1 <= high) == one.distinguishable, str(one)
 
 
+def test_windows_with_bos_are_not_compared_with_windows_without(golden_model, golden_windows):
+    """Also where a table has lost how they were made: it is seen in the windows."""
+    model, begun = golden_model("llama"), golden_windows.clone()
+    begun[:, 0] = 7
+    plain, bos = (pk.perplexity(model, windows, 64, progress=False) for windows in (golden_windows, begun))
+    assert "begins_with" not in plain.meta and bos.row()["begins_with"] == 7
+    assert pk.compare(bos, bos).ratio == 1
+    with pytest.raises(pk.UsageError, match="that begin with token 7 and windows that begin anywhere"):
+        pk.compare(bos, plain)
+
+
 def test_the_same_is_not_distinguishable_and_one_window_says_nothing():
     a, b = RNG(1).normal(3, 0.5, (2, 40))
     same = pk.compare(Perplexity(a), Perplexity(a))

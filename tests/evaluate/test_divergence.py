@@ -9,6 +9,7 @@ from scipy.stats import entropy
 
 import prunekit as pk
 import prunekit.evaluate.perplexity as module
+from prunekit.evaluate.divergence import Divergence
 
 
 @pytest.fixture
@@ -31,10 +32,19 @@ def test_equals_scipys_relative_entropy(pair, golden_windows):
     assert row["kl_low"] < row["kl"] < row["kl_high"] and row["n"] == len(golden_windows)
 
 
+def test_intervals_end_where_the_truth_must():
+    """Few windows, one far off: the interval of the mean would reach below zero, that of a share above 1."""
+    row = Divergence(np.array([0.1, 0.1, 0.1, 4.0]), np.array([0.9, 1.0, 1.0, 0.2])).row()
+    assert row["kl_low"] == 0.0 and row["kl_high"] > row["kl"] > 0
+    assert row["changed_high"] == 1.0 and 0 <= row["changed_low"] < row["changed"]
+
+
 def test_a_model_does_not_differ_from_itself(golden_model, golden_windows):
     found = pk.divergence(golden_model("opt"), golden_model("opt"), golden_windows.flatten(), 64,
                           progress=False)
     assert np.abs(found.kl).max() < 1e-6 and not found.changed.any()
+    row = found.row()
+    assert row["kl_low"] <= row["kl"] <= row["kl_high"] and row["changed_low"] == row["changed_high"] == 0
 
 
 def test_few_logits_at_a_time_give_the_same(pair, golden_windows, monkeypatch):

@@ -34,7 +34,8 @@ def finished(tmp_path, monkeypatch):
     def write(rows, dense=5.12, **changed):
         parameters = params.resolve_profile("llama-2-7b")
         whole = row("dense", dense, "-", 0.0)
-        _run(tmp_path, "03_baselines", parameters["01_data"] | parameters["03_baselines"] | changed,
+        read = parameters["01_data"] | {"begins": "text"} | parameters["03_baselines"] | changed
+        _run(tmp_path, "03_baselines", read,
              {"any name": [*rows, whole]})
         return claims.table("llama-2-7b").set_index("id")
     return write
@@ -69,6 +70,8 @@ def test_every_published_row_states_every_field_that_its_number_depends_on():
     for column in ("calibration", "calibration_windows"):
         assert ((everything[column] != "-") == reads_text).all()
     assert ((everything["gradient_corpus"] != "-") == (everything["method"] == "pruner-zero")).all()
+    assert ((everything["roles"] != "-") == reads_text).all()
+    assert ((everything["bos"] != "-") == reads_text | perplexity).all()
 
 
 def test_the_ledger_fills_from_runs_and_judges_by_its_rule(finished):
@@ -94,7 +97,9 @@ def test_the_ledger_fills_from_runs_and_judges_by_its_rule(finished):
     ({"seqlen": 2048}, 54, "context"), ({"test_windows": 40}, 54, "split"),
     ({"test_corpus": "ptb"}, 54, "corpus or tasks"), ({"test_corpus": "/a/wikitext2"}, 54, "corpus or tasks"),
     ({"nsamples": 64}, 54, "calibration windows"), ({"corpus": "wikitext2"}, 54, "calibration"),
-    ({"seqlen": 2048}, 5, "context")])
+    ({"seqlen": 2048}, 5, "context"), ({"roles": "disjoint"}, 54, "roles"),
+    ({"begins": "every window"}, 54, "bos"), ({"begins": "every window"}, 5, "bos"),
+    ({"begins": "no window", "roles": "disjoint"}, 54, "roles, bos")])
 def test_a_result_of_another_protocol_is_not_put_beside(finished, changed, number, differs):
     entry = finished([row("wanda", 11.02, "2:4")], **changed).loc[number]
     assert (entry["status"], entry["reason"]) == ("not run here", f"ours is of another protocol: {differs}")
@@ -117,6 +122,8 @@ def test_asking_to_mix_protocols_raises():
     assert claims.judge(wanda, ours) == ("reproduced", "ours +0.0%")
     with pytest.raises(pk.UsageError, match="context: 4096 published, 2048 here"):
         claims.judge(wanda, ours | {"context": "2048"})
+    with pytest.raises(pk.UsageError, match="bos: text published, every window here"):
+        claims.judge(wanda, ours | {"bos": "every window"})
     with pytest.raises(pk.UsageError, match="model: LLaMA-2-7B published, LLaMA-7B here"):
         claims.judge(wanda, ours | {"model": "LLaMA-7B"})
     accuracy = published().set_index("id", drop=False).loc[110]
@@ -138,7 +145,8 @@ def test_means_over_the_papers_tasks_keep_metric_documents_and_harness_apart(fin
             for place, task in enumerate(SEVEN) for metric, least in (("acc", 50), ("acc_norm", 60))
             if (task, metric) != ("boolq", "acc_norm")]
     parameters = params.resolve_profile("llama-2-7b")
-    _run(tmp_path, "06_zero_shot", parameters["01_data"] | parameters["06_zero_shot"], {"answered": rows})
+    read = parameters["01_data"] | {"begins": "text"} | parameters["06_zero_shot"]
+    _run(tmp_path, "06_zero_shot", read, {"answered": rows})
     found = [result for result in claims.measured("llama-2-7b") if result["metric"] != "perplexity"]
     assert [result["metric"] for result in found] == ["acc mean"]  # acc_norm has no boolq: no mixture
     assert (found[0]["documents"], found[0]["few_shot"], found[0]["harness"]) == ("all", "0", "lm-eval 1")
@@ -167,7 +175,7 @@ def test_every_command_measures_its_number(tmp_path):
         for wanted in group.itertuples():
             assert claims.model_name(data["model"]) == wanted.model
             assert (data["test_corpus"], str(data["seqlen"])) == (wanted.corpus_or_tasks, wanted.context)
-            assert data["test_windows"] == 0
+            assert data["test_windows"] == 0 and data["roles"] == "published" and data["bos"] == "auto"
             if wanted.calibration != "-":
                 assert data["corpus"] == wanted.calibration
                 assert str(data["nsamples"]) == wanted.calibration_windows

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,8 @@ import pytest
 import prunekit as pk
 from prunekit.errors import UsageError
 from prunekit.ledger import study
+
+RECORDED = study.FOLDER
 
 
 def test_the_recorded_searches_are_a_history():
@@ -40,9 +43,9 @@ def test_the_recorded_tables_are_of_these_searches():
 
 def test_it_says_what_made_it_and_is_small():
     assert pk.recorded_by().startswith("recorded on 20")
-    made = json.loads((study.FOLDER / "manifests.json").read_text())
+    made = json.loads((study.FOLDER / "study" / "manifests.json").read_text())
     assert made["04_gp_search"]["parameters"]["profile"] == "study" and not made["04_gp_search"]["dirty"]
-    assert sum(file.stat().st_size for file in study.FOLDER.iterdir()) < 1 << 20
+    assert sum(file.stat().st_size for file in study.FOLDER.rglob("*") if file.is_file()) < 1 << 20
 
 
 def test_what_was_not_recorded_is_one_sentence():
@@ -63,9 +66,11 @@ def test_a_run_is_recorded(tmp_path, monkeypatch):
         folder = tmp_path / "runs/tiny" / topic
         (folder / "tables").mkdir(parents=True)
         manifest = dict.fromkeys(study._KEPT, "x")
-        manifest |= {"commit": "0123456789", "started": "2026-01-31 10:00:00"}
+        manifest |= {"commit": "0123456789", "started": "2026-01-31 10:00:00",
+                     "machine": "Linux x86_64, An Epyc",
+                     "parameters": {"model": "/a/tiny", "targets": ["0.6", "2:4"]}}
         (folder / "manifest.json").write_text(json.dumps(manifest | {"artifacts": searched}))
-    with pytest.raises(UsageError, match="04_gp_search of profile tiny has no table census"):
+    with pytest.raises(UsageError, match="04_gp_search of profile tiny has no table seeds"):
         study.record("tiny")
     (folder / "manifest.json").write_text(json.dumps(manifest | {"artifacts": searched | tables}))
     for name in study._TABLES:
@@ -74,9 +79,44 @@ def test_a_run_is_recorded(tmp_path, monkeypatch):
     journal = tmp_path / "runs/tiny/04_gp_search/journal-modern.jsonl"
     list(pk.evolve(lambda tree: 1.0 / tree.size, "modern", 40, 3, journal, progress=False))
     assert study.record("tiny") < 10_000
-    assert pk.recorded_by() == "recorded on 2026-01-31, commit 0123456"
-    assert pk.recorded("paired")["target"].tolist() == ["0.50", "2:4"]
-    again, whole = pk.recorded("history"), pk.history(journal)
+    assert pk.recorded_by("tiny") == ("recorded on 2026-01-31 with prunekit run tiny on An Epyc, commit "
+                                      "0123456")
+    assert pk.recorded("paired", "tiny")["target"].tolist() == ["0.50", "2:4"]
+    again, whole = pk.recorded("history", "tiny"), pk.history(journal)
     expected = whole[list(again)].astype({"same": float})
     pd.testing.assert_frame_equal(again, expected, check_dtype=False, rtol=1e-5)
     pd.testing.assert_frame_equal(pk.traits(again), pk.traits(whole), check_dtype=False, rtol=1e-5)
+
+
+def test_several_studies_stand_side_by_side_a_real_model_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(study, "FOLDER", tmp_path)
+    shutil.copytree(RECORDED / "study", tmp_path / "study")
+    shutil.copytree(RECORDED / "study", tmp_path / "study-real")
+    for table in ("census", "redrawn"):
+        (tmp_path / "study-real" / f"{table}.csv").unlink()   # which not every study has
+    made = json.loads((tmp_path / "study" / "manifests.json").read_text())
+    made["04_gp_search"]["parameters"] |= {"model": "/models/real-135m", "targets": ["0.6", "2:4"]}
+    (tmp_path / "study-real" / "manifests.json").write_text(json.dumps(made))
+    assert pk.studies() == ["study-real", "study"]
+    assert study.subject("study-real") == "real-135m, searched at 60 % and 2:4"
+    both = pk.recorded("paired", "")
+    assert both["study"].value_counts().to_dict() == {"study-real": 12, "study": 12}
+    assert pk.recorded("redrawn", "")["study"].unique().tolist() == ["study"]
+    with pytest.raises(UsageError, match="nothing is recorded as 'redrawn' of 'study-real'"):
+        pk.recorded("redrawn", "study-real")
+    said = study.answer("study")
+    assert said.table == "recorded-paired" and said.rows == list(range(12, 24))
+    wanted = ("whose perplexity **is lower than that of** wanda at 50 %, 60 %, 70 % and 2:4 and pruner-zero "
+              "at 60 %, 70 % and 2:4, **is higher than that of** best of the grid at 50 %, **cannot be told "
+              "from that of** pruner-zero at 50 % and best of the grid at 60 %, 70 % and 2:4")
+    assert wanted in said.sentence
+    assert said.sentence.startswith("On embedded/llama, searched at 70 %, search found `")
+
+
+def test_tables_of_several_models_are_read_as_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(study, "FOLDER", tmp_path)
+    (tmp_path / "monomials").mkdir()
+    for model in ("a", "b"):
+        frame = pd.DataFrame({"model": [model], "target": ["2:4"]})
+        frame.to_csv(tmp_path / "monomials" / f"{model}.csv.gz", index=False)
+    assert pk.recorded("monomials", "monomials")["model"].tolist() == ["a", "b"] and pk.studies() == []

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prunekit import UsageError
-from prunekit.choices import parse_pattern, per_block
+from prunekit.choices import parse_pattern
 from prunekit.pruning import masks
 from prunekit.pruning.masks import keep_by_pairs, keep_mask, kth_smallest, mask_sums, nonzero, zero_out
 
@@ -86,15 +86,6 @@ def test_what_is_refused(arguments, message):
     with pytest.raises(UsageError) as refused:
         keep_mask(**arguments)
     assert str(refused.value).startswith(message)
-
-
-def test_one_sparsity_per_block():
-    assert per_block(0.5, "unstructured", 3) == [0.5] * 3
-    assert per_block([0.4, 0.6], "unstructured", 2) == [0.4, 0.6]
-    for bad, pattern in (([0.5], "unstructured"), (0.6, "2:4"), (1.0, "unstructured"),
-                         (True, "unstructured")):
-        with pytest.raises(UsageError):
-            per_block(bad, pattern, 2)
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.bfloat16, torch.float16, torch.float32])

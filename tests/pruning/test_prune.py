@@ -5,6 +5,7 @@ import torch
 
 import prunekit as pk
 from prunekit.models import layers
+from prunekit.pruning.masks import keep_mask
 
 
 def weights(model):
@@ -51,6 +52,90 @@ def test_one_shot_scores_the_dense_model(golden_model, golden_windows):
 def test_sparsity_per_block(golden_model, golden_windows):
     report = pk.prune(golden_model("llama"), golden_windows, "wanda", [0.25, 0.75], progress=False)
     assert report.to_frame().groupby("block")["sparsity"].mean().tolist() == [0.25, 0.75]
+
+
+BY_BLOCK = {"model.layers.0.*": 0.25, "model.layers.1.*": 0.75}
+
+
+@pytest.mark.parametrize("update", [None, "obs-iter", "admm"])
+def test_a_mapping_prunes_as_the_number_or_list_that_says_the_same(golden_model, golden_windows, update):
+    for one, same in ((0.5, {"*": 0.5}), ([0.25, 0.75], BY_BLOCK), ("2:4", {"*.*_proj": "2:4"})):
+        models = golden_model("llama"), golden_model("llama")
+        for model, sparsity in zip(models, (one, same), strict=True):
+            pk.prune(model, golden_windows, "wanda", sparsity, update=update, progress=False)
+        first, second = map(weights, models)
+        assert all(torch.equal(first[name], second[name]) for name in first), one
+
+
+def test_the_last_pattern_that_matches_holds_and_what_none_matches_stays_dense(golden_model, golden_windows):
+    model, dense = golden_model("llama"), weights(golden_model("llama"))
+    asked = {"*.k_proj": 0.25, "mlp.*_proj": 0.5, "*.down_proj": "2:4", "model.layers.1.mlp.*": 0.75}
+    report = pk.prune(model, golden_windows, "wanda", asked, skip=["*.1.mlp.up_proj"], update="obs",
+                      progress=False)
+    frame = report.to_frame().set_index("layer")
+    wanted = {"k_proj": [0.25, 0.25], "gate_proj": [0.5, 0.75], "up_proj": [0.5, 0], "down_proj": [0.5, 0.75]}
+    for name, row in frame.iterrows():
+        assert row["target"] == wanted.get(name.split(".")[-1], [0, 0])[row["block"]]
+        assert (row["pattern"] == "2:4") == (name == "model.layers.0.mlp.down_proj")
+        assert row["target"] or torch.equal(weights(model)[name], dense[name])
+    mean = (frame["target"] * frame["numel"]).sum() / frame["numel"].sum()
+    assert report.target == pytest.approx(mean) and report.sparsity == pytest.approx(mean, abs=0.005)
+    assert report.meta["pattern"] == "mixed"
+
+
+@pytest.mark.parametrize("given, message", [
+    ({"sparsity": {"down_proj": 0.5}}, r"name matches 'down_proj' \(did you mean '\*.down_proj'\?\)"),
+    ({"sparsity": 0.5, "skip": "*.o_prj"}, r"'\*.o_prj' \(did you mean '\*.o_proj'\?\)"),
+    ({"sparsity": {"*": 1.5}}, "sparsity 1.5 is not a share of zeros"),
+    ({"sparsity": {"*": "4:2"}}, "pattern '4:2' is not known"),
+    ({"sparsity": {"*": 0.5, "*.up_proj": "1:7"}}, "pattern 1:7 does not divide the 32 inputs of layer"),
+])
+def test_targets_that_cannot_be_are_refused(golden_model, golden_windows, given, message):
+    model = golden_model("llama")
+    with pytest.raises(pk.UsageError, match=message):
+        pk.prune(model, golden_windows, "wanda", **given, progress=False)
+    assert all((weight != 0).all() for weight in weights(model).values())
+
+
+@pytest.mark.parametrize("update", [None, "obs", "obs-iter", "admm"])
+@pytest.mark.parametrize("target", [0.6, "2:4", "4:8"])
+@pytest.mark.parametrize("group", ["row", "layer", "variant"])
+def test_zeros_are_preserved_and_count(golden_model, golden_windows, update, target, group):
+    if target != 0.6 and group != "row":
+        return
+    model = golden_model("llama")
+    pk.prune(model, golden_windows, "magnitude", 0.5 if target == 0.6 else "1:4", group="row", progress=False)
+    before = weights(model)
+    report = pk.prune(model, golden_windows, "wanda", target, group=group, update=update, preserve=True,
+                      progress=False)
+    after = weights(model)
+    assert all((after[name][before[name] == 0] == 0).all() for name in before)
+    assert report.sparsity == pytest.approx(report.target, abs=0.02)
+    once = golden_model("llama")
+    pk.prune(once, golden_windows, "wanda", target, group=group, update=update, progress=False)
+    assert any((weights(once)[name][zeros == 0] != 0).any() for name, zeros in before.items())
+
+
+def test_preserving_zeros_by_hand():
+    S, zeros = torch.tensor([[4.0, 1, 3, 2, 8, 7, 6, 5]]), torch.tensor([[1, 0, 0, 0, 1, 1, 1, 0]]).bool()
+    kept = {(0.75, "unstructured"): [0, 0, 1, 0, 0, 0, 0, 1],  # four are gone; two more, the lowest
+            (0.25, "unstructured"): [0, 1, 1, 1, 0, 0, 0, 1],  # more than asked for: all stay zero
+            (0.5, "2:4"): [0, 0, 1, 1, 0, 0, 0, 1]}  # one more left, three already right
+    for (sparsity, pattern), wanted in kept.items():
+        assert keep_mask(S, sparsity, pattern, zeros=zeros).int().tolist() == [wanted]
+
+
+@pytest.mark.parametrize("first, then, message", [
+    (0.6, 0.5, "layer .*: of its weights 59.4% are zero already, 9.4% more than sparsity 0.5 can keep"),
+    ("4:8", "2:4", "more than groups of 2:4 can keep; ask for another pattern"),
+])
+def test_more_zeros_than_can_be_preserved_are_refused(golden_model, golden_windows, first, then, message):
+    model = golden_model("llama")
+    pk.prune(model, golden_windows, "wanda", first, progress=False)
+    before = weights(model)
+    with pytest.raises(pk.UsageError, match=message):
+        pk.prune(model, golden_windows, "wanda", then, preserve=True, progress=False)
+    assert all(torch.equal(before[name], weight) for name, weight in weights(model).items())
 
 
 def test_a_methods_windows_are_not_needed_where_it_reads_none(golden_model, golden_gradients):

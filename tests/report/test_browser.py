@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.pages import check_site
+from tests.pages import check_site, slips
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 REPORTS = sorted(path.parent
@@ -95,7 +95,7 @@ def browser(tmp_path_factory):
 @pytest.mark.parametrize("folder", REPORTS, ids=lambda path: path.name)
 def test_pages_load_without_complaint_and_fit_the_screen(folder, browser):
     check_site(folder)
-    faults = {}
+    faults = {page.name: found for page in sorted(folder.glob("*.html")) if (found := slips(page))}
     for page in sorted(folder.glob("*.html")):
         for width in WIDTHS:
             found, complaints = browser.visit(page.as_uri(), width)

@@ -56,6 +56,7 @@ def test_the_reading_order_and_the_glossary_name_what_they_should():
 def test_pages_can_be_rendered_and_their_links_lead_somewhere(path):
     text = path.read_text(encoding="utf-8")
     prose = re.sub(r"```.*?```|`[^`\n]*`", "", text, flags=re.DOTALL)
+    assert not re.search(r"\d\\?%", prose)
     assert text.startswith("# ") and len(re.findall(r"^# ", prose, re.MULTILINE)) == 1
     assert '<code class="latex">' not in site.html.with_mathml(prose)
     assert [link for link in re.findall(r"\]\(([^)#:]+)\)", prose) if not (path.parent / link).exists()] == []

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import pytest
 from bs4 import BeautifulSoup
 
@@ -21,7 +22,7 @@ from prunekit.metric.catalogue import METHODS
 from prunekit.report import html, metrics_page, site
 from prunekit.workbook import manifest
 from prunekit.workbook.project import GRAPH
-from tests.pages import check_site
+from tests.pages import check_site, slips
 from tests.tiny_project import profile, write_notebook
 
 SETUP = "import prunekit as pk\nrun = pk.start_run({!r}, globals())\nrun.banner"
@@ -102,7 +103,9 @@ def test_notebooks_side_by_side(project, monkeypatch, capsys):
         ("md", "# 05"), ("parameters", 'profile: str = "tiny"\n'), ("", SETUP.format("05_tree_analysis")),
         ("", "assert run.load('04_gp_search', 'threads')\nrun.finish()")])
     assert main(["run", "tiny", "--workers", "2"]) == 0
-    told = [line.split()[:2] for line in capsys.readouterr().out.splitlines()[:4]]
+    said = capsys.readouterr().out.splitlines()
+    assert said[1].startswith("the report so far: ") and said[-1].startswith("report: ")
+    told = [line.split()[:2] for line in said if not line.startswith(("the report", "report"))]
     assert sorted(told) == [[topic, "done"]
                             for topic in ("01_data", "03_baselines", "04_gp_search", "05_tree_analysis")]
     assert told[0] == ["01_data", "done"]
@@ -241,11 +244,49 @@ def test_a_parameter_of_one_notebook_marks_its_readers_as_well(project):
 
 @pytest.mark.parametrize(("text", "left"), [
     ("  50%|##  | 1/2 [00:00<00:00, 9.00it/s]\r", ""), ("\r      \r\x1b[A\n", ""),
-    ("careful\n  9%|# |\r", "careful")])
+    ("careful\n  9%|# |\r", "careful"),
+    ("/tmp/a.py:2: FutureWarning: soon gone\n  frame.old()\nkept", "kept"),
+    ("/tmp/a.py:2: UserWarning: 3 % are zero.\n  pk.prune()\n", "3 % are zero.")])
 def test_progress_leaves_nothing_behind(text, left):
     output = nbformat.v4.new_output("stream", name="stderr", text=text)
     assert site._worth_showing(output) == bool(left)
     assert output.text == left
+
+
+def test_a_bar_on_stdout_leaves_nothing_behind_and_words_stay():
+    output = nbformat.v4.new_output("stream", name="stdout", text=" 50%|##  | 1/2 [00:00<00:00]\rdone\n")
+    assert site._worth_showing(output) and output.text == "done"
+    untouched = nbformat.v4.new_output("stream", name="stdout", text="a\n\n b\n")
+    assert site._worth_showing(untouched) and untouched.text == "a\n\n b\n"
+
+
+def table(rows):
+    return "<table><tbody>" + "".join(rows) + "</tbody></table>"
+
+
+def test_a_long_table_says_how_many_rows_it_has_and_short_words_stay_whole():
+    rows = [f"<tr><td>pruner-zero</td><td>{i}</td><td>{'words ' * 9}70%</td></tr>" for i in range(21)]
+    long, short = (BeautifulSoup(html.finish(html.parsed(table(part))), "html.parser")
+                   for part in (rows, rows[:20]))
+    assert long.select_one(".scroll.long + details.rows summary").text == "all 21 rows"
+    assert not short.select(".long, .rows")
+    for read in ("section class=prose", "details"):  # what is read as text, or was opened already
+        assert "long" not in html.finish(html.parsed(f"<{read}>{table(rows)}</{read.split()[0]}>"))
+    assert [cell["class"] for cell in short.tr.find_all("td")] == [["short"], ["num"], ["text"]]
+    assert "70\N{NO-BREAK SPACE}%" in short.text
+
+
+def test_slips_are_noticed(tmp_path):
+    page = tmp_path / "page.html"
+    page.write_text("<main><h2>All</h2><h3>Part</h3><h2>Empty</h2><details class='code'>x = 1</details>"
+                    "<h2>Last</h2><p>70% on 1 threads</p><table><td class='num'>6144</td></table>"
+                    "<pre class='stderr'>a.py:1: FutureWarning: b</pre></main>")
+    assert [slip.partition(":")[0] for slip in slips(page)] == [
+        "library noise", "nothing below", "nothing below", "no space before %", "one of many",
+        "no comma in a large number"]
+    page.write_text("<main><h2>Part</h2><h3>Inner</h3><p>70 % on 1 thread in 2024, 6,144 tokens: 0.12345</p>"
+                    "<h2>More</h2><details><summary>2 lines</summary><pre>1%</pre></details></main>")
+    assert slips(page) == []
 
 
 def test_a_takeaway_on_the_front_page_shows_its_formulas():
@@ -267,6 +308,32 @@ def test_the_metrics_page_says_what_is_proven_equal_and_no_more(project):
     drawn = cards["ria"].find("svg")
     assert [text.text for text in drawn.select("text")] == list(METHODS["ria"].tree)
     assert len(drawn.select("path")) == METHODS["ria"].tree.size - 1
+
+
+def test_the_metrics_page_groups_and_finds_what_ran_by_proof_not_by_name(tmp_path):
+    rows = [("sparsegpt", "w²/U_ii²", "layer", "obs-iter", 3.0),
+            ("best without X", "mul(W, sqrt(G))", "row", "", 4.0),
+            ("wanda", "mul(W, sqrt(X))", "row", "", 5.0)]
+    frame = pd.DataFrame(rows, columns=["method", "tree", "group", "update", "ppl"])
+    frame = frame.assign(sparsity=0.5, pattern="unstructured", low=frame["ppl"], high=frame["ppl"], n=8)
+    frame.to_csv(tmp_path / "result.csv", index=False)
+    made = {"artifacts": {"tables/result": {"files": {"result.csv": 1}}}}
+    page = BeautifulSoup(metrics_page.body([{"topic": "04_gp_search", "made": made, "folder": tmp_path}]),
+                         "html.parser")
+    ran = {section.h2["id"] for section in page.select("section.metric") if "Not run" not in str(section)}
+    # W²·G is W·√G; what Wanda's or the OBD metric's masks are is one; the variant is another.
+    assert ran == {"sparsegpt", "w2g", "wanda", "obd-layer"}
+    rows = [{link.text for link in row.select("a")} for row in page.select("#classes + p + table tbody tr")]
+    assert {"wanda", "obd-layer"} in rows and {"wanda-variant"} in rows and {"pruner-zero-variant"} in rows
+    assert not any("admm" in row or "sparsegpt" in row for row in rows)
+
+
+def test_neighbouring_cells_for_more_are_folded_together():
+    cell = nbformat.v4.new_markdown_cell
+    tags = [[], ["more"], ["more"], [], ["more"]]
+    cells = list(site._folded([cell("### More", metadata={"tags": tag}) for tag in tags]))
+    assert [each.metadata.fold["begins"] for each in cells] == [False, True, False, False, True]
+    assert [each.metadata.fold["ends"] for each in cells] == [False, False, True, False, True]
 
 
 @pytest.mark.parametrize(("latex", "shown"), [

@@ -1,3 +1,6 @@
+import json
+import random
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +11,7 @@ from prunekit.analysis.census import census, distinct
 from prunekit.choices import Target
 from prunekit.search import journal as journals
 from prunekit.search.bench import fast_dtype, without_gradients
+from prunekit.search.budgets import random_budget
 from prunekit.search.random_trees import monomial
 from prunekit.search.records import Race
 from tests.pruning.families import FAMILIES, windows
@@ -75,6 +79,57 @@ def test_a_mixture_is_searched_as_it_is_pruned(tree, update):
     assert {True, False} <= set(pruned.report.to_frame()["unseen"].dropna())
     assert np.allclose(evaluator.losses(tree), pruned.perplexity.nll - bench.nll, atol=1e-5)
     assert not evaluator(tree).defect and not bench.known(bench.smallest).unseen("GX")
+
+
+@pytest.mark.parametrize("target", [0.6, "2:4"])
+@pytest.mark.parametrize("update", [None, "admm"])
+def test_a_budgets_fitness_is_that_of_pruning_by_it_and_the_uniform_one_is_none(update, target):
+    model = FAMILIES["LLaMA"].model()
+    evaluator = pk.Evaluator(pk.Bench(model, windows(4, 16), windows(6, 12)), [target], update=update)
+    uniform, rng = evaluator.places.uniform, random.Random(1)
+    unequal = uniform
+    while unequal == uniform:
+        unequal = random_budget(rng, evaluator.places)
+    assert np.array_equal(evaluator.losses(WANDA, uniform), evaluator.losses(WANDA))
+    assert evaluator(WANDA, budget=uniform) == evaluator(WANDA)
+    bench = evaluator.benches[0]
+    for budget in (unequal, uniform):
+        setting = {"method": WANDA, "sparsity": budget, "one_shot": True, "update": update}
+        with without_gradients(threads=1):
+            [one] = pk.prune_and_measure(model, windows(4, 16), bench.search, [setting], progress=False)
+        assert np.allclose(evaluator.losses(WANDA, budget)[0, 0], one.perplexity.nll - bench.nll, atol=1e-5)
+        frame = one.report.to_frame().set_index("layer")
+        assert all(frame.loc[name, "target"] == Target.of(share).sparsity for name, share in budget.items())
+        assert one.report.to_frame()["masked"].sum() == whole_zeros(evaluator.places)
+    again = evaluator.losses(WANDA, unequal)
+    assert not np.array_equal(again, evaluator.losses(WANDA))
+    assert np.array_equal(evaluator.losses(WANDA, unequal), again)  # remembered
+
+
+def whole_zeros(places):
+    return sum(place.rows * int(place.inputs * places.target.sparsity) for place in places.places)
+
+
+def test_budgets_are_evolved_for_one_model_and_target(parts, evaluator):
+    with pytest.raises(pk.UsageError, match="for one model and one target, and here are 1 and 2"):
+        next(pk.evolve(evaluator, evolve="budget", progress=False))
+    with pytest.raises(pk.UsageError, match="names no places that a budget could be moved between"):
+        next(pk.evolve(lambda tree: 0.0, evolve="both", progress=False))
+    with pytest.raises(pk.UsageError, match="give budgets where it evolves budgets"):
+        next(pk.evolve(lambda tree: 0.0, budgets=[None], progress=False))
+
+
+def test_a_search_for_budgets_lowers_the_loss(parts):
+    """And its OWL is the one that `prune` takes."""
+    model, windows, _ = parts
+    evaluator = make(parts, ["0.7"])
+    owl = pk.owl_budget(model, windows["calibration"], 0.7, progress=False)
+    given = evaluator.budget(owl)
+    assert all(abs(given[place.name] - owl[place.block]) < 1 / place.inputs for place in given.places.places)
+    *_, last = pk.evolve(evaluator, budget=16, evolve="budget", budgets=[given], population=8, progress=False)
+    assert last.best.fitness < evaluator(WANDA).by_task["0.7"] and last.best.tree == pk.canonical(WANDA)
+    best = pk.choose(evaluator, pk.finalists(last.population), [windows["select"]]).iloc[0]
+    assert evaluator.budget(json.loads(best["budget"])) in [each.budget for each in last.population]
 
 
 def test_on_other_windows_and_tasks(parts, evaluator):

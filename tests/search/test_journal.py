@@ -11,15 +11,17 @@ import pytest
 
 import prunekit as pk
 from prunekit.search import journal as journals
-from tests.search.toy import Racing, distance
+from prunekit.search.budgets import Budget
+from tests.search.toy import Racing, Sloped, distance
 
 SCRIPT = textwrap.dedent("""
     import sys
     import prunekit as pk
-    from tests.search.toy import Racing, slow_distance
-    evaluator = Racing() if sys.argv[2] == "racing" else slow_distance
+    from tests.search.toy import Racing, Sloped, slow_distance
+    evaluator = {"racing": Racing(), "sloped": Sloped()}.get(sys.argv[2], slow_distance)
+    changes = {"evolve": "both"} if sys.argv[2] == "sloped" else {}
     for generation in pk.evolve(evaluator, "modern", int(sys.argv[3]), seed=3, journal=sys.argv[1],
-                                population=20, progress=False):
+                                population=20, progress=False, **changes):
         pass
 """)
 
@@ -57,19 +59,47 @@ def test_a_search_resumed_after_each_line_is_the_undisturbed_one(tmp_path, patie
         assert lines(part) == lines(tmp_path / "whole.jsonl")
 
 
+@pytest.mark.parametrize("evolve", ["budget", "both"])
+def test_a_search_for_budgets_is_resumed_after_each_line(tmp_path, evolve):
+    def run(path):
+        return list(pk.evolve(Sloped(), "modern", 30, 3, path, evolve=evolve, population=8, progress=False,
+                              budgets=[Budget(Sloped.places, (2, 2, 2, *(0,) * 9, -2, -2, -2))]))
+
+    run(tmp_path / "whole.jsonl")
+    whole = (tmp_path / "whole.jsonl").read_bytes().splitlines(keepends=True)
+    for cut in random.Random(0).sample(range(1, len(whole)), 6):
+        part = tmp_path / f"cut-{cut}.jsonl"
+        part.write_bytes(b"".join(whole[:cut]) + whole[cut][:cut % 40])
+        run(part)
+        assert lines(part) == lines(tmp_path / "whole.jsonl")
+    search = pk.replay(tmp_path / "whole.jsonl")
+    assert search.best.budget.places == Sloped.places and search.candidates[0].budget == Sloped.places.uniform
+
+
+def test_a_journal_of_metrics_is_written_as_before_there_were_budgets(tmp_path):
+    search(tmp_path / "j.jsonl", 30)
+    header, *events = journals.read(tmp_path / "j.jsonl")
+    assert set(header) == {"event", "format", "preset", "seed", "group", "seeds", "code", "evaluator", "file",
+                           "started"}
+    assert "evolve" not in header["preset"]
+    assert {tuple(event) for event in events if event["event"] == "propose"} == {
+        ("event", "i", "tree", "raw", "operator", "parents", "refused")}
+
+
 def test_a_larger_budget_continues_where_the_smaller_ended(tmp_path):
     search(tmp_path / "a.jsonl", 30), search(tmp_path / "a.jsonl", 60), search(tmp_path / "b.jsonl", 60)
     assert lines(tmp_path / "a.jsonl") == lines(tmp_path / "b.jsonl")
 
 
+@pytest.mark.parametrize("evaluator", ["slow", "sloped"])
 @pytest.mark.parametrize("kills", [4, pytest.param(50, marks=pytest.mark.torture)])
-def test_killed_searches_end_like_the_undisturbed_one(tmp_path, kills):
+def test_killed_searches_end_like_the_undisturbed_one(tmp_path, kills, evaluator):
     """kill -9 at random moments; every start resumes."""
-    with script(tmp_path / "whole.jsonl") as process:
+    with script(tmp_path / "whole.jsonl", evaluator=evaluator) as process:
         assert process.wait() == 0
     rng, path, killed = random.Random(1), tmp_path / "killed.jsonl", 0
     while killed < kills:
-        process = script(path)
+        process = script(path, evaluator=evaluator)
         while not path.exists() or path.stat().st_size < 400:  # past the imports
             time.sleep(0.01)
         time.sleep(rng.uniform(0, 0.25))
@@ -79,7 +109,7 @@ def test_killed_searches_end_like_the_undisturbed_one(tmp_path, kills):
         if process.returncode == 0:
             assert lines(path) == lines(tmp_path / "whole.jsonl")
             path.unlink()
-    with script(path) as process:
+    with script(path, evaluator=evaluator) as process:
         assert process.wait() == 0
     assert lines(path) == lines(tmp_path / "whole.jsonl")
 

@@ -3,6 +3,7 @@ import os
 import signal
 import threading
 import time
+from concurrent.futures import BrokenExecutor
 
 import pytest
 
@@ -99,6 +100,20 @@ def test_something_that_is_no_executor():
 def test_a_worker_leaves_ctrl_c_to_its_owner():
     with pk.open_executor("processes", workers=1) as pool:
         assert pool.submit(signal.getsignal, signal.SIGINT).result() == signal.SIG_IGN
+
+
+def test_a_worker_that_dies_is_noticed_while_another_works(monkeypatch):
+    """However long it took to start: the pool looks for dead workers among those that it knew of."""
+    pool = pk.open_executor("processes", workers=2)
+    pool.submit(os.getpid).result()
+    time.sleep(0.2)   # until the pool knows that its only worker is idle
+    spawn = pool._pool._spawn_process
+    monkeypatch.setattr(pool._pool, "_spawn_process", lambda: (time.sleep(0.3), spawn()))
+    long, dying = pool.submit(time.sleep, 60), pool.submit(os._exit, 1)
+    with pytest.raises(BrokenExecutor):
+        dying.result(timeout=20)
+    assert isinstance(long.exception(timeout=20), BrokenExecutor)   # it goes with the pool
+    pool.shutdown(wait=False, cancel_futures=True)
 
 
 def test_no_worker_outlives_its_pool(tmp_path):

@@ -5,7 +5,9 @@ import time
 from pathlib import Path
 from typing import ClassVar
 
+from prunekit.choices import Target
 from prunekit.metric.tree import Tree
+from prunekit.search.budgets import Place, Places
 from prunekit.search.records import Outcome, behind
 
 WANTED = Tree.parse("mul(sqrt(X), mul(W, G))")
@@ -49,6 +51,20 @@ class Racing:
         mean = sum(losses) / len(losses)
         by_target = {"0.5": mean - 0.1, "2:4": mean + 0.1}
         return Outcome(losses, len(losses) == 40, stopped, masks, by_task=by_target)
+
+
+class Sloped:
+    """Wants 54, 64, 58, 66 and 58 % in its blocks; metrics with G are a little worse."""
+
+    group = "row"
+    places = Places(tuple(Place(f"layers.{block}.{kind}", block, kind, rows, 100) for block in range(5)
+                          for kind, rows in (("q", 48), ("k", 16), ("down", 64))), Target(0.6))
+    identity: ClassVar = {"toy": "sloped"}
+
+    def __call__(self, tree, race, seen, raw, budget):
+        wanted = [(0.54, 0.64, 0.58, 0.66, 0.58)[place.block] for place in self.places.places]
+        off = sum((target.sparsity - wish)**2 for target, wish in zip(budget.targets, wanted, strict=True))
+        return Outcome([off + 0.01 * tree.count("G")])
 
 
 class Deadly(Racing):

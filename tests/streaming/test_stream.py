@@ -83,6 +83,7 @@ def test_every_family_equals_pruning_in_memory(family: str, tmp_path: Path):
     ("magnitude", 0.6, "unstructured", {}), ("wanda", [0.4, 0.5, 0.6], "unstructured", {}),
     ("wanda", 0.5, "2:4", {"update": "obs"}), ("sparsegpt", 0.5, "unstructured", {}),
     (G_TREE, [0.4, 0.5, 0.6], "unstructured", {"update": "admm", "admm": pk.AdmmOptions(6, 4)}),
+    ("wanda", {"*": 0.4, "*.down_proj": "2:4", "*.1.mlp.*": 0.6}, "unstructured", {"skip": ["*.k_proj"]}),
     (G_TREE, 0.5, "unstructured", {}), ("pruner-zero", 0.5, "2:4", {"update": "obs-iter"})])
 def test_every_kind_of_method_equals_pruning_in_memory(source: Path, tmp_path: Path, method: str,
                                                        sparsity: Any, pattern: str, options: dict):
@@ -95,6 +96,17 @@ def test_every_kind_of_method_equals_pruning_in_memory(source: Path, tmp_path: P
     assert report.rows == there.rows
     assert {key: report.meta[key] for key in there.meta if key != "seconds"} == {
         key: value for key, value in there.meta.items() if key != "seconds"}
+
+
+def test_zeros_are_preserved_as_in_memory(source: Path, tmp_path: Path):
+    once = tmp_path / "once"
+    prune_checkpoint(source, once, windows(), "magnitude", 0.4, progress=False)
+    expected, _ = in_memory(once, "wanda", 0.6, update="admm", preserve=True)
+    prune_checkpoint(once, tmp_path / "twice", windows(), "wanda", 0.6, update="admm", preserve=True,
+                     progress=False)
+    assert_same(tmp_path / "twice", expected)
+    with pytest.raises(pk.UsageError, match="are zero already"):
+        prune_checkpoint(tmp_path / "twice", tmp_path / "back", windows(), "wanda", 0.5, preserve=True)
 
 
 @pytest.mark.parametrize("family", ["LLaMA", "Qwen3-MoE", "GPT-OSS"])

@@ -97,3 +97,16 @@ def test_the_command_draws_again_and_the_run_stays_fresh(home, capsys):
     assert outcomes == [[["curve", "changed"], ["by-hand", "kept"]], [["curve", "same"], ["by-hand", "kept"]]]
     assert (run.folder / "figures/curve.svg").read_bytes() == before
     assert manifest.state("tiny", "01_data", PARAMETERS).fresh
+
+
+@pytest.mark.parametrize(("text", "shown"), [
+    ("70% and 2.5 % of 3545", "70 % and 2.5 % of 3,545"), ("in 2024, arXiv 2406.02924, run 1234a", None),
+    ("`x%1000` and $6144$ stay", None), ("0.12345, 1,500 and 2:4096", None),
+    ("16384, 6144.", "16,384, 6,144.")])
+def test_numbers_of_a_sentence_are_set_by_one_rule(text, shown):
+    assert display.typeset(text) == (shown or text) == display.typeset(shown or text)
+
+
+def test_one_thread_two_threads():
+    assert [display.counted(number, "thread") for number in (0, 1, 2, 4096)] == [
+        "0 threads", "1 thread", "2 threads", "4,096 threads"]

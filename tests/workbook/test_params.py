@@ -14,7 +14,8 @@ from tests.tiny_project import DATA, profile, write_notebook
 
 OWN = "params/tiny/03_baselines.yaml: "
 COMMON = "params/tiny/common.yaml: "
-MODELS = "an embedded model ('embedded/llama', 'embedded/opt'), an existing directory, or a hub id 'org/name'"
+MODELS = ("an embedded model ('embedded/llama', 'embedded/opt'), an existing directory or GGUF file, or a "
+          "hub id 'org/name'")
 N_OF_M = "'n:m' with 0 < n < m (n zeros in every m consecutive inputs, as in '2:4')."
 BAD = [
     ("pattern: 2:4", 'pattern = 124 must be text (YAML reads an unquoted 2:4 as 124: quote it: "2:4").'),
@@ -25,6 +26,8 @@ BAD = [
     ("targets: unstructured",
      "targets = 'unstructured' must be a list, each entry text (write it as a list: [unstructured])."),
     ("targets: [unstructured]", "targets[0] = 'unstructured' must be a sparsity such as '0.6', or " + N_OF_M),
+    ("targets: [q_proj]", "targets[0] = 'q_proj' must be a sparsity such as '0.6', or " + N_OF_M[:-1]
+     + "; the layers that LoRA adapts are target_modules."),
     ('targets: ["1.0"]', "targets[0] = '1.0' must be a sparsity such as '0.6', or " + N_OF_M),
     ("sparsities: [0.5]", """'sparsities' is now 'targets', as in targets: ["0.5", "2:4"]."""),
     ('pattern: "4:2"', "pattern = '4:2' must be 'unstructured' or " + N_OF_M),
@@ -35,7 +38,7 @@ BAD = [
     ("sparsity: true", "sparsity = True must be a number."),
     ("scale: 1e-4", "scale = '1e-4' must be a number (YAML reads 1e-4 as text: write 1.0e-4)."),
     ("scale: 5e3", "scale = '5e3' must be a number (YAML reads 5e3 as text: write 5.0e+3)."),
-    ("scale: .inf", "scale = inf must be a number."),
+    ("scale: .inf", "scale = inf must be a finite number."),
     ("scale: 0", "scale = 0 must be greater than 0 (factor on gradients, as published)."),
     ("method: no",
      "method = False must be text (YAML reads an unquoted yes, no, on or off as true or false: quote it)."),
@@ -116,6 +119,28 @@ def test_overrides_are_checked_alike(home, overrides, sentence):
     with pytest.raises(UsageError) as caught:
         params.resolve_profile("tiny", overrides)
     assert str(caught.value) == sentence
+
+
+def test_a_folder_stands_for_all_that_the_hub_would_give(tmp_path, monkeypatch):
+    monkeypatch.delenv("PRUNEKIT_HOME", raising=False)
+    monkeypatch.chdir(tmp_path)
+    tasks = ("boolq", "rte", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa")
+    for name in ("data/wikitext2", "data/web", *(f"data/zero_shot/{task}" for task in tasks)):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "data/web/c4.jsonl").write_text('{"text": "words"}')
+    overrides = {"data": "data", "model": "embedded/llama", "gradient_corpus": "c4"}
+    values = params.resolve_profile("smollm2", overrides)
+    there = str(tmp_path / "data")
+    assert {own["corpus"] for own in values.values() if "corpus" in own} == {f"{there}/wikitext2"}
+    assert values["01_data"]["gradient_corpus"] == f"{there}/web/c4.jsonl"
+    assert values["01_data"]["test_corpus"] == ""
+    assert values["06_zero_shot"]["folders"] == ",".join(f"{task}={there}/zero_shot/{task}" for task in tasks)
+    own = params.resolve_profile("smollm2", overrides | {"folders": f"rte={there}"})["06_zero_shot"]
+    assert own["folders"] == f"rte={there}"
+    assert params.resolve_profile("embedded", {"data": "data"}) == params.resolve_profile("embedded")
+    (tmp_path / "data/zero_shot/rte").rmdir()
+    with pytest.raises(UsageError, match=rf"^--set data=data: {there} holds no zero_shot/rte\.$"):
+        params.resolve_profile("smollm2", overrides)
 
 
 def test_overrides_mean_what_they_say_without_yaml(home, tmp_path):

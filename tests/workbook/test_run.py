@@ -1,13 +1,16 @@
 """A run's artifacts come back as they were, its manifest is written last, and it knows when it is stale."""
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import matplotlib as mpl
@@ -16,6 +19,7 @@ import pytest
 import torch
 
 from prunekit.errors import UsageError
+from prunekit.evaluate.sentences import claim
 from prunekit.files import file_hash
 from prunekit.workbook import manifest
 from prunekit.workbook import run as runs
@@ -121,6 +125,30 @@ def test_figures_are_the_same_files_every_time(tiny):
     assert not plt.get_fignums()
 
 
+@pytest.mark.parametrize("drawn", ["in our style", "by hand"])
+def test_the_fonts_of_pdf_figures_are_truetype(tiny, drawn):
+    """Venues refuse Type 3. Streams are looked into, too: fonts may be listed in a compressed one."""
+    import matplotlib.pyplot as plt
+
+    from prunekit import figures
+
+    curve = pd.DataFrame({"x": [1.0, 2.0], "y": [1.0, 3.0], "by": ["a", "b"]})
+    if drawn == "by hand":
+        figure, axes = plt.subplots()
+        axes.set_title("$\\Vert x \\Vert_2 = \\sqrt{n}$ − “q”")
+    else:
+        figure = figures.lines(curve, "x", "y", "by", "$|W|$ × text", "y")
+    run = runs.start_run("01_data", FIRST)
+    run.figure(figure, "curve", "A curve.")
+    content = (run.folder / "figures/curve.pdf").read_bytes()
+    streams = re.findall(rb"stream\r?\n(.*?)\r?\nendstream", content, re.DOTALL)
+    for stream in streams:
+        with contextlib.suppress(zlib.error):
+            content += zlib.decompress(stream)
+    assert b"/TrueType" in content or b"/CIDFontType2" in content
+    assert b"/Type3" not in content
+
+
 def test_a_result_table_carries_its_provenance(tiny):
     run = runs.start_run("01_data", FIRST)
     frame = pd.DataFrame({"method": ["a_1", "b"], "metric": "W", "sparsity": 0.5, "pattern": "2:4", "n": 3,
@@ -142,32 +170,45 @@ def test_a_result_carries_the_protocol_of_what_it_read(home):
     own.mkdir()
     (own / "test.txt").write_text("Not that text.")
     given = {"corpus": "embedded", "gradient_corpus": "", "test_corpus": str(own), "windows": "",
-             "nsamples": 128, "test_windows": 40, "seqlen": 8}
+             "roles": "disjoint", "bos": "auto", "nsamples": 128, "test_windows": 40, "seqlen": 8}
     lines = "".join(f"{key}: {type(value).__name__} = {value!r}\n" for key, value in given.items())
     write_notebook(home / "notebooks" / "01_data.ipynb", [("parameters", 'profile: str = "tiny"\n' + lines)])
-    variables = {"profile": "tiny", "seed": 0, "seqlen": 8, "corpus": "embedded", "model": "embedded/llama"}
+    variables = {"profile": "tiny", "seed": 0, "seqlen": 8, "corpus": "embedded", "model": "embedded/llama",
+                 "bos": "auto"}
     write_notebook(home / "notebooks" / "03_baselines.ipynb", [("parameters", "".join(
         f"{key}: {type(value).__name__} = {value!r}\n" for key, value in variables.items()))])
-    finished(variables={"profile": "tiny"} | given, plain={"a": 1})
+    data = runs.start_run("01_data", {"profile": "tiny"} | given)
+    data.save("plain", {"a": 1}, begins="every window")
+    data.finish()
+    assert manifest.read("tiny", "01_data")["artifacts"]["plain"]["said"] == {"begins": "every window"}
+    with pytest.raises(UsageError, match=r"01_data, which is stale \(bos was 'auto', is 'always'\)"):
+        runs.start_run("03_baselines", variables | {"bos": "always"})
     run = runs.start_run("03_baselines", variables)
     methods = ["dense", "magnitude", "magnitude", "wanda", "pruner-zero", "mine", "mul(W, G)"]
     rows = pd.DataFrame({"method": methods, "update": ["", "", "obs", "none", "", "", ""], "n": 3,
                          "metric": "perplexity", "sparsity": 0.5, "pattern": "2:4"})
     before = with_protocol(rows, "ppl", run._known)
-    assert set(before["split"]) == {"unknown"} and set(before["calibration_windows"]) == {"-", "unknown"}
+    assert set(before["split"]) == set(before["bos"]) == {"unknown"}
+    assert set(before["calibration_windows"]) == {"-", "unknown"}
     run.load("01_data", "plain")
     run.table(rows, "ppl", "Perplexity.", result=True)
     table = pd.read_csv(run.folder / "tables/ppl.csv", dtype=str)
     one = {"corpus_or_tasks": "wikitext2 (own)", "context": "8", "split": "test, first 40 windows",
+           "bos": "every window",
            "tokenizer": "model", "few_shot": "-", "documents": "-", "harness": "-"}
     assert (table[list(one)] == pd.Series(one)).all(axis=None)
     assert table["calibration"].tolist() == ["-", "-", *["embedded"] * 5]
     assert table["calibration_windows"].tolist() == ["-", "-", *["128"] * 5]
+    assert table["roles"].tolist() == ["-", "-", *["disjoint"] * 5]
+    ready = with_protocol(rows, "ppl", run._known | {"windows": str(own), "begins": "file"})
+    assert ready["roles"].tolist() == ["-", "-", *["file"] * 5] and set(ready["bos"]) == {"file"}
     assert table["gradient_corpus"].tolist() == ["-", "-", "-", "-", "embedded", "unknown", "embedded"]
     part = with_protocol(rows.assign(split="all"), "ppl", run._known)
     assert set(part["split"]) == {"all"}   # what the notebook says, stays
     asked = rows.assign(task="rte", limit=[0] * 6 + [2000], num_fewshot=5, harness="lm-eval 1")
-    last = with_protocol(asked, "tasks", run._known).iloc[-1]
+    answered = with_protocol(asked, "tasks", run._known)
+    assert answered["bos"].tolist() == ["-", "-", *["every window"] * 5]
+    last = answered.iloc[-1]
     said = last[["corpus_or_tasks", "context", "few_shot", "documents"]].tolist()
     assert said == ["rte", "-", 5, "2000 per task"]
 
@@ -317,3 +358,19 @@ def test_a_killed_run_does_not_look_finished(tiny, before):
             runs.start_run("03_baselines", SECOND)
     finished(plain={"a": 3})
     assert state() == manifest.State("fresh")
+
+
+def test_a_takeaway_that_compares_rests_on_a_saved_table(tiny):
+    run = runs.start_run("01_data", FIRST)
+    rows = pd.DataFrame({"ratio": [0.9], "low": [0.8], "high": [0.95]})
+    ours = claim("Ours {verdict} theirs.", rows, "pairs")
+    with pytest.raises(UsageError, match="says 'lower' without a test: build it with pk.claim"):
+        run.takeaway("Ours is lower.")
+    with pytest.raises(UsageError, match="rests on a table pairs, which this run has not saved"):
+        run.takeaway(ours)
+    shown = run.table(rows, "pairs", "Pairs.")
+    assert 'id="table-pairs"' in shown.html and 'href="#table-pairs"' in run.takeaway(ours).html
+    assert run.takeaway(None) is None
+    run.finish()
+    made = manifest.read("tiny", "01_data")
+    assert made["takeaways"] == ["Ours is lower than that of theirs."] and made["claims"] == [ours.as_dict()]

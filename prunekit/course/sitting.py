@@ -1,0 +1,95 @@
+"""In the kernel of a lesson that has just run: the answers of a class, in processes that may be lost."""
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from types import FunctionType
+from typing import Any
+
+import torch
+
+from prunekit.course.grading import Verdict, exercises, judge, said
+
+_MEMORY, _FILE = 4 << 30, 64 << 20  # bytes that an answer may take beside the lesson's, and put into a file
+_variables: dict[str, Any] = {}  # in a fork of the kernel: the lesson's, and what the answers make of them
+_untouched: dict[str, Any] = {}  # as the checks see them
+
+
+def examine(variables: dict[str, Any], topic: str, file: str, limit: float) -> None:
+    """Behind a lesson: run the answers that `file` holds on its variables, and write a line of `file`l for
+    each verdict as it comes. file: for each copy its (exercise, answer) pairs, as JSON."""
+    copies = json.loads(Path(file).read_text(encoding="utf-8"))
+    exercises(topic)  # imported here, once, and not in every fork
+    with open(f"{file}l", "a", encoding="utf-8") as lines:
+        for place, questions in enumerate(copies):
+            for verdict in _verdicts(variables, topic, questions, limit):
+                lines.write(json.dumps({"copy": place, **vars(verdict)}) + "\n")
+                lines.flush()
+
+
+def _verdicts(variables: dict[str, Any], topic: str, questions: list[list[Any]], limit: float
+              ) -> Iterator[Verdict]:
+    """Answers run one after the other in a fork of the lesson; after one that takes it down, in a fresh one.
+
+    (nbclient would have to run the lesson again for every copy, and after every such answer.)
+    """
+    while questions:
+        folder = tempfile.mkdtemp(prefix="prunekit-answers-")
+        fork = multiprocessing.get_context("fork")
+        with ProcessPoolExecutor(1, fork, _sit, (variables, folder)) as pool:
+            process, alive = pool.submit(os.getpid).result(), True
+            while questions and alive:
+                (number, answer), *questions = questions
+                attempt = pool.submit(_attempt, topic, number, answer)
+                sentence = "It ended the process it ran in."
+                try:
+                    alive = attempt.exception(limit) is None
+                except TimeoutError:
+                    alive, sentence = False, f"It did not end within {limit:g} seconds."
+                lost = {"number": number, "word": "wrong", "sentence": sentence}
+                yield Verdict(**json.loads(attempt.result()) if alive else lost)
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(process, signal.SIGKILL)  # with whatever the answers have started
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sit(variables: dict[str, Any], folder: str) -> None:
+    """In the fork: alone in its group and in a folder of its own, silent, with bounds, and with one thread
+    (the lesson's other threads are not here)."""
+    import resource
+
+    _variables.update(variables)
+    _untouched.update(variables)
+    os.setsid()
+    os.chdir(folder)
+    sys.stdin, sys.stdout = open(os.devnull), open(os.devnull, "w")  # noqa: SIM115
+    sys.stderr = sys.stdout
+    torch.set_num_threads(1)
+    bounds = {resource.RLIMIT_FSIZE: _FILE, resource.RLIMIT_CORE: 0}
+    if sys.platform == "linux":  # which tells how much the lesson holds
+        pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0])
+        bounds[resource.RLIMIT_AS] = pages * resource.getpagesize() + _MEMORY
+    for kind, most in bounds.items():
+        hard = resource.getrlimit(kind)[1]
+        resource.setrlimit(kind, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
+
+
+def _attempt(topic: str, number: int, answer: str) -> str:
+    """The verdict on one answer, as JSON: nothing that an answer made goes to the lesson's kernel."""
+    name = f"answer_{number}"
+    _variables[name] = ...
+    try:
+        FunctionType(compile(answer, name, "exec"), _variables)()
+        verdict = judge(topic, number, _variables.get(name, ...), _untouched)
+    except BaseException as error:  # noqa: BLE001 (SystemExit among them)
+        verdict = Verdict(number, "wrong", f"It stops with {said(error)}.")
+    return json.dumps(vars(verdict))

@@ -1,0 +1,131 @@
+"""Sentences that compare, each built from the table rows that it speaks of and the test that licenses it.
+
+    claim("On unseen windows the winner's perplexity {verdicts}.", paired, "paired", name=["rival", "target"])
+
+Whoever writes one chooses the subject and the rows; the words that compare are chosen here, by the rows' p
+and intervals. A sentence that compares without rows is refused where takeaways are taken (`comparing`).
+"""
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from prunekit.errors import UsageError
+from prunekit.evaluate.intervals import LEVEL, decimals
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_WORDS = re.compile(r"\b(lower|higher|better|worse|stronger|weaker|smaller|larger|faster|slower|closer|"
+                    r"nearer|fewer|lowest|highest|best|worst|strongest|weakest|smallest|fastest|closest|nearest|"
+                    r"beats?|ahead|outperforms?|wins?|more|most|less|least|above|below)\b", re.IGNORECASE)
+# A bound, how to read a column, names, and the least of what was seen: none of them compares.
+_NOT_COMPARING = re.compile(r"at (most|least)|lower is better|lowest loss so far|`[^`]*`", re.IGNORECASE)
+_NULLS = {"ratio": 1.0}  # what a column holds where two things are the same; else 0
+_SIDES = {"is lower": -1, "is higher": 1}
+
+
+def comparing(text: str) -> list[str]:
+    """The words of a text that compare."""
+    return [match[0] for match in _WORDS.finditer(_NOT_COMPARING.sub("", text))]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A sentence, and what it follows from: a template, rows of a table by number, and how they are read."""
+
+    sentence: str
+    template: str
+    table: str
+    rows: list[int]
+    how: dict[str, Any]
+
+    as_dict = asdict
+
+
+def claim(template: str, rows: pd.DataFrame, table: str, *, effect: str = "ratio",
+          name: Sequence[str] = (), words: Sequence[str] = ("is lower than that of", "is higher than that of",
+                                                            "cannot be told from that of"),
+          form: str = "") -> Claim | None:
+    """The sentence that these rows of a table license; None where none of them has an effect.
+
+    template: text that compares nothing itself, with some of the fields
+      {is lower}, {is higher}: "is lower" if all rows are; "is not lower" if one is higher; else "cannot be
+        told to be lower";
+      {verdicts}: `words`, each followed by the names of its rows;
+      {verdict}: of one row, one of `words`;
+      {counts}: "is lower in 7, is higher in 1 and cannot be told in 4";
+      {value}: of one row, its effect with the interval;
+      {values}: each row's effect with its interval, and "lower", "higher" or "cannot be told".
+    rows: of the table as it is saved, with its index; columns `effect`, p_holm, and an interval (holm_low and
+    holm_high, else low and high). A single row may go without p_holm: its interval decides then. table: the
+    table's name in the run. name: columns that name a row, "wanda" and "0.5" as "wanda at 0.5". words: for
+    an effect below no difference (a ratio of 1, anything else of 0), above it, and for what cannot be told.
+    form: of {values}, as in "+.1%"; default: as many decimals as tell them from no difference.
+
+    Raises UsageError for several rows without Holm's correction, and for a template that compares.
+    """
+    if words_there := comparing(re.sub(r"\{[^}]*\}", "", template)):
+        raise UsageError(f"the sentence {template!r:.60} says {words_there[0]!r} itself; let a field such as "
+                         "{verdicts} say it, from the rows.")
+    rows = rows[rows[effect].notna()]
+    if rows.empty:
+        return None
+    if "p_holm" not in rows and len(rows) > 1:
+        raise UsageError(f"{len(rows)} rows of table {table} are compared without Holm's correction: give "
+                         "them a column p_holm.")
+    null = _NULLS.get(effect, 0.0)
+    low, high = (("holm_low", "holm_high") if "holm_low" in rows else ("low", "high"))
+    told = rows["p_holm"] < LEVEL if "p_holm" in rows else (rows[low] > null) | (rows[high] < null)
+    signs = [int(sure) * (1 if value > null else -1) for sure, value in zip(told, rows[effect], strict=True)]
+    labels = [tuple(percent(str(row[column])) for column in name) or ("",) for _, row in rows.iterrows()]
+    sides = {side: [label for label, sign in zip(labels, signs, strict=True) if sign == side]
+             for side in (-1, 1, 0)}
+    short = [re.sub(r"^is | than.*| from.*", "", word) for word in words]
+    phrases = dict(zip((-1, 1, 0), words, strict=True))
+    adjectives = dict(zip((-1, 1, 0), short, strict=True))
+    printed = [_value(value, ends, null, form) for value, *ends in rows[[effect, low, high]].to_numpy(float)]
+    fields = {
+        **{field: _whole(field, side, signs) for field, side in _SIDES.items()},
+        "verdict": phrases[signs[0]],
+        "verdicts": ", ".join(f"**{phrases[side]}** {_listed(names)}"
+                              for side, names in sides.items() if names),
+        "counts": _joined([f"{'is ' * bool(side)}{adjectives[side]} in **{len(names)}**"
+                           for side, names in sides.items()]),
+        "value": printed[0],
+        "values": "; ".join(f"{_listed([label])} {value}, {adjectives[sign]}".strip()
+                            for label, value, sign in zip(labels, printed, signs, strict=True)),
+    }
+    how = {"effect": effect, "name": list(name), "words": list(words), "form": form}
+    return Claim(template.format(**fields), template, table, [int(i) for i in rows.index], how)
+
+
+def percent(place: str) -> str:
+    """A target as sentences have it: "0.5" as "50 %"; every other name as it is."""
+    return f"{100 * float(place):g} %" if re.fullmatch(r"0\.\d+", place) else place
+
+
+def _whole(field: str, side: int, signs: Sequence[int]) -> str:
+    if all(sign == side for sign in signs):
+        return field
+    verb, _, word = field.partition(" ")
+    return f"{verb} not {word}" if -side in signs else f"cannot be told to be {word}"
+
+
+def _listed(names: Sequence[tuple[str, ...]]) -> str:
+    """("a", "1"), ("a", "2"), ("b", "1") as "a at 1 and 2, b at 1"."""
+    places: dict[str, list[str]] = {}
+    for first, *rest in names:
+        places.setdefault(first, []).extend(rest)
+    return _joined([f"{first} at {_joined(rest)}" if rest else first for first, rest in places.items()])
+
+
+def _joined(parts: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(parts[:-1]), *parts[-1:]]))
+
+
+def _value(value: float, ends: Sequence[float], null: float, form: str) -> str:
+    form = form or f"{'' if null else '+'}.{decimals((value, *ends), null, 2)}f"
+    return f"{value:{form}} ({ends[0]:{form}} to {ends[1]:{form}})"

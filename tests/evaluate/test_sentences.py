@@ -1,0 +1,59 @@
+"""Sentences turn with the numbers that they rest on, and compare nowhere else."""
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+
+from prunekit.errors import UsageError
+from prunekit.evaluate.sentences import claim, comparing
+
+ROWS = pd.DataFrame({"rival": ["a", "a", "b"], "target": ["0.5", "2:4", "0.5"], "ratio": [0.9, 0.95, 0.98],
+                     "low": [0.8, 0.9, 0.96], "high": [0.97, 0.99, 0.995], "p_holm": [0.001, 0.01, 0.04]})
+
+
+def said(template, rows=ROWS, **how):
+    return claim(template, rows, "paired", **{"name": ["rival", "target"]} | how).sentence
+
+
+def test_a_sentence_turns_with_its_rows():
+    template, turned = "X {is lower} here: {verdicts} ({counts}).", ROWS.copy()
+    assert said(template) == ("X is lower here: **is lower than that of** a at 50 % and 2:4 and b at 50 % "
+                              "(is lower in **3**, is higher in **0** and cannot be told in **0**).")
+    turned.loc[2, "p_holm"] = 0.3
+    assert said(template, turned) == (
+        "X cannot be told to be lower here: **is lower than that of** a at 50 % and 2:4, **cannot be told "
+        "from that of** b at 50 % (is lower in **2**, is higher in **0** and cannot be told in **1**).")
+    turned.loc[1, ["ratio", "low", "high"]] = 1.05, 1.01, 1.1
+    assert said(template, turned) == (
+        "X is not lower here: **is lower than that of** a at 50 %, **is higher than that of** a at 2:4, "
+        "**cannot be told from that of** b at 50 % (is lower in **1**, is higher in **1** and cannot be told "
+        "in **1**).")
+
+
+@pytest.mark.parametrize(("change", "low", "high", "verdict"), [
+    (0.2, 0.1, 0.3, "Wanda erred"), (-0.2, -0.3, -0.1, "the winner erred"), (0.2, -0.1, 0.5, "nobody knows")])
+def test_one_row_is_decided_by_its_interval(change, low, high, verdict):
+    rows = pd.DataFrame({"change": [change], "low": [low], "high": [high]}, index=[4])
+    found = claim("The change is {values}: {verdict}.", rows, "flips", effect="change", form="+.1f",
+                  words=("the winner erred", "Wanda erred", "nobody knows"))
+    assert found.sentence.endswith(f": {verdict}.") and (found.table, found.rows) == ("flips", [4])
+
+
+def test_values_are_printed_on_their_own_side_of_no_difference():
+    rows = ROWS.iloc[:1].assign(ratio=0.99996, low=0.9998, high=0.99999)
+    assert said("{values}", rows) == "a at 50 % 0.99996 (0.99980 to 0.99999), lower"
+    assert said("{values}", rows, name=[], form=".2f") == "1.00 (1.00 to 1.00), lower"
+
+
+def test_nothing_is_compared_without_a_test():
+    with pytest.raises(UsageError, match="3 rows of table paired are compared without Holm's correction"):
+        claim("{counts}", ROWS.drop(columns="p_holm"), "paired")
+    with pytest.raises(UsageError, match="says 'ahead' itself"):
+        claim("The winner is ahead: {counts}", ROWS, "paired")
+    assert claim("{counts}", ROWS.iloc[:0], "paired") is None
+    assert claim("{counts}", ROWS.assign(ratio=float("nan")), "paired") is None
+
+
+def test_words_that_compare_are_known():
+    assert comparing("It is lower, and the best; more than half.") == ["lower", "best", "more"]
+    assert not comparing("At most 3 of at least 4 in `best_of`; perplexity (lower is better).")

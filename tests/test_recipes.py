@@ -1,0 +1,45 @@
+"""Recipes that make recorded tables."""
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import prunekit as pk
+from prunekit.errors import UsageError
+from recipes.monomials import EXPONENTS, monomials
+
+ASKED = {"windows": 8, "groups": 4, "seqlen": 32, "calibration": 4, "gradient": 4, "steps": 2,
+         "progress": False}
+
+
+def test_monomials_are_measured_as_perplexity_says_and_go_on_after_a_kill(tmp_path):
+    file = tmp_path / "monomials.csv"
+    table = monomials("embedded/llama", "embedded", ["0.6", "2:4"], file, **ASKED)
+    assert len(table) == 4 + 6 * 2 * 4  # dense; 6 monomials, 2 targets, 4 groups
+    model, tokenizer = pk.load_model("embedded/llama")
+    windows = {role: pk.token_windows("embedded", tokenizer, role, n, 32)
+               for role, n in (("calibration", 4), ("gradient", 4), ("select", 8))}
+    gradients = pk.collect_gradients(model, windows["gradient"], progress=False)
+
+    def sums(exponents, target):
+        rows = table.set_index([*EXPONENTS, "target"]).loc[(*exponents, target)]
+        return rows["nll"].to_numpy(), int(rows["tokens"].sum())
+
+    nll = pk.perplexity(model, windows["select"], 32, progress=False).nll
+    assert sums((0, 0, 0), "dense")[0] == pytest.approx(31 * nll.reshape(4, 2).sum(1), rel=1e-6)
+    tree = pk.grid(2)[1, 1, 0]
+    pk.prune(model, windows["calibration"], tree, 0.5, "2:4", gradients=gradients, one_shot=True,
+             progress=False)
+    nll = pk.perplexity(model, windows["select"], 32, progress=False).nll
+    found, tokens = sums((1, 1, 0), "2:4")
+    assert found == pytest.approx(31 * nll.reshape(4, 2).sum(1), rel=1e-4) and tokens == 8 * 31
+
+    half = pd.read_csv(file, dtype={"target": str}).iloc[:4 + 2 * 8]
+    half.to_csv(file, index=False)  # as if killed after two monomials
+    again = monomials("embedded/llama", "embedded", ["0.6", "2:4"], file, **ASKED)
+    assert np.allclose(again["nll"], table["nll"], rtol=1e-6)
+    with pytest.raises(UsageError, match="was measured with seqlen 32"):
+        monomials("embedded/llama", "embedded", ["0.6", "2:4"], file, **ASKED | {"seqlen": 64})
+    with pytest.raises(UsageError, match="8 windows cannot be 3 groups"):
+        monomials("embedded/llama", "embedded", ["0.6"], file, **ASKED | {"groups": 3})

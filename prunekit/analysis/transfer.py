@@ -81,7 +81,7 @@ def flip_disputed(bench: Bench, first: Tree, second: Tree, target: float | str =
         for by, part in tqdm([("all", "all layers"), *places], desc="flips", disable=not progress):
             turned = [by == "all" or getattr(layer, by) == part for layer in bench.layers]
             mixed = [pair[turn] for pair, turn in zip(masks, turned, strict=True)]
-            whose = [pair for pair, turn in zip(masks, turned, strict=True) if turn]  # perhaps on several GPUs
+            whose = [pair for pair, turn in zip(masks, turned, strict=True) if turn]
             disputed = sum(int((a != b).sum()) for a, b in whose) / sum(a.numel() for a, _ in whose)
             change = mean_of(_measured(bench, mixed, windows) - base, running=True)
             rows.append((by, f"block {part}" if by == "block" else part, disputed, change.value,

@@ -111,10 +111,10 @@ def obs_update(W: Tensor, factor: Factor, sparsity: float, pattern: str, *, keep
         if not given and not ratio and sparsity > 0:
             S = scores(columns, W[:, columns])
             keep[:, columns] = keep_above(S, int(S.numel() * sparsity))
-        kernel = None if zeros is not None else _solver(W.device, columns.stop - start, group, chosen,
-                                                         score is not None)
-        errors = (kernel or solve_block)(W[:, columns], U[columns, columns], keep[:, columns], start, group,
-                                         chosen, scores)
+        solve = solve_block  # the kernel chooses no masks around zeros
+        if zeros is None or not chosen:
+            solve = _solver(W.device, columns.stop - start, group, chosen, score is not None)
+        errors = solve(W[:, columns], U[columns, columns], keep[:, columns], start, group, chosen, scores)
         W[:, columns.stop:].addmm_(errors.T, U[columns, columns.stop:], alpha=-1)
     zero_out(W, keep)
     if scores.bounds:

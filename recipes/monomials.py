@@ -32,8 +32,8 @@ EXPONENTS = ["W", "G", "X"]  # in quarters
 
 def monomials(model: str, corpus: str, targets: list[str], output: Path, *, windows: int = 16,
               groups: int = 16, seqlen: int = 512, role: str = "select", calibration: int = 32,
-              gradient: int = 32, steps: int = 12, dtype: str = "auto", device: str = "auto", seed: int = 0,
-              progress: bool = True) -> pd.DataFrame:
+              gradient: int = 32, steps: int = 12, every: int = 1, dtype: str = "auto",
+              device: str = "auto", seed: int = 0, progress: bool = True) -> pd.DataFrame:
     """Measure, or go on measuring; returns the table. Raises UsageError for a file with another table."""
     if windows % groups:
         raise UsageError(f"{windows} windows cannot be {groups} groups of equal size: give a number of "
@@ -63,9 +63,9 @@ def monomials(model: str, corpus: str, targets: list[str], output: Path, *, wind
 
     table = rows((0, 0, 0), "dense", dense) if table is None else table
     known = set(map(tuple, table[EXPONENTS].to_numpy().tolist()))
-    for exponents, tree in tqdm(pk.grid(steps).items(), desc="monomials", disable=not progress):
-        if exponents in known:
-            continue
+    wanted = {powers: tree for powers, tree in pk.grid(steps).items()
+              if powers not in known and not any(power % every for power in powers)}
+    for exponents, tree in tqdm(wanted.items(), desc="monomials", disable=not progress):
         try:
             added = evaluator.losses(tree)[0]
         except UsageError:  # no metric on this model
@@ -104,6 +104,7 @@ def main(arguments: list[str] | None = None) -> None:
             ("windows", 16, "to measure on"), ("groups", 16, "of neighbouring windows, each summed"),
             ("seqlen", 512, "tokens a window"), ("calibration", 32, "windows for X"),
             ("gradient", 32, "windows for G"), ("steps", 12, "of the grid: 91 monomials"),
+            ("every", 1, "of the grid's exponents: 2 leaves the 28 monomials that are even"),
             ("seed", 0, "of the windows"), ("threads", torch.get_num_threads(), "of torch")):
         parser.add_argument(f"--{name}", type=int, default=default, help=f"{text} (default: {default})")
     asked = vars(parser.parse_args(arguments))

@@ -35,6 +35,9 @@ def test_monomials_are_measured_as_perplexity_says_and_go_on_after_a_kill(tmp_pa
     found, tokens = sums((1, 1, 0), "2:4")
     assert found == pytest.approx(31 * nll.reshape(4, 2).sum(1), rel=1e-4) and tokens == 8 * 31
 
+    few = monomials("embedded/llama", "embedded", ["0.6"], tmp_path / "few.csv", **ASKED | {"every": 2})
+    assert set(map(tuple, few[EXPONENTS].to_numpy().tolist())) == {(0, 0, 0), (2, 0, 0), (0, 2, 0), (0, 0, 2)}
+
     half = pd.read_csv(file, dtype={"target": str}).iloc[:4 + 2 * 8]
     half.to_csv(file, index=False)  # as if killed after two monomials
     again = monomials("embedded/llama", "embedded", ["0.6", "2:4"], file, **ASKED)

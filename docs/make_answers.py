@@ -21,7 +21,7 @@ def bullets(said: list[Claim]) -> str:
 
 def pages() -> dict[Path, str]:
     """The pages as they should be."""
-    said = {"README.md": [study.answer(name) for name in study.studies()],
+    said = {"README.md": [study.first_search(), *map(study.answer, study.studies())],
             "docs/study.md": [each for name in study.studies() for each in study.sentences(name)]}
     made = {}
     for name, claims in said.items():

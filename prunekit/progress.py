@@ -11,5 +11,6 @@ class tqdm(_library.tqdm):
     """`tqdm.tqdm`, which knows where it is."""
 
     def __init__(self, *args: Any, file: Any = None, **options: Any):
-        notebook = "ipykernel" in sys.modules
+        shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+        notebook = hasattr(shell, "kernel")
         super().__init__(*args, file=file or (sys.stdout if notebook else None), **options)

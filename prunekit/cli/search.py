@@ -65,8 +65,8 @@ def _start(args: argparse.Namespace, pool: Any) -> int:
     if saved.exists():
         say(f"going on with {saved}")
         evaluator = pk.Evaluator.load(saved)
-        held, asked = evaluator.benches[0].search, windows("search", args.search_windows)
-        if not held.unique(dim=0).equal(asked.unique(dim=0)):
+        held, drawn = evaluator.benches[0].search, windows("search", args.search_windows)
+        if not held.unique(dim=0).equal(drawn.unique(dim=0)):
             raise UsageError(f"{saved} was made on other search windows than these options draw: give the "
                              "options of then, or another --output.")
     else:

@@ -229,13 +229,6 @@ def page(profile: str) -> dict[str, Any]:
     }
 
 
-def answer() -> str:
-    """What the front page says first: what search found in the first of the recorded studies, and how that
-    does on unseen text; its rows are those of notebook 04's table `recorded-paired`."""
-    first = next(iter(study.studies()), None)
-    return study.answer(first).sentence if first else ""
-
-
 def sentences(profile: str) -> dict[int, list[tuple[str, str]]]:
     """Number of a known problem -> (topic, takeaway that speaks of it); leakage is measured by no notebook
     alone."""

@@ -6,6 +6,8 @@
     pk.recorded("paired", "")           of all of them, with a column `study`
     pk.recorded_by("study")             one clause that says which run that was
     pk.recorded("monomials", "monomials")  the grid's losses on several models, by `recipes.monomials`
+    pk.recorded("first-search", "first-search")  what one search found on a real model, by
+                                                 `recipes.first_search`
 
 `prunekit record PROFILE` puts a profile's tables here; `make study` runs profile `study` and records it anew.
 """
@@ -100,6 +102,23 @@ def answer(name: str) -> Claim:
                   f"({rows['n'].iloc[0]} test windows; {recorded_by(name)}).", rows, "recorded-paired",
                   name=["rival", "target"])
     assert found, name  # a recorded study has the table
+    return found
+
+
+def first_search() -> Claim:
+    """One sentence: how the formula that one search found on a real model does there on test windows, against
+    the lines that people wrote and the one that was evolved on the embedded model."""
+    from prunekit.metric.tree import Tree
+
+    rows = recorded("first-search", "first-search")
+    made = rows.iloc[0]
+    found = claim(f"On {made['model']}, one search ({made['evaluated']} evaluations at "
+                  f"{' and '.join(map(percent, made['searched'].split(' and ')))}) found "
+                  f"`{Tree.parse(made['tree']).infix()}`, whose perplexity {{verdicts}} "
+                  f"({made['test_windows']} tokens of {made['corpus']}'s test text; recorded on {made['recorded']} on "
+                  f"{made['machine'].partition(', ')[2]}, commit {made['commit']}).", rows,
+                  "recorded-first-search", name=["rival", "target"])
+    assert found  # the table is shipped
     return found
 
 

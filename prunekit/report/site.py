@@ -20,7 +20,7 @@ from nbconvert.filters import strip_ansi
 
 from prunekit.batch import schedule
 from prunekit.files import replacing
-from prunekit.ledger import claims
+from prunekit.ledger import claims, study
 from prunekit.report import html, metrics_page
 from prunekit.workbook import manifest, params, project
 
@@ -224,5 +224,8 @@ def _index(shared: Mapping[str, Any]) -> str:
     lead = next((entry for entry in entries if all(heads[entry["topic"]])), None)
     table = html.finish(html.parsed(heads[lead["topic"]][1][0]["html"])) if lead else ""
     made = next((entry["made"] for entry in reversed(entries) if entry["made"]), {})
+    answer = study.first_search()
+    rows = next((f"{entry['topic']}.html#table-{answer.table}" for entry in entries
+                 if f"tables/{answer.table}" in entry["made"].get("artifacts", {})), "")
     return html.template("index.html.j2", file="index.html", lead=lead, heads=heads, table_html=table,
-                         made=made, answer=claims.answer(), **shared)
+                         made=made, answer=answer.sentence, rows=rows, **shared)

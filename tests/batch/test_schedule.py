@@ -108,7 +108,7 @@ def test_the_report_is_there_after_the_first_notebook(home, monkeypatch, capsys)
     monkeypatch.setattr(site, "render", lambda profile: rendered.append(profile) or "reports/tiny/index.html")
     assert main(["run", "tiny"]) == 1
     ahead, *lines = capsys.readouterr().out.splitlines()
-    assert ahead.startswith("to run, one at a time: ")
+    assert ahead.startswith("to run: ")
     assert [line.split()[0] for line in lines] == ["01_data", "02_gradients", "the", "03_baselines",
                                                    "04_gp_search", "report:"]
     assert lines[2] == "the report so far: reports/tiny/index.html" and len(rendered) == 3

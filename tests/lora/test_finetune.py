@@ -505,10 +505,10 @@ def test_the_recovered_shares_interval_is_scipys_bootstraps():
     (lambda: LoraOptions(eval_samples="8"), "eval_samples = '8' must be a whole number."),
     (lambda: LoraOptions(seed=-1), "seed = -1 must be at least 0 and below 4294967296."),
     (lambda: LoraOptions(dropout=1.0), "dropout = 1.0 must be at least 0 and below 1 (share, on the input"),
-    (lambda: LoraOptions(validation=math.nan), "validation = nan must be a number."),
+    (lambda: LoraOptions(validation=math.nan), "validation = nan must be a finite number."),
     (lambda: LoraOptions(learning_rate=0),
      "learning_rate = 0 must be greater than 0 (at the first step, then linearly to 0)."),
-    (lambda: LoraOptions(learning_rate=math.inf), "learning_rate = inf must be a number."),
+    (lambda: LoraOptions(learning_rate=math.inf), "learning_rate = inf must be a finite number."),
     (lambda: LoraOptions(epochs=None), "epochs = None must be a number."),
     (lambda: LoraOptions(target_modules=()),
      "target_modules = () is an empty list; it needs at least one entry."),
@@ -605,7 +605,7 @@ def test_the_command_before_after_and_merged(plain, tmp_path, capsys):
 def test_the_command_refuses_before_it_loads(capsys):
     for more, sentence in ((["--save-model", "./nowhere"], "--output nowhere is the directory of a model"),
                            (["--output", str(EMBEDDED["embedded/llama"])], "is the directory of a model"),
-                           (["--learning-rate", "inf"], "--learning-rate inf must be a number."),
+                           (["--learning-rate", "inf"], "--learning-rate inf must be a finite number."),
                            (["--rank", "0"], "--rank 0 must be at least 1 (columns of A and B)."),
                            (["--target-modules", "q proj"],
                             "--target-modules q proj must be the name of a linear layer as q_proj, or")):

@@ -103,7 +103,8 @@ def test_notebooks_side_by_side(project, monkeypatch, capsys):
         ("md", "# 05"), ("parameters", 'profile: str = "tiny"\n'), ("", SETUP.format("05_tree_analysis")),
         ("", "assert run.load('04_gp_search', 'threads')\nrun.finish()")])
     assert main(["run", "tiny", "--workers", "2"]) == 0
-    said = capsys.readouterr().out.splitlines()
+    ahead, *said = capsys.readouterr().out.splitlines()
+    assert ahead.startswith("to run: ")
     assert said[1].startswith("the report so far: ") and said[-1].startswith("report: ")
     told = [line.split()[:2] for line in said if not line.startswith(("the report", "report"))]
     assert sorted(told) == [[topic, "done"]

@@ -143,7 +143,7 @@ def _drawn(corpus: str, tokenizer: Any, role: str, n: int | None, seqlen: int, s
         return _test_windows(loaded, tokenizer, n, seqlen, published)
     if role == "train" and (published or not loaded.running):
         return _training_windows(loaded, tokenizer, n, seqlen, None if published else seed)
-    if published:
+    if published and role in ("calibration", "gradient"):  # fitness is not measured on what X is from
         return _published_windows(loaded, tokenizer, n, seqlen, seed)
     return _disjoint_windows(loaded, tokenizer, role, n, seqlen, seed)
 

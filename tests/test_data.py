@@ -75,6 +75,10 @@ def test_published_sampling_by_its_own_recipe(folder):
     for role in ("calibration", "gradient"):
         windows = pk.token_windows(folder, Words(), role, 5, 10, 3, roles="published")
         assert windows[:, 0].tolist() == starts
+    for role in ("search", "select"):  # what is measured and chosen by is no text that X was collected on
+        published, own = (pk.token_windows(folder, Words(), role, 5, 10, 3, roles=roles)
+                          for roles in ("published", "disjoint"))
+        assert published.equal(own) and not published.equal(windows)
 
 
 def test_published_sampling_of_documents_gives_up_when_all_are_too_short(tmp_path):

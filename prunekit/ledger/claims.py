@@ -16,7 +16,6 @@ import yaml
 
 from prunekit.choices import Target
 from prunekit.errors import UsageError
-from prunekit.ledger import study
 from prunekit.ledger.published import published
 from prunekit.workbook import manifest, params, project
 from prunekit.workbook.protocol import PROTOCOL, SETTING, label

@@ -115,9 +115,9 @@ def first_search() -> Claim:
     found = claim(f"On {made['model']}, one search ({made['evaluated']} evaluations at "
                   f"{' and '.join(map(percent, made['searched'].split(' and ')))}) found "
                   f"`{Tree.parse(made['tree']).infix()}`, whose perplexity {{verdicts}} "
-                  f"({made['test_windows']} tokens of {made['corpus']}'s test text; recorded on {made['recorded']} on "
-                  f"{made['machine'].partition(', ')[2]}, commit {made['commit']}).", rows,
-                  "recorded-first-search", name=["rival", "target"])
+                  f"({made['test_windows']} tokens of {made['corpus']}'s test text; recorded on "
+                  f"{made['recorded']} on {made['machine'].partition(', ')[2]}, commit {made['commit']}).",
+                  rows, "recorded-first-search", name=["rival", "target"])
     assert found  # the table is shipped
     return found
 

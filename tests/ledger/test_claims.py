@@ -200,7 +200,8 @@ def test_the_page_names_nine_problems_and_collects_what_is_said_of_them(finished
     assert sentence.startswith("At 60% Wanda's perplexity relative to Pruner-Zero's is +26.1% where only")
     shown = html.template("claims.html.j2", profile="llama-2-7b", entries=[], claims=page)
     parts = dict(re.findall(r'id="problem-(\d)">.*?</h3>(.*?)(?=<h[23])', shown, re.DOTALL))
-    assert "It is <strong>1.25</strong> at 60\xa0%." in parts["3"] and 'href="06_zero_shot.html"' in parts["9"]
+    assert "It is <strong>1.25</strong> at 60\xa0%." in parts["3"]
+    assert 'href="06_zero_shot.html"' in parts["9"]
     silent = [number for number, text in parts.items() if "Nothing here speaks of it." in text]
     assert silent == ["1", "4", "5", "6", "7", "8"] and "not in this list: 12 (06_zero_shot)." in shown
 

@@ -72,8 +72,8 @@ def first_search(model: str, corpus: str, folder: Path, output: Path, rivals: li
     table = compare_many({key: (measured["winner", key[1]], measured[key]) for key in measured
                           if key[0] != "winner"})
     table[["rival", "target"]] = table.pop("name").tolist()
-    table["winner_ppl"] = [measured["winner", target].ppl for target in table["target"]]
-    table["ppl"] = [measured[key].ppl for key in zip(table["rival"], table["target"], strict=True)]
+    table["winner_ppl"] = [measured["winner", target].value for target in table["target"]]
+    table["ppl"] = [measured[key].value for key in zip(table["rival"], table["target"], strict=True)]
     table = table.assign(
         dense_ppl=np.exp(dense.mean()), tree=winner, model=label(model), weights=fingerprint(model),
         corpus=Path(corpus).name, dtype=bench.identity["dtype"], searched=" and ".join(targets),

@@ -16,7 +16,7 @@ BUDGETS = {
     "__init__": 90, "__main__": 10, "errors": 20, "files": 160, "hub": 170, "parallel": 165, "choices": 160,
     "models": 500, "data": 495, "embedded": 840, "metric": 1610, "pruning": 1990, "streaming": 750,
     "evaluate": 1610, "search": 2135, "analysis": 945, "lora": 740, "figures": 690, "workbook": 1715,
-    "batch": 825, "report": 1050, "ledger": 500, "course": 950, "cli": 975, "progress": 15,
+    "batch": 825, "report": 1050, "ledger": 500, "course": 950, "cli": 975, "progress": 20,
 }
 
 

@@ -7,6 +7,7 @@ import pytest
 
 import prunekit as pk
 from prunekit.errors import UsageError
+from recipes.first_search import first_search
 from recipes.monomials import EXPONENTS, monomials
 
 ASKED = {"windows": 8, "groups": 4, "seqlen": 32, "calibration": 4, "gradient": 4, "steps": 2,
@@ -46,3 +47,32 @@ def test_monomials_are_measured_as_perplexity_says_and_go_on_after_a_kill(tmp_pa
         monomials("embedded/llama", "embedded", ["0.6", "2:4"], file, **ASKED | {"seqlen": 64})
     with pytest.raises(UsageError, match="8 windows cannot be 3 groups"):
         monomials("embedded/llama", "embedded", ["0.6"], file, **ASKED | {"groups": 3})
+
+
+def test_one_search_is_tested_as_prune_and_perplexity_say_and_goes_on_after_a_kill(tmp_path):
+    asked = {"targets": ["0.6"], "test_targets": ["0.5", "2:4"], "budget": 16, "population": 6,
+             "finalists": 2, "calibration": 4, "gradient": 4, "search": 8, "select": 4, "seqlen": 32,
+             "test": 8, "test_seqlen": 48, "progress": False}
+    file, folder = tmp_path / "found.csv", tmp_path / "kept"
+    rivals = ["wanda", "mine=mul(W, G)"]
+    table = first_search("embedded/llama", "embedded", folder, file, rivals, **asked)
+    assert table[["rival", "target"]].to_numpy().tolist() == [
+        [rival, target] for rival in ("wanda", "mine") for target in ("0.5", "2:4")]
+    model, tokenizer = pk.load_model("embedded/llama")
+    read, test = (pk.token_windows("embedded", tokenizer, role, n, seqlen)
+                  for role, n, seqlen in (("calibration", 4, 32), ("test", 8, 48)))
+    dense = {layer.name: layer.weight.clone() for layer in pk.models.layers(model)}
+    measured = {}
+    for name, tree in (("winner", table["tree"].iloc[0]), ("wanda", "wanda")):
+        for layer in pk.models.layers(model):
+            layer.weight.data.copy_(dense[layer.name])
+        pk.prune(model, read, tree, 0.5, "2:4", gradients=pk.Gradients.load(folder / "G.safetensors"),
+                 one_shot=True, progress=False)
+        measured[name] = pk.perplexity(model, test, 48, progress=False)
+    pair = pk.compare(measured["winner"], measured["wanda"])
+    row = table.set_index(["rival", "target"]).loc[("wanda", "2:4")]
+    assert row[["ppl", "winner_ppl", "ratio"]].to_numpy(float) == pytest.approx(
+        [measured["wanda"].value, measured["winner"].value, pair.ratio], rel=1e-4)
+    (folder / "losses.npz").unlink()
+    again = first_search("embedded/llama", "embedded", folder, file, rivals, **asked)
+    pd.testing.assert_frame_equal(again, table)

@@ -112,11 +112,12 @@ def first_search() -> Claim:
 
     rows = recorded("first-search", "first-search")
     made = rows.iloc[0]
+    n, _, length = made["test_windows"].split()
     found = claim(f"On {made['model']}, one search ({made['evaluated']} evaluations at "
                   f"{' and '.join(map(percent, made['searched'].split(' and ')))}) found "
-                  f"`{Tree.parse(made['tree']).infix()}`, whose perplexity {{verdicts}} "
-                  f"({made['test_windows']} tokens of {made['corpus']}'s test text; recorded on "
-                  f"{made['recorded']} on {made['machine'].partition(', ')[2]}, commit {made['commit']}).",
+                  f"`{Tree.parse(made['tree']).infix()}`, whose perplexity {{verdicts}} ({n} test windows "
+                  f"of {length} tokens; recorded on {made['recorded']} on {made['machine'].partition(', ')[2]}, "
+                  f"commit {made['commit']}).",
                   rows, "recorded-first-search", name=["rival", "target"])
     assert found  # the table is shipped
     return found

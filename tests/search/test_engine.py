@@ -329,7 +329,7 @@ def test_modern_begins_with_given_trees_and_then_with_the_monomials_that_read_w(
     assert {rank_key(Tree.parse(text)) for text in came} == {rank_key(Tree.parse(text)) for text in wanted}
     assert not any(tree == pk.canonical(pk.METHODS["pruner-zero"].tree) for tree, *_ in search.first)
     without = Search(preset("modern", alphabet=Alphabet(without=("G",))), seed=0).first
-    assert len(without) == 3 and not any("G" in tree for tree, _ in without)
+    assert len(without) == 3 and not any("G" in tree for tree, *_ in without)
 
 
 def test_power_and_factor_step_one_exponent():

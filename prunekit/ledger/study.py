@@ -116,8 +116,8 @@ def first_search() -> Claim:
     found = claim(f"On {made['model']}, one search ({made['evaluated']} evaluations at "
                   f"{' and '.join(map(percent, made['searched'].split(' and ')))}) found "
                   f"`{Tree.parse(made['tree']).infix()}`, whose perplexity {{verdicts}} ({n} test windows "
-                  f"of {length} tokens; recorded on {made['recorded']} on {made['machine'].partition(', ')[2]}, "
-                  f"commit {made['commit']}).",
+                  f"of {length} tokens; recorded on {made['recorded']} on "
+                  f"{made['machine'].partition(', ')[2]}, commit {made['commit']}).",
                   rows, "recorded-first-search", name=["rival", "target"])
     assert found  # the table is shipped
     return found

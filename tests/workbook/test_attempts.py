@@ -55,7 +55,8 @@ def test_a_notebook_that_is_stopped_half_way_harms_nothing(project, tmp_path):  
 
     def readers():
         page = site.render("tiny").with_name("01_data.html").read_bytes()
-        return page, paper.write("tiny", tmp_path / "paper"), content(run)
+        paper.write("tiny", tmp_path / "paper")
+        return page, content(tmp_path / "paper"), content(run)
 
     before = readers()
     in_a_kernel(DATA[:-1], project)

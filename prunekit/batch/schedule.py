@@ -95,7 +95,7 @@ def bring_up_to_date(units: Sequence[Unit], *, forced: Collection[Unit] = (), re
     """
     waiting, running, records, began = list(units), {}, {}, {}
     kind, most = ("dask", len(units)) if dask else ("processes" if workers > 1 else "serial", workers)
-    expected = {unit: terminal.expected(unit) for unit in units} if progress else {}
+    expected = {unit: (terminal.expected(unit) or (None,))[0] for unit in units} if progress else {}
 
     def start() -> None:
         ready = [unit for unit in waiting if all(above in records for above in unit.upstream)]
@@ -199,9 +199,9 @@ def _planned(profile: str, topics: Iterable[str], overrides: Mapping[str, str] |
 
 def ahead(profile: str, topics: Iterable[str] = (), overrides: Mapping[str, str] | None = None, *,
           force: bool = False) -> dict[str, tuple[float, float] | None]:
-    """What `run_profile` would run, and how long it `took` before; UsageError as there."""
+    """What `run_profile` would run, and what is `terminal.expected` of it; UsageError as there."""
     wanted, planned = _planned(profile, topics, overrides)
-    return {unit.topic: terminal.took(profile, unit.topic) for unit, state in states(planned).items()
+    return {unit.topic: terminal.expected(unit) for unit, state in states(planned).items()
             if not state.fresh or (force and unit.topic in wanted)}
 
 

@@ -28,10 +28,11 @@ def took(profile: str, topic: str) -> tuple[float, float] | None:
     return seconds, made.get("memory_mb", 0)
 
 
-def expected(unit: Any) -> float | None:
-    """Seconds that a unit took or is known to take; None where nobody knows."""
-    known = took(unit.profile, unit.topic)
-    return known[0] if known else stated(unit.topic, unit.parameters)
+def expected(unit: Any) -> tuple[float, float] | None:
+    """Seconds and peak megabytes (0: not known) of a unit: as its run took, else as its notebook's own table
+    says; None where nobody knows."""
+    seconds = stated(unit.topic, unit.parameters)
+    return took(unit.profile, unit.topic) or (seconds and (seconds, 0.0))
 
 
 def stated(topic: str, parameters: Mapping[str, Any]) -> float | None:

@@ -60,7 +60,7 @@ def _forecast(ahead: dict[str, Any]) -> str:
     """What is to run, in how much time and memory where that is known."""
     told = [f"{topic} {duration(known[0]) if known else '?'}" for topic, known in ahead.items()]
     known = [known for known in ahead.values() if known]
-    total = f"; about {duration(sum(seconds for seconds, _ in known))} in all" if known else ""
+    total = f"; about {duration(sum(seconds for seconds, _ in known))} one after another" if known else ""
     peak = max((megabytes for _, megabytes in known), default=0)
     memory = f", at most {peak / 1000:.1f} GB of memory" if peak else ""
     return f"to run: {', '.join(told)}{total}{memory}"

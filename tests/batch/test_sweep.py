@@ -119,8 +119,8 @@ def test_a_run_says_what_it_will_take(home):
     (folder / "manifest.json").write_text(json.dumps({"seconds": 6000, "memory_mb": 2100} | {
         "parameters": {}, "artifacts": {}, "modules": {}, "loaded": {}, "inputs": {}, "notebook": ""}))
     told = _forecast(schedule.ahead("tiny"))
-    assert told == ("to run: 01_data 90 s, 03_baselines 100 min; about 102 min in all, at most 2.1 "
-                    "GB of memory")
+    assert told == ("to run: 01_data 90 s, 03_baselines 100 min; about 102 min one after "
+                    "another, at most 2.1 GB of memory")
     assert schedule.ahead("tiny", ["01_data"]).keys() == {"01_data"}
 
 

@@ -39,7 +39,8 @@ def write_copy(folder: Path) -> list[str]:
     topics = project.topics()
     with replacing(folder) as inside:
         for topic in topics:
-            lesson = [cell for cell in cells(project.notebook(topic)) if not tagged(cell, "solution")]
+            lesson = [cell | {"source": cell["source"].replace(" Solutions are folded.", "")}
+                      for cell in cells(project.notebook(topic)) if not tagged(cell, "solution")]
             write_notebook(inside / "notebooks", topic, lesson)
         shutil.copytree(project.root() / "params", inside / "params")
         (inside / "README.md").write_text(_HANDED_OUT, encoding="utf-8")

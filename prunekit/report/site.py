@@ -209,7 +209,8 @@ def _worth_showing(output: Any) -> bool:
         parts = map(strip_ansi, re.split(r"(?:[\r\n]|\x1b\[A)+", output.text))
         lines = _WARNING.sub(lambda found: found["ours"] or "", "\n".join(parts)).split("\n")
         output.text = "\n".join(line for line in lines if line.strip() and not _PROGRESS.search(line))
-        return bool(output.text)
+    if output.output_type == "stream":
+        return bool(output.text.strip())  # a bar that is taken away leaves blanks
     return "application/vnd.jupyter.widget-view+json" not in output.get("data", {})
 
 

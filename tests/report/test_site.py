@@ -259,6 +259,8 @@ def test_a_bar_on_stdout_leaves_nothing_behind_and_words_stay():
     assert site._worth_showing(output) and output.text == "done"
     untouched = nbformat.v4.new_output("stream", name="stdout", text="a\n\n b\n")
     assert site._worth_showing(untouched) and untouched.text == "a\n\n b\n"
+    blank = nbformat.v4.new_output("stream", name="stdout", text="\r     \r\n")
+    assert not site._worth_showing(blank)  # all that is left of a bar
 
 
 def table(rows):

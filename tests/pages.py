@@ -67,7 +67,7 @@ def slips(path: Path) -> list[str]:
     for block in soup.select("p, li, td, th, figcaption, h1, h2, h3, h4, summary, footer"):
         text = " ".join(block.get_text().split())
         found += [f"{what}: {text[:90]}" for what, pattern in {
-            "no space before %": r"\d%", "one of many": rf"(?<![\d.,:])\b1 ({NOUNS})s\b"}.items()
+            "no space before %": r"\d%", "one of many": rf"(?<![\d.,:])(?<!− )\b1 ({NOUNS})s\b"}.items()
             if re.search(pattern, text)]
     for block in soup.select("td.num, .pk-takeaway, .said, .answer, figcaption"):
         if re.search(r"(?<![\w.,:/+-])(?!(19|20)\d\d\b)\d{4,}(?![\w:/-]|[.,]\d)", block.get_text()):

@@ -100,7 +100,7 @@ def test_a_copy_holds_neither_solutions_nor_what_makes_an_answer_right(tmp_path)
 
 # ---------------------------------------------------------------- verdicts
 
-def test_a_verdict_is_one_clear_sentence():
+def test_a_verdict_is_one_clear_sentence(monkeypatch):
     def said(answer, number=1, topic="01_data", **lesson):
         return repr(grading.judge(topic, number, answer, lesson))
 
@@ -112,6 +112,7 @@ def test_a_verdict_is_one_clear_sentence():
         "Exercise 4: not graded. `frequency` is not there: run the notebook from its top first.")
     with pytest.raises(pk.UsageError, match="01_data has no exercise 9 that can be checked; it has 1, 2, 3"):
         said(1, 9)
+    monkeypatch.setattr("prunekit.workbook.run._current", None)  # whatever ran before in this process
     with pytest.raises(pk.UsageError, match="run its set-up cell"):
         pk.grade(1, 7)
 

@@ -13,8 +13,8 @@ from nbconvert.filters import strip_ansi
 
 from prunekit.errors import UsageError
 from prunekit.files import check_folder, replacing
-from prunekit.report import html
-from prunekit.workbook import manifest, params, project
+from prunekit.report import html, site
+from prunekit.workbook import display, manifest, params, project
 
 MOST = 10_000_000  # bytes of a gallery
 _ROWS = 30         # of a table on a page; the notebook has them all
@@ -54,7 +54,7 @@ def _notebook(profile: str, topic: str, folder: Path) -> str:
     notebook.metadata = {"kernelspec": notebook.metadata["kernelspec"], "language_info": {"name": "python"}}
     for cell in notebook.cells:
         cell.metadata = {key: cell.metadata[key] for key in ("tags", "jupyter") if key in cell.metadata}
-        cell.outputs = [output for output in cell.get("outputs", []) if _lasts(output)]
+        cell.outputs = [output for output in cell.get("outputs", []) if site.worth_showing(output)]
         for output in cell.outputs:
             if svg := _picture(output):   # browsers of notebooks show pictures, but none inside HTML
                 copy = f"figures/{topic[:2]}-{Path(svg).name}"
@@ -68,15 +68,9 @@ def _notebook(profile: str, topic: str, folder: Path) -> str:
     page = "\n\n".join(part for cell in notebook.cells for part in _parts(cell))
     (folder / f"{topic}.md").write_text(page.replace(".ipynb)", ".md)") + "\n", encoding="utf-8")
     title, question = project.title(topic)
-    said = "".join(f"- {sentence}\n" for sentence in made["takeaways"])
+    said = "".join(f"- {display.typeset(sentence)}\n" for sentence in made["takeaways"])
     return (f"## {topic[:2]} · {title}\n\n{question} [Page]({topic}.md), [notebook]({topic}.ipynb), "
             f"{made['seconds']:.0f} s.\n\n{said}")
-
-
-def _lasts(output: Any) -> bool:
-    """No progress, and no widgets, which live in a session alone."""
-    return output.get("name") != "stderr" and "application/vnd.jupyter.widget-view+json" not in output.get(
-        "data", {})
 
 
 def _picture(output: Any) -> str:
@@ -109,7 +103,7 @@ def _shown(output: Any) -> str:
     if "<table" in shown:
         return _table(shown)
     if 'class="pk-' in shown:
-        return f"> {plain}"
+        return f"> {display.typeset(plain)}"
     return f"```text\n{plain.rstrip()}\n```"
 
 

@@ -191,7 +191,7 @@ def _shown(cells: list[Any], entry: Mapping[str, Any]) -> Iterator[Any]:
             yield nbformat.v4.new_markdown_cell(re.sub(r"\n\s*\n", "\n", table))
         elif not {"hide", "injected-parameters", "papermill-error-cell-tag"} & set(tags):
             if cell.cell_type == "code":
-                cell.outputs = [output for output in cell.outputs if _worth_showing(output)]
+                cell.outputs = [output for output in cell.outputs if worth_showing(output)]
             yield cell
 
 
@@ -203,7 +203,7 @@ def _folded(cells: list[Any]) -> Iterator[Any]:
         yield cell
 
 
-def _worth_showing(output: Any) -> bool:
+def worth_showing(output: Any) -> bool:
     """Is something left without progress bars and the warnings of libraries? Of ours the sentence is."""
     if output.output_type == "stream" and (output.name == "stderr" or _PROGRESS.search(output.text)):
         parts = map(strip_ansi, re.split(r"(?:[\r\n]|\x1b\[A)+", output.text))

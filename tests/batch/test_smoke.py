@@ -49,6 +49,7 @@ def test_every_notebook_runs_and_its_page_is_whole(tmp_path, monkeypatch):
     shown = tmp_path / "docs" / "gallery"
     assert gallery.write("smoke", shown) < gallery.MOST
     for page in shown.glob("*.md"):
+        assert not re.search(r"\d%\|", page.read_text(encoding="utf-8")), page  # no bars
         assert [link for link in links(page) if not (shown / link).exists()] == [], page
     assert len(list(shown.glob("*.ipynb"))) == len(NOTEBOOKS) and len(list(shown.glob("figures/*.svg"))) > 10
     paper.write("smoke", tmp_path / "paper")

@@ -250,17 +250,17 @@ def test_a_parameter_of_one_notebook_marks_its_readers_as_well(project):
     ("/tmp/a.py:2: UserWarning: 3 % are zero.\n  pk.prune()\n", "3 % are zero.")])
 def test_progress_leaves_nothing_behind(text, left):
     output = nbformat.v4.new_output("stream", name="stderr", text=text)
-    assert site._worth_showing(output) == bool(left)
+    assert site.worth_showing(output) == bool(left)
     assert output.text == left
 
 
 def test_a_bar_on_stdout_leaves_nothing_behind_and_words_stay():
     output = nbformat.v4.new_output("stream", name="stdout", text=" 50%|##  | 1/2 [00:00<00:00]\rdone\n")
-    assert site._worth_showing(output) and output.text == "done"
+    assert site.worth_showing(output) and output.text == "done"
     untouched = nbformat.v4.new_output("stream", name="stdout", text="a\n\n b\n")
-    assert site._worth_showing(untouched) and untouched.text == "a\n\n b\n"
+    assert site.worth_showing(untouched) and untouched.text == "a\n\n b\n"
     blank = nbformat.v4.new_output("stream", name="stdout", text="\r     \r\n")
-    assert not site._worth_showing(blank)  # all that is left of a bar
+    assert not site.worth_showing(blank)  # all that is left of a bar
 
 
 def table(rows):

@@ -64,6 +64,7 @@ def _notebook(profile: str, topic: str, folder: Path) -> str:
                 output.metadata = {"file": copy}
         if cell.cell_type != "code":
             del cell["outputs"]
+            cell.source = cell.source.replace("](../", "](../../")  # from docs/gallery instead of notebooks
     nbformat.write(notebook, folder / f"{topic}.ipynb")
     page = "\n\n".join(part for cell in notebook.cells for part in _parts(cell))
     (folder / f"{topic}.md").write_text(page.replace(".ipynb)", ".md)") + "\n", encoding="utf-8")

@@ -94,5 +94,5 @@ def every_window_may_begin_with_bos(runs):
     for role, windows in load_file(runs / "01_data" / "windows.safetensors").items():
         assert windows.shape == before[role].shape and not windows[:, 0].any()  # the embedded BOS is token 0
     assert manifest.read("smoke", "01_data")["artifacts"]["windows"]["said"] == {"begins": "every window"}
-    state = manifest.state("smoke", "03_baselines", params.resolve_profile("smoke")["03_baselines"])
+    state = manifest.state("smoke", "01_data", params.resolve_profile("smoke")["01_data"])
     assert state.word == "stale" and "bos was 'always', is 'auto'" in state.reason

@@ -21,7 +21,8 @@ OVERFLOW = """(() => {
   const room = document.documentElement.clientWidth;
   const scrolls = (e) => e && e !== document.body
     && (getComputedStyle(e).overflowX !== "visible" || scrolls(e.parentElement));
-  const wide = [...document.body.querySelectorAll("*")].filter((e) =>
+  // blanks of code (.w) hang over the end of a wrapped line, where nobody sees them
+  const wide = [...document.body.querySelectorAll("*:not(pre .w)")].filter((e) =>
     e.getBoundingClientRect().right > room + 1 && !scrolls(e.parentElement) && e.getClientRects().length);
   const broken = [...document.images].filter((image) => image.loading !== "lazy" && !image.naturalWidth);
   return JSON.stringify({scroll: document.documentElement.scrollWidth - room,

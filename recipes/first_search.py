@@ -6,13 +6,15 @@
 Preset `modern` at the targets; of its finalists the one with the lowest loss on windows of the validation
 split is the winner, and the table is its perplexity divided by each rival's on test windows, paired, with
 Holm's correction over all rows. Pruning is one-shot, as in the search. What is computed stays in `--folder`,
-so that a run that was killed goes on where it was.
+so that a run that was killed goes on where it was, if it is asked for the same; rivals may be added.
 """
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,7 +24,7 @@ import prunekit as pk
 from prunekit.errors import UsageError
 from prunekit.evaluate.compare import compare_many
 from prunekit.evaluate.perplexity import Perplexity
-from prunekit.files import check_file, replacing_file
+from prunekit.files import check_file, read_json, replacing_file, write_atomic
 from prunekit.models import fingerprint
 from prunekit.workbook.manifest import commit, machine
 from prunekit.workbook.protocol import label
@@ -37,12 +39,15 @@ def first_search(model: str, corpus: str, folder: Path, output: Path, rivals: li
                  dtype: str = "auto", seed: int = 0, progress: bool = True) -> pd.DataFrame:
     """Search, choose, test; or go on with it. Returns the table.
 
-    rivals: names of the catalogue, or NAME=EXPRESSION. Raises UsageError as `evolve` does.
+    rivals: names of the catalogue, or NAME=EXPRESSION. Raises UsageError as `evolve` does, and for a folder
+    that holds what was computed with other settings.
     """
+    asked = {key: value for key, value in locals().items()
+             if key not in ("folder", "output", "rivals", "progress")} | {"weights": fingerprint(model)}
     check_file(output)
     named = {name: pk.Tree.parse(line) if line else pk.METHODS[name].tree
              for name, _, line in (rival.partition("=") for rival in rivals)}
-    folder.mkdir(parents=True, exist_ok=True)
+    _same(asked, folder)
     network, tokenizer = pk.load_model(model, dtype=dtype)
     of = {role: pk.token_windows(corpus, tokenizer, role, n, seqlen, seed)
           for role, n in (("calibration", calibration), ("gradient", gradient), ("search", search),
@@ -62,13 +67,15 @@ def first_search(model: str, corpus: str, folder: Path, output: Path, rivals: li
     tested = evaluator.on([held_out], test_targets)
     dense = tested.benches[0].nll
     file = folder / "losses.npz"
-    losses = dict(np.load(file)) if file.exists() else {}
+    losses, measured = dict(np.load(file)) if file.exists() else {}, {}
     for name, tree in {"winner": pk.Tree.parse(winner), **named}.items():
-        if name not in losses:
-            losses[name] = tested.losses(tree)[0]  # (targets, windows)
-            np.savez(file, **losses)
-    measured = {(name, target): Perplexity(dense + losses[name][at], {"seqlen": test_seqlen})
-                for name in ("winner", *named) for at, target in enumerate(test_targets)}
+        if str(tree) not in losses:
+            losses[str(tree)] = tested.losses(tree)[0]  # (targets, windows)
+            with replacing_file(file) as whole, open(whole, "wb") as written:
+                np.savez(written, **losses)
+        added = losses[str(tree)]
+        measured |= {(name, target): Perplexity(dense + more, {"seqlen": test_seqlen})
+                     for target, more in zip(test_targets, added, strict=True)}
     table = compare_many({key: (measured["winner", key[1]], measured[key]) for key in measured
                           if key[0] != "winner"})
     table[["rival", "target"]] = table.pop("name").tolist()
@@ -79,11 +86,22 @@ def first_search(model: str, corpus: str, folder: Path, output: Path, rivals: li
         corpus=Path(corpus).name, dtype=bench.identity["dtype"], searched=" and ".join(targets),
         evaluated=found.evaluated, search_windows=f"{search} of {seqlen}",
         statistics=f"{calibration} and {gradient} of {seqlen}", test_windows=f"{test} of {test_seqlen}",
-        seed=seed,
-        recorded=time.strftime("%Y-%m-%d"), machine=machine(), commit=(commit()["commit"] or "unknown")[:7])
+        seed=seed, recorded=time.strftime("%Y-%m-%d"), machine=machine(),
+        commit=(commit()["commit"] or "unknown")[:7])
     with replacing_file(output) as written:
         table.to_csv(written, index=False, float_format="%.6g")
     return table
+
+
+def _same(asked: dict[str, Any], folder: Path) -> None:
+    """Raise UsageError if the folder holds what was computed with other settings."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "asked.json"
+    had = read_json(file.read_text(encoding="utf-8")) if file.exists() else asked
+    if differing := [key for key in asked if had.get(key) != asked[key]]:
+        raise UsageError(f"{folder} holds what was computed with another {differing[0]} "
+                         f"({had.get(differing[0])}): ask for the same, or give another folder.")
+    write_atomic(file, json.dumps(asked, indent=1) + "\n")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -40,7 +40,7 @@ def monomials(model: str, corpus: str, targets: list[str], output: Path, *, wind
                          "groups that divides them.")
     check_file(output)
     network, tokenizer = pk.load_model(model, dtype=dtype, device=device)
-    asked = {"model": label(model), "weights": fingerprint(model)[:16], "corpus": Path(corpus).name,
+    asked = {"model": label(model), "weights": fingerprint(model), "corpus": Path(corpus).name,
              "dtype": str(network.dtype).removeprefix("torch."), "role": role, "seqlen": seqlen,
              "windows": windows, "calibration_windows": calibration, "gradient_windows": gradient,
              "seed": seed}

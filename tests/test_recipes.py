@@ -73,6 +73,10 @@ def test_one_search_is_tested_as_prune_and_perplexity_say_and_goes_on_after_a_ki
     row = table.set_index(["rival", "target"]).loc[("wanda", "2:4")]
     assert row[["ppl", "winner_ppl", "ratio"]].to_numpy(float) == pytest.approx(
         [measured["wanda"].value, measured["winner"].value, pair.ratio], rel=1e-4)
+    with pytest.raises(UsageError, match=r"was computed with another test \(8\): ask for the same"):
+        first_search("embedded/llama", "embedded", folder, file, rivals, **asked | {"test": 6})
+    other = first_search("embedded/llama", "embedded", folder, file, ["mine=W"], **asked)
+    assert other["ppl"].iloc[0] != table["ppl"].iloc[2]  # another line under the same name
     (folder / "losses.npz").unlink()
     again = first_search("embedded/llama", "embedded", folder, file, rivals, **asked)
     pd.testing.assert_frame_equal(again, table)

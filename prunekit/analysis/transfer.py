@@ -206,14 +206,14 @@ def model_agreement(losses: pd.DataFrame, top: int | None = None) -> pd.DataFram
     same text leave of an order, the most that another model can be expected to. top: of the metrics with the
     lowest losses on the first model only.
     """
-    tables, everything = [], losses
-    for first in losses["setting"].unique():
-        order = everything[everything["setting"] == first].groupby("metric")["loss"].mean().sort_values()
-        losses = everything[everything["metric"].isin(order.index[:top])]
-        mine = losses[losses["setting"] == first]
+    tables = []
+    for first, home in losses.groupby("setting", sort=False):
+        order = home.groupby("metric")["loss"].mean().sort_values()
+        leading = losses[losses["metric"].isin(order.index[:top])]
+        mine = leading[leading["setting"] == first]
         halves = mine.assign(setting=np.where(mine["window"] % 2, "other half", first))
         itself = rank_agreement(halves, first).assign(setting=first)
-        tables.append(pd.concat([itself, rank_agreement(losses, first)]).assign(first=first))
+        tables.append(pd.concat([itself, rank_agreement(leading, first)]).assign(first=first))
     table = pd.concat(tables, ignore_index=True)
     return table[["first", "setting", "tau", "low", "high", "metrics"]]
 

@@ -31,8 +31,9 @@ def took(profile: str, topic: str) -> tuple[float, float] | None:
 def expected(unit: Any) -> tuple[float, float] | None:
     """Seconds and peak megabytes (0: not known) of a unit: as its run took, else as its notebook's own table
     says; None where nobody knows."""
-    seconds = stated(unit.topic, unit.parameters)
-    return took(unit.profile, unit.topic) or (seconds and (seconds, 0.0))
+    known = took(unit.profile, unit.topic)
+    seconds = None if known else stated(unit.topic, unit.parameters)
+    return (seconds, 0.0) if seconds else known
 
 
 def stated(topic: str, parameters: Mapping[str, Any]) -> float | None:

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _WORDS = re.compile(r"\b(lower|higher|better|worse|stronger|weaker|smaller|larger|faster|slower|closer|"
-                    r"nearer|fewer|lowest|highest|best|worst|strongest|weakest|smallest|fastest|closest|nearest|"
-                    r"beats?|ahead|outperforms?|wins?|more|most|less|least|above|below)\b", re.IGNORECASE)
+                    r"nearer|fewer|lowest|highest|best|worst|strongest|weakest|smallest|fastest|closest|"
+                    r"nearest|beats?|ahead|outperforms?|wins?|more|most|less|least|above|below)\b",
+                    re.IGNORECASE)
 # A bound, how to read a column, names, and the least of what was seen: none of them compares.
 _NOT_COMPARING = re.compile(r"at (most|least)|lower is better|lowest loss so far|`[^`]*`", re.IGNORECASE)
 _NULLS = {"ratio": 1.0}  # what a column holds where two things are the same; else 0

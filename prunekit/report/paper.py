@@ -258,8 +258,8 @@ def _table(source: str, name: str, caption: str) -> str:
     # What is too wide is made smaller, which cannot be done over pages: in pieces.
     pieces = ["".join(lines[start:start + _LONG]) for start in range(0, len(lines), _LONG)]
     return "".join(f"\\begin{{table}}[H]\n\\centering\n{title if piece == pieces[0] else ''}\n"
-                   f"\\fit{{\\begin{{tabular}}{{{columns}}}\n{head}{piece}\\end{{tabular}}}}\n\\end{{table}}\n"
-                   for piece in pieces)
+                   f"\\fit{{\\begin{{tabular}}{{{columns}}}\n{head}{piece}\\end{{tabular}}}}\n"
+                   "\\end{table}\n" for piece in pieces)
 
 
 def _rows(rules: str) -> list[list[str]]:

@@ -150,6 +150,7 @@ _Method, _Preset = _text(method), _text(preset)
 _Roles, _Dtype, _SearchDtype = _one_of(*SAMPLINGS), _one_of("auto", *DTYPES), _one_of("fast", "auto", *DTYPES)
 _Bos = _one_of(*BEGINNINGS)
 _Norm, _Group = _one_of("l1", "l2", "signed"), _one_of("", "row", "layer", "variant")
+_RivalSearch = _one_of("paper", "random", "grid")
 _Evolve = _one_of("metric", "budget", "both")
 _Update = _one_of("", "obs", "obs-iter", "admm")
 
@@ -216,6 +217,7 @@ class Options(BaseModel):
     workers: int = Field(None, ge=0, description="processes; 0: none but this one")
     census_trees: int = Field(0, ge=1, description="random trees")
     search_dtype: _SearchDtype = "fast"
+    rival_searches: _RivalSearch = ""
     other_models: _OtherModel = ""
     other_corpus: _OtherCorpus = ""
     top: int = Field(0, ge=3, description="metrics")

@@ -261,11 +261,11 @@ def stronger_to_weaker(losses: pd.DataFrame, weights: Mapping[str, int]) -> pd.D
     Columns stronger, weaker, down, up, ratio, low, high (95 %), p_holm, verdict. down: on the weaker model,
     perplexity of the metric that the stronger one chose to that of its own choice (`_cost`); up: the other
     way round; ratio: down / up, below 1 where carrying it down costs less. weights: by model, how many can be
-    pruned; the one with more counts as the stronger. losses: as for `one_for_all`.
+    pruned; the one with half as many again counts as the stronger. losses: as for `one_for_all`.
     """
     tables = _of_all(losses)
     best = {model: table.mean(axis=1).idxmin() for model, table in tables.items()}
-    pairs = [(a, b) for a in tables for b in tables if weights[a] > weights[b]]
+    pairs = [(a, b) for a in tables for b in tables if weights[a] > 1.5 * weights[b]]
     costs = [(_cost(tables[weak], best[strong]), _cost(tables[strong], best[weak])) for strong, weak in pairs]
     rows = [(*pair, *np.exp([down.value, up.value])) for pair, (down, up) in zip(pairs, costs, strict=True)]
     apart = [pooled([down, replace(up, value=-up.value)]) for down, up in costs]  # half of the difference
@@ -300,23 +300,27 @@ def model_properties(properties: pd.DataFrame, losses: pd.DataFrame) -> pd.DataF
 
     Columns model, weights, blocks; medians over layers: kurtosis and top (share of the sum in the largest
     hundredth) of G, outliers (maximum of X by its median), W~G and W~X (rank correlations within rows); tails
-    (the kind of layer in which the top of G is largest); best (the monomial of minimum loss), G low, G high,
-    X low, X high (its exponents in quarters, of twelve in all, over resampled windows, 95 %).
+    (the kind of layer in which the top of G is largest); best (the monomial of minimum loss), G and X (its
+    exponents in quarters, of twelve in all, over resampled windows, 95 %: "2 to 4"); these three are missing
+    for a model whose monomials were not measured.
     """
     rows = []
     for model, part in properties.groupby("model", sort=False):
+        middle = part[["kurtosis", "top", "outliers", "W~G", "W~X"]].median()
+        rows.append({"model": model, "weights": part["size"].sum(), "blocks": part["block"].nunique(),
+                     **middle, "tails": part.groupby("kind")["top"].median().idxmax()})
         mine = losses[losses["setting"] == model]
+        if mine.empty:
+            continue
         table = mine.pivot(index="metric", columns="window", values="loss").dropna()
         drawn = (resampled(table.shape[1], 0) @ table.to_numpy().T).argmin(1)
         powers = pd.DataFrame([dict(re.findall(r"([WGX])(\d+)", metric)) for metric in table.index],
                               columns=["G", "X"]).astype(float).fillna(0).to_numpy()[drawn]
-        ends = np.quantile(powers, [0.025, 0.975], axis=0, method="nearest").astype(int)
-        middle = part[["kurtosis", "top", "outliers", "W~G", "W~X"]].median()
-        rows.append({"model": model, "weights": part["size"].sum(), "blocks": part["block"].nunique(),
-                     **middle, "tails": part.groupby("kind")["top"].median().idxmax(),
-                     "best": table.mean(axis=1).idxmin(), "G low": ends[0, 0], "G high": ends[1, 0],
-                     "X low": ends[0, 1], "X high": ends[1, 1]})
-    return pd.DataFrame(rows)
+        ends = np.quantile(powers, [0.025, 0.975], axis=0, method="nearest").astype(int).astype(str)
+        spread = {letter: " to ".join(dict.fromkeys(column))
+                  for letter, column in zip("GX", ends.T, strict=True)}
+        rows[-1] |= {"best": table.mean(axis=1).idxmin(), **spread}
+    return pd.DataFrame(rows, columns=["model", "weights", "blocks", *middle.index, "tails", "best", *"GX"])
 
 
 def winners_curse(frame: pd.DataFrame, home: str, other: str,

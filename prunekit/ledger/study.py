@@ -102,10 +102,12 @@ def answer(name: str) -> Claim:
     from prunekit.metric.tree import Tree
 
     paired = recorded("paired", "")
-    rows = paired[paired["study"] == name]
+    rows = paired[paired["study"] == name].dropna(axis=1, how="all")
+    count = " to ".join(dict.fromkeys(str(n) for n in (rows["n"].min(), rows["n"].max())))
+    windows = f"{count} test windows{' of each text' * ('text' in rows)}"
     winner = Tree.parse(recorded("finalists", name).loc[0, "tree"]).infix()
     found = claim(f"On {subject(name)}, search found `{winner}`, whose perplexity {{verdicts}} "
-                  f"({rows['n'].iloc[0]} test windows; {recorded_by(name)}).", rows, "recorded-paired",
+                  f"({windows}; {recorded_by(name)}).", rows, "recorded-paired",
                   name=row_names(rows, "rival"))
     assert found, name  # a recorded study has the table
     return found

@@ -181,7 +181,7 @@ def test_one_metric_for_all_and_stronger_to_weaker_are_held_against_what_a_model
     assert one.loc["published line", "ratio"].tolist() == pytest.approx(np.exp([0.4, 0.4, 0.4]), rel=0.03)
     assert one.loc[("chosen on the others", "c"), "ratio"] == pytest.approx(np.exp(0.8), rel=0.2)
     assert (one.loc["published line", "verdict"] == "higher").all()
-    weights = {"a": 3, "b": 2, "c": 1}
+    weights = {"a": 9, "b": 4, "c": 1, "d": 1}
     carried = transfer.stronger_to_weaker(losses, weights).set_index(["stronger", "weaker"])
     assert carried.index.tolist() == [("a", "b"), ("a", "c"), ("b", "c")]
     costs = {"down": {("a", "b"): 0.2, ("a", "c"): 0.8, ("b", "c"): 0.6},
@@ -212,7 +212,9 @@ def test_a_model_s_properties_stand_beside_its_best_monomial():
                            "outliers": [2.0, 4, 8], "W~G": [0.0, 0.1, 0.2], "W~X": [-0.1, 0, 0.1]})
     [row] = transfer.model_properties(layers, losses).to_dict("records")
     assert (row["weights"], row["blocks"], row["kurtosis"], row["tails"]) == (60, 2, 5, "q")
-    assert (row["best"], row["G low"], row["G high"], row["X low"], row["X high"]) == ("W8 X4", 0, 0, 4, 4)
+    assert (row["best"], row["G"], row["X"]) == ("W8 X4", "0", "4")
+    other = transfer.model_properties(layers.assign(model="b"), losses)
+    assert other.loc[0, ["best", "G", "X"]].isna().all() and other.loc[0, "top"] == 0.2
 
 
 def test_orders_that_are_noise_are_not_said_to_travel():

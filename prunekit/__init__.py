@@ -56,6 +56,7 @@ _PUBLIC = {
     "findings": "analysis.findings",
     "lineage": "analysis.traits",
     "grid": "search.random_trees",
+    "parametric": "search.parametric",
     "Planted": "search.controls",
     "Shuffled": "search.controls",
     "finetune_lora": "lora.finetune",

@@ -55,6 +55,22 @@ def check_bos(bos: str, roles: str = "disjoint", windows: object = None) -> None
                          "'auto', or draw windows of the package's own (roles: disjoint).")
 
 
+def text_name(corpus: str) -> str:
+    """What a text is called beside others: `wikitext2`, of data/c4.jsonl `c4`."""
+    return Path(corpus).name.partition(".")[0]
+
+
+def check_texts(first: str, further: Sequence[str], windows: object = None) -> None:
+    """Raise UsageError if further test texts cannot be told apart, or come with ready windows."""
+    if windows and any(further):
+        raise UsageError("test_corpora does not go with ready windows (windows=), which hold those of one "
+                         "test text: leave it at [\"\"], or leave windows empty.")
+    names = [text_name(text) for text in (first, *further) if text]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UsageError(f"test_corpora and the first test text have two texts called {twice[0]!r}, which "
+                         "results could not tell apart: leave one out, or rename its file.")
+
+
 class Target(NamedTuple):
     """What to prune to: a share of zeros, and the pattern that they form. In one word: "0.6" or "2:4"."""
 

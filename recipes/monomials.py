@@ -33,8 +33,12 @@ EXPONENTS = ["W", "G", "X"]  # in quarters
 def monomials(model: str, corpus: str, targets: list[str], output: Path, *, windows: int = 16,
               groups: int = 16, seqlen: int = 512, role: str = "select", calibration: int = 32,
               gradient: int = 32, steps: int = 12, every: int = 1, dtype: str = "auto",
-              device: str = "auto", seed: int = 0, progress: bool = True) -> pd.DataFrame:
-    """Measure, or go on measuring; returns the table. Raises UsageError for a file with another table."""
+              device: str = "auto", seed: int = 0, properties: Path | None = None,
+              progress: bool = True) -> pd.DataFrame:
+    """Measure, or go on measuring; returns the table. Raises UsageError for a file with another table.
+
+    properties: another file, for what might explain the table: `layer_properties` of the model.
+    """
     if windows % groups:
         raise UsageError(f"{windows} windows cannot be {groups} groups of equal size: give a number of "
                          "groups that divides them.")
@@ -45,6 +49,8 @@ def monomials(model: str, corpus: str, targets: list[str], output: Path, *, wind
              "windows": windows, "calibration_windows": calibration, "gradient_windows": gradient,
              "seed": seed}
     made = {"recorded": time.strftime("%Y-%m-%d"), "machine": machine()}
+    if properties:
+        check_file(properties)
     table = _resumed(output, asked, groups * len(targets))
     read, backward, measured = (
         pk.token_windows(corpus, tokenizer, part, n, seqlen, seed)
@@ -54,6 +60,9 @@ def monomials(model: str, corpus: str, targets: list[str], output: Path, *, wind
     evaluator = pk.Evaluator(bench, targets, threads=torch.get_num_threads(), seed=seed)
     evaluator = evaluator.on([measured])  # in the text's order
     dense = evaluator.benches[0].nll
+    if properties:
+        with replacing_file(properties) as file:
+            layer_properties(bench).assign(**asked, **made).to_csv(file, index=False, float_format="%.5g")
 
     def rows(exponents: tuple[int, ...], target: str, nll: np.ndarray) -> pd.DataFrame:
         sums = (nll * (seqlen - 1)).reshape(groups, -1).sum(1)
@@ -77,6 +86,33 @@ def monomials(model: str, corpus: str, targets: list[str], output: Path, *, wind
     return table
 
 
+def layer_properties(bench: pk.Bench) -> pd.DataFrame:
+    """What every layer's W, G and X are like; a row per layer: layer, block, kind, size, and
+
+    kurtosis (of G: fourth central moment by the squared variance, 3 if it were normal), top (share of G's sum
+    in its largest hundredth), outliers (maximum of X by its median), W~G and W~X (Spearman's correlation of
+    |W| with G and with X inside a row, mean over rows).
+    """
+    rows = []
+    for place, layer in enumerate(bench.layers):
+        W, G, X = bench.dense[place].abs().float(), bench.G[place].float(), bench.X[place].float()
+        apart = (G - G.mean()).square()
+        largest = G.flatten().topk(-(-G.numel() // 100)).values
+        rows.append({"layer": layer.name, "block": layer.block, "kind": layer.kind, "size": W.numel(),
+                     "kurtosis": float(apart.square().mean() / apart.mean().square()),
+                     "top": float(largest.double().sum() / G.double().sum()),
+                     "outliers": float(X.max() / X.median()), "W~G": _within_rows(W, G),
+                     "W~X": _within_rows(W, X.expand_as(W))})
+    return pd.DataFrame(rows)
+
+
+def _within_rows(A: torch.Tensor, B: torch.Tensor) -> float:
+    """Spearman's correlation of every row of two matrices (out, in), as if nothing were tied; its mean."""
+    n = A.shape[1]
+    a, b = (M.argsort(1).argsort(1).double() - (n - 1) / 2 for M in (A, B))
+    return float((a * b).sum(1).mean() / (n * (n * n - 1) / 12))
+
+
 def _resumed(file: Path, asked: dict[str, Any], rows: int) -> pd.DataFrame | None:
     if not file.exists():
         return None
@@ -96,6 +132,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--model", required=True, help="a name or directory, as for load_model")
     parser.add_argument("--corpus", required=True, help="of all windows: a known corpus, a file or a folder")
     parser.add_argument("--output", type=Path, required=True, help="the CSV file; resumes what is there")
+    parser.add_argument("--properties", type=Path, help="a CSV file for what the layers' W, G and X are like")
     parser.add_argument("--targets", nargs="+", default=["0.6", "2:4"])
     parser.add_argument("--role", default="select", help="whose windows are measured (default: select)")
     parser.add_argument("--dtype", default="auto")

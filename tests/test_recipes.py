@@ -4,6 +4,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import kurtosis, spearmanr
 
 import prunekit as pk
 from prunekit.errors import UsageError
@@ -36,7 +37,8 @@ def test_monomials_are_measured_as_perplexity_says_and_go_on_after_a_kill(tmp_pa
     found, tokens = sums((1, 1, 0), "2:4")
     assert found == pytest.approx(31 * nll.reshape(4, 2).sum(1), rel=1e-4) and tokens == 8 * 31
 
-    few = monomials("embedded/llama", "embedded", ["0.6"], tmp_path / "few.csv", **ASKED | {"every": 2})
+    few = monomials("embedded/llama", "embedded", ["0.6"], tmp_path / "few.csv", **ASKED | {"every": 2},
+                    properties=tmp_path / "layers.csv")
     assert set(map(tuple, few[EXPONENTS].to_numpy().tolist())) == {(0, 0, 0), (2, 0, 0), (0, 2, 0), (0, 0, 2)}
 
     half = pd.read_csv(file, dtype={"target": str}).iloc[:4 + 2 * 8]
@@ -47,6 +49,17 @@ def test_monomials_are_measured_as_perplexity_says_and_go_on_after_a_kill(tmp_pa
         monomials("embedded/llama", "embedded", ["0.6", "2:4"], file, **ASKED | {"seqlen": 64})
     with pytest.raises(UsageError, match="8 windows cannot be 3 groups"):
         monomials("embedded/llama", "embedded", ["0.6"], file, **ASKED | {"groups": 3})
+
+    properties = pd.read_csv(tmp_path / "layers.csv").set_index("layer")
+    assert len(properties) == len(gradients) and set(properties["model"]) == {"embedded/llama"}
+    name, G = next(iter(gradients.items()))
+    G, W = G.double().numpy(), pk.load_model("embedded/llama")[0].get_submodule(name).weight.detach().numpy()
+    row = properties.loc[name]
+    assert row["size"] == G.size and row["kurtosis"] == pytest.approx(kurtosis(G, None, False), rel=1e-3)
+    largest = np.sort(G.ravel())[-int(np.ceil(G.size / 100)):]
+    assert row["top"] == pytest.approx(largest.sum() / G.sum(), rel=1e-3)
+    within = [spearmanr(w, g).statistic for w, g in zip(abs(W), G, strict=True)]
+    assert row["W~G"] == pytest.approx(np.mean(within), abs=1e-3)
 
 
 def test_one_search_is_tested_as_prune_and_perplexity_say_and_goes_on_after_a_kill(tmp_path):

@@ -136,10 +136,11 @@ def choose(evaluator: Evaluator, finalists: Sequence[Candidate], select: Sequenc
 
 def searches(history: pd.DataFrame) -> pd.DataFrame:
     """With a column `search`, from the names that notebook 04 gives its journals: `journal-KIND`, and of
-    further seeds `journal-KIND-SEED`. Of the grid only the points are kept, not what replaced refused ones.
+    further seeds `journal-KIND-SEED`. Of what is given its points only these are kept, not what replaced
+    refused ones.
     """
     named = history.assign(search=history["journal"].str.split("-").str[1])
-    return named[(named["search"] != "grid") | (named["operator"] == "given")]
+    return named[~named["search"].isin(["grid", "parametric"]) | (named["operator"] == "given")]
 
 
 def convergence(history: pd.DataFrame) -> pd.DataFrame:

@@ -1,7 +1,9 @@
 """Where metrics agree, what their disputes are worth, and whether an order of metrics travels."""
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
@@ -12,7 +14,7 @@ from torch import Tensor, nn
 
 from prunekit.choices import Target
 from prunekit.errors import UsageError
-from prunekit.evaluate.intervals import exp_mean, holm, mean_of, percentiles, resampled, verdict
+from prunekit.evaluate.intervals import Mean, exp_mean, holm, mean_of, percentiles, pooled, resampled, verdict
 from prunekit.metric.catalogue import resolve
 from prunekit.metric.rank import canonical
 from prunekit.metric.tree import Tree
@@ -235,6 +237,90 @@ def carried(losses: pd.DataFrame, reference: str = "W8 X4") -> pd.DataFrame:
             for (home, model), mean, p in zip(pairs, found, holm(mean.p for mean in found), strict=True)]
     return pd.DataFrame(rows, columns=["chosen on", "metric", "model", "ratio", "low", "high", "p_holm",
                                        "verdict"])
+
+
+def one_for_all(losses: pd.DataFrame, published: str = "W8 G4") -> pd.DataFrame:
+    """Does one metric fit all models? Columns what, metric, model, ratio, low, high (95 %), p_holm, verdict.
+
+    ratio: on that model, perplexity of the metric to that of the model's own choice (`_cost`). what: the
+    published line (of Pruner-Zero, without its scaling), and what all other models together would choose, by
+    mean rank. losses: as of `monomial_losses`; of metrics that all models have.
+    """
+    tables = _of_all(losses)
+    ranks = pd.DataFrame({model: table.mean(axis=1).rank() for model, table in tables.items()})
+    others = {model: ranks.drop(columns=model).mean(axis=1).idxmin() for model in tables}
+    rows = [(what, metric, model) for model in tables
+            for what, metric in (("published line", published), ("chosen on the others", others[model]))]
+    costs = [_cost(tables[model], metric) for _, metric, model in rows]
+    return _as_ratios(pd.DataFrame(rows, columns=["what", "metric", "model"]), costs)
+
+
+def stronger_to_weaker(losses: pd.DataFrame, weights: Mapping[str, int]) -> pd.DataFrame:
+    """Does a choice carry over from a stronger model to a weaker one, and less so the other way?
+
+    Columns stronger, weaker, down, up, ratio, low, high (95 %), p_holm, verdict. down: on the weaker model,
+    perplexity of the metric that the stronger one chose to that of its own choice (`_cost`); up: the other
+    way round; ratio: down / up, below 1 where carrying it down costs less. weights: by model, how many can be
+    pruned; the one with half as many again counts as the stronger. losses: as for `one_for_all`.
+    """
+    tables = _of_all(losses)
+    best = {model: table.mean(axis=1).idxmin() for model, table in tables.items()}
+    pairs = [(a, b) for a in tables for b in tables if weights[a] > 1.5 * weights[b]]
+    costs = [(_cost(tables[weak], best[strong]), _cost(tables[strong], best[weak])) for strong, weak in pairs]
+    rows = [(*pair, *np.exp([down.value, up.value])) for pair, (down, up) in zip(pairs, costs, strict=True)]
+    apart = [pooled([down, replace(up, value=-up.value)]) for down, up in costs]  # half of the difference
+    changes = [replace(half, value=2 * half.value, error=2 * half.error) for half in apart]
+    return _as_ratios(pd.DataFrame(rows, columns=["stronger", "weaker", "down", "up"]), changes)
+
+
+def _of_all(losses: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """By model the losses (metrics, windows) of the metrics that are one on all models."""
+    wide = losses.pivot(index="metric", columns=["setting", "window"], values="loss").dropna()
+    return {model: wide[model] for model in losses["setting"].unique()}
+
+
+def _cost(table: pd.DataFrame, metric: str) -> Mean:
+    """ln of the perplexity's ratio to that of the model's own choice, which every other window makes for
+    those between, so that it has not seen the windows that it is measured on."""
+    odd = np.arange(table.shape[1]) % 2 == 1
+    chosen = [table.loc[table.loc[:, ~half].mean(axis=1).idxmin()] for half in (~odd, odd)]
+    return mean_of(table.loc[metric].to_numpy() - np.where(odd, chosen[1], chosen[0]), running=True)
+
+
+def _as_ratios(rows: pd.DataFrame, means: Sequence[Mean]) -> pd.DataFrame:
+    p = holm(mean.p for mean in means)
+    rows[["ratio", "low", "high"]] = [np.exp([mean.value, *mean.interval()]) for mean in means]
+    return rows.assign(p_holm=p, verdict=[verdict(each, mean.value)
+                                          for each, mean in zip(p, means, strict=True)])
+
+
+def model_properties(properties: pd.DataFrame, losses: pd.DataFrame) -> pd.DataFrame:
+    """Beside each model's best monomial what might explain it: a row per model, of a table of
+    `recipes.monomials --properties`.
+
+    Columns model, weights, blocks; medians over layers: kurtosis and top (share of the sum in the largest
+    hundredth) of G, outliers (maximum of X by its median), W~G and W~X (rank correlations within rows); tails
+    (the kind of layer in which the top of G is largest); best (the monomial of minimum loss), G and X (its
+    exponents in quarters, of twelve in all, over resampled windows, 95 %: "2 to 4"); these three are missing
+    for a model whose monomials were not measured.
+    """
+    rows = []
+    for model, part in properties.groupby("model", sort=False):
+        middle = part[["kurtosis", "top", "outliers", "W~G", "W~X"]].median()
+        rows.append({"model": model, "weights": part["size"].sum(), "blocks": part["block"].nunique(),
+                     **middle, "tails": part.groupby("kind")["top"].median().idxmax()})
+        mine = losses[losses["setting"] == model]
+        if mine.empty:
+            continue
+        table = mine.pivot(index="metric", columns="window", values="loss").dropna()
+        drawn = (resampled(table.shape[1], 0) @ table.to_numpy().T).argmin(1)
+        powers = pd.DataFrame([dict(re.findall(r"([WGX])(\d+)", metric)) for metric in table.index],
+                              columns=["G", "X"]).astype(float).fillna(0).to_numpy()[drawn]
+        ends = np.quantile(powers, [0.025, 0.975], axis=0, method="nearest").astype(int).astype(str)
+        spread = {letter: " to ".join(dict.fromkeys(column))
+                  for letter, column in zip("GX", ends.T, strict=True)}
+        rows[-1] |= {"best": table.mean(axis=1).idxmin(), **spread}
+    return pd.DataFrame(rows, columns=["model", "weights", "blocks", *middle.index, "tails", "best", *"GX"])
 
 
 def winners_curse(frame: pd.DataFrame, home: str, other: str,

@@ -114,13 +114,14 @@ def compare_many(pairs: Mapping[Any, tuple[Perplexity, Perplexity]]) -> pd.DataF
 
 def compare_targets(measured: Mapping[tuple[str, str], Measured], pairs: Iterable[tuple[str, str]]
                     ) -> pd.DataFrame:
-    """`compare_many` of pairs of names at every target of `measure_targets`: columns first, second, target,
-    and its own but name."""
-    compared = compare_many({(first, second, target): (result.perplexity, measured[second, target].perplexity)
+    """`compare_many` of pairs of names at every target and on every text of `measure_targets`: columns first,
+    second, target, text (where there are several), and its own but name."""
+    compared = compare_many({(first, second, target, text): (ppl, measured[second, target].perplexities[text])
                              for first, second in pairs
-                             for (name, target), result in measured.items() if name == first})
-    compared[["first", "second", "target"]] = compared.pop("name").tolist()
-    return compared
+                             for (name, target), result in measured.items() if name == first
+                             for text, ppl in result.perplexities.items()})
+    compared[["first", "second", "target", "text"]] = compared.pop("name").tolist()
+    return compared if compared["text"].any() else compared.drop(columns="text")
 
 
 def leaders(measured: Mapping[tuple[str, str], Perplexity]) -> pd.DataFrame:

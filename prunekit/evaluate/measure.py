@@ -27,26 +27,38 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Measured:
-    """One setting: what pruning did, and the perplexity after it."""
+    """One setting: what pruning did, and the perplexity after it on every test text, by its name."""
 
     report: Report
-    perplexity: Perplexity
+    perplexities: Mapping[str, Perplexity]
+
+    @property
+    def perplexity(self) -> Perplexity:
+        """On the first test text."""
+        return next(iter(self.perplexities.values()))
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows of a result table, one for each text: setting, sparsity reached, perplexity with 95 %
+        interval, windows; and the text's name, if it has one."""
+        meta = self.report.meta
+        return [{"method": meta["method"], "metric": "perplexity", "sparsity": self.report.target,
+                 "pattern": meta["pattern"], "ppl": ppl.value, "low": ppl.interval[0],
+                 "high": ppl.interval[1], "reached": self.report.sparsity, "n": len(ppl.nll),
+                 "calibration_windows": meta["n"], "tree": meta["tree"], "group": meta["group"],
+                 "update": meta["update"], "seconds": meta["seconds"], **({"text": text} if text else {})}
+                for text, ppl in self.perplexities.items()]
 
     def row(self) -> dict[str, Any]:
-        """The row of a result table: setting, sparsity reached, perplexity with 95 % interval, windows."""
-        low, high = self.perplexity.interval
-        meta = self.report.meta
-        return {"method": meta["method"], "metric": "perplexity", "sparsity": self.report.target,
-                "pattern": meta["pattern"], "ppl": self.perplexity.value, "low": low, "high": high,
-                "reached": self.report.sparsity, "n": len(self.perplexity.nll),
-                "calibration_windows": meta["n"], "tree": meta["tree"], "group": meta["group"],
-                "update": meta["update"], "seconds": meta["seconds"]}
+        """That of the first text."""
+        return self.rows()[0]
 
 
-def prune_and_measure(model: nn.Module, calibration: Tensor, test: Tensor,
+def prune_and_measure(model: nn.Module, calibration: Tensor, test: Tensor | Mapping[str, Tensor],
                       settings: Iterable[Mapping[str, Any]], *, gradients: Gradients | None = None,
                       progress: bool = True, workers: int = 1) -> Iterator[Measured]:
     """For every setting (keyword arguments of `prune`): prune, measure perplexity on test windows, yield.
+
+    test: LongTensor (n, seqlen), or several of them by the names of their texts.
 
     While a result is being looked at the model is pruned; before the next one, and at the end, its weights
     are the dense ones again, bit for bit (a copy of the prunable weights is kept for that). With more than
@@ -57,16 +69,18 @@ def prune_and_measure(model: nn.Module, calibration: Tensor, test: Tensor,
     if workers > 1:
         yield from _side_by_side(model, calibration, test, list(settings), gradients, progress, workers)
         return
+    texts = test if isinstance(test, Mapping) else {"": test}
     with as_it_was(model) as restore:
         for setting in tqdm(list(settings), desc="settings", disable=not progress):
             report = prune(model, calibration, gradients=gradients, progress=False, **setting)
-            yield Measured(report, perplexity(model, test, test.shape[1], progress=False))
+            yield Measured(report, {text: perplexity(model, windows, windows.shape[1], progress=False)
+                                    for text, windows in texts.items()})
             restore()
 
 
-def measure_targets(model: nn.Module, calibration: Tensor, test: Tensor, methods: Mapping[str, Any],
-                    targets: Iterable[float | str], *, gradients: Gradients | None = None,
-                    progress: bool = True, workers: int = 1, **shared: Any
+def measure_targets(model: nn.Module, calibration: Tensor, test: Tensor | Mapping[str, Tensor],
+                    methods: Mapping[str, Any], targets: Iterable[float | str], *,
+                    gradients: Gradients | None = None, progress: bool = True, workers: int = 1, **shared: Any
                     ) -> dict[tuple[str, str], Measured]:
     """`prune_and_measure` of every method at every target ("0.6", "2:4"): {(name, target as given): result}.
 
@@ -83,8 +97,9 @@ def measure_targets(model: nn.Module, calibration: Tensor, test: Tensor, methods
     return {(name, word): known[str(method), word] for name, method in methods.items() for word in goals}
 
 
-def _side_by_side(model: nn.Module, calibration: Tensor, test: Tensor, settings: list[Mapping[str, Any]],
-                  gradients: Gradients | None, progress: bool, workers: int) -> Iterator[Measured]:
+def _side_by_side(model: nn.Module, calibration: Tensor, test: Tensor | Mapping[str, Tensor],
+                  settings: list[Mapping[str, Any]], gradients: Gradients | None, progress: bool,
+                  workers: int) -> Iterator[Measured]:
     mine = threading.local()
     threads = max(1, torch.get_num_threads() // workers)
 

@@ -62,7 +62,8 @@ def claim(template: str, rows: pd.DataFrame, table: str, *, effect: str = "ratio
       {values}: each row's effect with its interval, and "lower", "higher" or "cannot be told".
     rows: of the table as it is saved, with its index; columns `effect`, p_holm, and an interval (holm_low and
     holm_high, else low and high). A single row may go without p_holm: its interval decides then. table: the
-    table's name in the run. name: columns that name a row, "wanda" and "0.5" as "wanda at 0.5". words: for
+    table's name in the run. name: columns that name a row, "wanda" and "0.5" as "wanda at 50 %", and where a
+    third one says something, as "wanda at 50 % (ptb)". words: for
     an effect below no difference (a ratio of 1, anything else of 0), above it, and for what cannot be told.
     form: of {values}, as in "+.1%"; default: as many decimals as tell them from no difference.
 
@@ -81,7 +82,8 @@ def claim(template: str, rows: pd.DataFrame, table: str, *, effect: str = "ratio
     low, high = (("holm_low", "holm_high") if "holm_low" in rows else ("low", "high"))
     told = rows["p_holm"] < LEVEL if "p_holm" in rows else (rows[low] > null) | (rows[high] < null)
     signs = [int(sure) * (1 if value > null else -1) for sure, value in zip(told, rows[effect], strict=True)]
-    labels = [tuple(percent(str(row[column])) for column in name) or ("",) for _, row in rows.iterrows()]
+    named = rows[list(name)].astype(object).fillna("").astype(str)
+    labels = [tuple(percent(part) for part in parts if part) or ("",) for parts in named.to_numpy()]
     sides = {side: [label for label, sign in zip(labels, signs, strict=True) if sign == side]
              for side in (-1, 1, 0)}
     short = [re.sub(r"^is | than.*| from.*", "", word) for word in words]
@@ -116,11 +118,18 @@ def _whole(field: str, side: int, signs: Sequence[int]) -> str:
 
 
 def _listed(names: Sequence[tuple[str, ...]]) -> str:
-    """("a", "1"), ("a", "2"), ("b", "1") as "a at 1 and 2, b at 1"."""
-    places: dict[str, list[str]] = {}
+    """("a", "1"), ("a", "2"), ("b", "1") as "a at 1 and 2, b at 1"; ("a", "1", "x") as "a at 1 (x)"."""
+    places: dict[str, dict[str, list[str]]] = {}
     for first, *rest in names:
-        places.setdefault(first, []).extend(rest)
-    return _joined([f"{first} at {_joined(rest)}" if rest else first for first, rest in places.items()])
+        at = places.setdefault(first, {})
+        if rest:
+            at.setdefault(rest[0], []).extend(rest[1:])
+    return _joined([f"{first} at {_joined([_on(*place) for place in at.items()])}" if at else first
+                    for first, at in places.items()])
+
+
+def _on(place: str, texts: Sequence[str]) -> str:
+    return f"{place} ({', '.join(texts)})" if texts else place
 
 
 def _joined(parts: Sequence[str]) -> str:

@@ -27,7 +27,8 @@ NAMES: dict[str, tuple[int, str, Any, bool]] = {
     "wanda++": (5, "h", "-.", False), "grad-weight": (3, "<", "--", False),
 }
 NAMES |= {"winner": NAMES["search winner"], "modern": NAMES["search winner"], "paper": NAMES["pruner-zero"],
-          "random": (7, "X", ":", False), "grid": (5, "D", "-.", True)}
+          "random": (7, "X", ":", False), "grid": (5, "D", "-.", True),
+          "parametric": (4, "^", "--", True)}
 STYLE = {
     "figure.dpi": 110, "savefig.dpi": 300, "figure.constrained_layout.use": True, "font.size": 9,
     "axes.titlesize": 9, "axes.labelsize": 9, "legend.fontsize": 8,

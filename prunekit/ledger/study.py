@@ -45,8 +45,9 @@ def recorded(table: str, name: str = "study") -> pd.DataFrame:
     """A table of a recorded study, by its name there; "history": the `pk.history` of all its searches,
     without columns that follow from the tree.
 
-    name: of the study; "": of all that have the table, one after the other, with a column `study`. Raises
-    UsageError for a table or study that was not recorded.
+    name: of the study; "": of all that have the table, one after the other, with a column `study`. Rows of a
+    study that was tested on several texts say on which, in a column `text`. Raises UsageError for a table or
+    study that was not recorded.
     """
     import pandas as pd
 
@@ -60,6 +61,11 @@ def recorded(table: str, name: str = "study") -> pd.DataFrame:
         raise UsageError(f"nothing is recorded as {table!r:.60}{where}{did_you_mean(table, files)}")
     frame = pd.concat([pd.read_csv(file, dtype={"parents": str, "target": str}) for file in files[table]])
     return frame.fillna({"parents": ""}) if "parents" in frame else frame
+
+
+def row_names(rows: pd.DataFrame, *first: str) -> list[str]:
+    """The columns that name a row of a study's table: these, the target, and of several texts which one."""
+    return [*first, "target", *(["text"] if "text" in rows else [])]
 
 
 def _files(name: str) -> dict[str, list[Path]]:
@@ -96,11 +102,13 @@ def answer(name: str) -> Claim:
     from prunekit.metric.tree import Tree
 
     paired = recorded("paired", "")
-    rows = paired[paired["study"] == name]
+    rows = paired[paired["study"] == name].dropna(axis=1, how="all")
+    count = " to ".join(dict.fromkeys(str(n) for n in (rows["n"].min(), rows["n"].max())))
+    windows = f"{count} test windows{' of each text' * ('text' in rows)}"
     winner = Tree.parse(recorded("finalists", name).loc[0, "tree"]).infix()
     found = claim(f"On {subject(name)}, search found `{winner}`, whose perplexity {{verdicts}} "
-                  f"({rows['n'].iloc[0]} test windows; {recorded_by(name)}).", rows, "recorded-paired",
-                  name=["rival", "target"])
+                  f"({windows}; {recorded_by(name)}).", rows, "recorded-paired",
+                  name=row_names(rows, "rival"))
     assert found, name  # a recorded study has the table
     return found
 
@@ -146,8 +154,9 @@ def sentences(name: str) -> list[Claim]:
         said.append(claim(f"With {rows['draws'].iloc[0]} draws of calibration, gradient and test windows its "
                           "perplexity {verdicts}.", rows, "redrawn", name=["rival", "target"]))
     if "update" in there:
+        rows = recorded("update", name)
         said.append(claim("Under the weight update `obs-iter` perplexity, against SparseGPT's, {verdicts}.",
-                          recorded("update", name), "update", name=["metric", "target"],
+                          rows, "update", name=row_names(rows, "metric"),
                           words=("is lower with the", "is higher with the", "cannot be told with the")))
     return [each for each in said if each]
 

@@ -175,6 +175,7 @@ def _main_table(profile: str, made: Mapping[str, Any] | None) -> str:
     folder = project.run_folder(profile, _CORE)
     rows, losses = (pd.read_csv(folder / next(iter(saved[name]["files"])))
                     for name in ("tables/perplexity", "nll"))
+    rows = rows[rows["text"] == rows["text"].iloc[0]] if "text" in rows else rows  # of the first text
     methods, settings = list(dict.fromkeys(rows["method"])), list(dict.fromkeys(rows["setting"]))
     cells, below = {}, {}
     for setting, part in rows.groupby("setting", sort=False):

@@ -22,7 +22,8 @@ from prunekit.hub import DOWNLOADS, gguf_file
 from prunekit.lora.options import LoraOptions
 from prunekit.search.presets import PRESETS, Preset
 
-PATHS = ("model", "corpus", "gradient_corpus", "test_corpus", "other_corpus", "windows", "gradients", "tree")
+PATHS = ("model", "corpus", "gradient_corpus", "test_corpus", "test_corpora", "other_corpus",
+         "windows", "gradients", "tree")
 _N_OF_M = "'n:m' with 0 < n < m (n zeros in every m consecutive inputs, as in '2:4')"
 
 
@@ -150,7 +151,7 @@ _Method, _Preset = _text(method), _text(preset)
 _Roles, _Dtype, _SearchDtype = _one_of(*SAMPLINGS), _one_of("auto", *DTYPES), _one_of("fast", "auto", *DTYPES)
 _Bos = _one_of(*BEGINNINGS)
 _Norm, _Group = _one_of("l1", "l2", "signed"), _one_of("", "row", "layer", "variant")
-_RivalSearch = _one_of("paper", "random", "grid")
+_RivalSearch = _one_of("paper", "random", "grid", "parametric")
 _Evolve = _one_of("metric", "budget", "both")
 _Update = _one_of("", "obs", "obs-iter", "admm")
 
@@ -184,6 +185,7 @@ class Options(BaseModel):
         None, description="where to collect G when no file is given (default: --corpus)")
     test_corpus: _OtherCorpus = Field(
         None, description="to evaluate on (default: as --corpus of `evaluate`; a path given as --corpus)")
+    test_corpora: _OtherCorpus = ""
     gradients: _File = Field(None, description="G from a file (.safetensors, published .pth); else collected")
 
     # pruning
@@ -277,11 +279,16 @@ def problem(key: str, value: Any) -> str | None:
 
 def together(values: Mapping[str, Any]) -> tuple[str, str] | None:
     """(key, sentence) when single values do not go together: an n:m pattern removes exactly n/m; windows that
-    are what they are begin as they do."""
+    are what they are begin as they do, and are of one test text."""
     try:
         choices.check_bos(values.get("bos", "auto"), values.get("roles", ""), values.get("windows"))
     except UsageError as error:
         return "bos", str(error)
+    try:
+        first = values.get("test_corpus") or values.get("corpus") or ""
+        choices.check_texts(first, values.get("test_corpora", ()), values.get("windows"))
+    except UsageError as error:
+        return "test_corpora", str(error)
     try:
         if values.get("pattern") and values.get("sparsity") is not None:
             choices.targets_in(choices.read_sparsity(values["sparsity"]), values["pattern"])

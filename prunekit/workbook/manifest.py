@@ -90,9 +90,10 @@ def inputs(parameters: Mapping[str, Any]) -> dict[str, str]:
 
     The embedded corpus has none: it is made by modules, and those that were used are known by name.
     """
-    prints = {key: _fingerprint("model" if key == "model" else "corpus", parameters[key])
-              for key in ("model", "corpus", "gradient_corpus", "test_corpus")
-              if parameters.get(key) and (key == "model" or parameters[key].partition(":")[0] != "embedded")}
+    named = {key: parameters.get(key) for key in ("model", "corpus", "gradient_corpus", "test_corpus")}
+    named |= {f"test_corpora {text}": text for text in parameters.get("test_corpora", ())}
+    prints = {key: _fingerprint("model" if key == "model" else "corpus", text) for key, text in named.items()
+              if text and (key == "model" or text.partition(":")[0] != "embedded")}
     if parameters.get("windows"):
         prints["windows"] = file_hash(Path(parameters["windows"]).expanduser())
     return prints

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -250,12 +250,22 @@ def _from_folder(data: Setting, base: Path, defaults: Mapping[str, Any], setting
             raise UsageError(f"{data.origin}: {folder} holds no {' and no '.join(places)}.")
         return str(found)
 
-    found = {key: there(value, f"web/{value}.jsonl") for key, value in values.items()
-             if key in checks.PATHS and value in CORPORA[1:]}
+    def own(text: str) -> str:
+        return there(text, f"web/{text}.jsonl") if text in CORPORA[1:] else text
+
+    found = {key: each(own, value) for key, value in values.items() if key in checks.PATHS}
+    found = {key: value for key, value in found.items() if value != values[key]}
     tasks = [task for task in values.get("zero_shot_tasks", ()) if not task.startswith("embedded")]
     if tasks and not values["folders"]:
         found["folders"] = ",".join(f"{task}={there(f'zero_shot/{task}')}" for task in tasks)
     return {key: Setting(value, data.origin) for key, value in found.items()}
+
+
+def each(change: Callable[[str], str], value: Any) -> Any:
+    """A text changed, or every text of a list."""
+    if isinstance(value, list):
+        return [each(change, part) for part in value]
+    return change(value) if isinstance(value, str) else value
 
 
 def _settings(file: Path, known: Mapping[str, Parameter], complaint: str) -> Settings:
@@ -276,11 +286,11 @@ def refuse_unknown(settings: Mapping[str, Setting], known: Collection[str], comp
 
 def absolute(key: str, setting: Setting, base: Path) -> Setting:
     """Paths that exist become absolute: a notebook works in another folder than the file's or command's."""
-    if key in checks.PATHS and isinstance(setting.value, str) and setting.value:
-        path = (base / Path(setting.value).expanduser()).resolve()
-        if path.exists():
-            return Setting(str(path), setting.origin)
-    return setting
+    def found(text: str) -> str:
+        path = (base / Path(text).expanduser()).resolve()
+        return str(path) if text and path.exists() else text
+
+    return Setting(each(found, setting.value), setting.origin) if key in checks.PATHS else setting
 
 
 def resolve_profile(profile: str, overrides: Mapping[str, str] | None = None) -> dict[str, dict[str, Any]]:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prunekit.choices import text_name
 from prunekit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def with_protocol(frame: pd.DataFrame, name: str, known: Mapping[str, Any]) -> p
     if absent := [column for column in PROVENANCE if column not in (*frame, *PROTOCOL[1:])]:
         many = "s" * (len(absent) > 1)
         raise UsageError(f"The result table '{name}' lacks the column{many} {', '.join(absent)}.")
-    asked = _of_tasks(frame) if "task" in frame else _of_windows(known)
+    asked = _of_tasks(frame) if "task" in frame else _of_windows(frame, known)
     asked |= {"calibration": _text(known, "corpus"), "calibration_windows": known.get("nsamples", "unknown"),
               "gradient_corpus": _text(known, "gradient_corpus", "corpus"), "tokenizer": "model",
               "roles": "file" if known.get("windows") else known.get("roles", "unknown"),
@@ -55,12 +56,18 @@ def with_protocol(frame: pd.DataFrame, name: str, known: Mapping[str, Any]) -> p
         column: frame[column].where(reads_text, "-") for column in of_statistics})
 
 
-def _of_windows(known: Mapping[str, Any]) -> dict[str, Any]:
-    corpus = _text(known, "test_corpus", "corpus")
-    split = "validation" if corpus == "c4" else "test" if "test_windows" in known else "unknown"
+def _of_windows(frame: pd.DataFrame, known: Mapping[str, Any]) -> dict[str, Any]:
+    import pandas as pd
+
+    first = _text(known, "test_corpus", "corpus")
+    further = {text_name(text): _text({"text": text}, "text") for text in known.get("test_corpora", ())}
+    names = frame["text"] if "text" in frame else pd.Series("", frame.index)
+    corpus = names.map(lambda name: further.get(name, first))
+    split = corpus.map(lambda text: "validation" if text == "c4" else "test")
+    split = split if "test_windows" in known else split.where(corpus == "c4", "unknown")
     some = known.get("test_windows")
     return {"corpus_or_tasks": corpus, "context": known.get("seqlen", "unknown"), "few_shot": "-",
-            "documents": "-", "harness": "-", "split": f"{split}, first {some} windows" if some else split}
+            "documents": "-", "harness": "-", "split": split + f", first {some} windows" * bool(some)}
 
 
 def _of_tasks(frame: pd.DataFrame) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prunekit.choices import text_name
 from prunekit.errors import UsageError, did_you_mean
 from prunekit.evaluate.sentences import Claim, comparing
 from prunekit.files import file_hash, replacing_file, write_atomic
@@ -123,6 +124,13 @@ class Run:
         self.loaded[f"{topic}/{name}"] = artifact["sha256"]
         self._known = made["parameters"] | artifact.get("said", {}) | self._known
         return _read(path, artifact["kind"])
+
+    def texts(self, windows: Mapping[str, Any]) -> dict[str, Any]:
+        """The test windows among those of 01, by the name of their text; where there is one text, by ""."""
+        further = {role.removeprefix("test "): ids for role, ids in windows.items()
+                   if role.startswith("test ")}
+        first = text_name(self._known.get("test_corpus") or self._known["corpus"]) if further else ""
+        return {first: windows["test"], **further}
 
     def figure(self, figure: Figure, name: str, caption: str, *, headline: bool = False) -> display.Shown:
         """Save a figure as SVG and PDF (figures/), close it, and return it for display.

@@ -173,6 +173,50 @@ def test_an_order_of_monomials_is_asked_whether_it_travels_to_other_models():
     assert carried.loc[("a", "c"), "metric"] == "W12"
 
 
+def test_one_metric_for_all_and_stronger_to_weaker_are_held_against_what_a_model_chose_on_other_windows():
+    up, down = dict(zip(GRID, (0.1, 0.3, 0.5, 0.7, 0.9))), dict(zip(GRID, (0.9, 0.7, 0.5, 0.3, 0.1)))
+    small = {**up, GRID[0]: 0.3, GRID[1]: 0.1}
+    losses = transfer.monomial_losses(recorded_monomials({"a": up, "b": small, "c": down}), "0.6")
+    one = transfer.one_for_all(losses, published="W6 G6").set_index(["what", "model"])
+    assert one.loc["published line", "ratio"].tolist() == pytest.approx(np.exp([0.4, 0.4, 0.4]), rel=0.03)
+    assert one.loc[("chosen on the others", "c"), "ratio"] == pytest.approx(np.exp(0.8), rel=0.2)
+    assert (one.loc["published line", "verdict"] == "higher").all()
+    weights = {"a": 9, "b": 4, "c": 1, "d": 1}
+    carried = transfer.stronger_to_weaker(losses, weights).set_index(["stronger", "weaker"])
+    assert carried.index.tolist() == [("a", "b"), ("a", "c"), ("b", "c")]
+    costs = {"down": {("a", "b"): 0.2, ("a", "c"): 0.8, ("b", "c"): 0.6},
+             "up": {("a", "b"): 0.2, ("a", "c"): 0.8, ("b", "c"): 0.8}}
+    for way, by_pair in costs.items():
+        assert np.log(carried[way]).to_dict() == pytest.approx(by_pair, abs=0.04)
+    assert carried["verdict"].tolist() == ["indistinguishable"] * 2 + ["lower"]
+    assert np.log(carried.loc[("b", "c"), "ratio"]) == pytest.approx(-0.2, abs=0.05)
+
+
+def test_what_a_model_chose_is_not_measured_on_the_windows_that_chose_it():
+    """All metrics alike but for noise: on average none costs anything, though one is always the minimum."""
+    models = {str(number): dict.fromkeys(GRID, 0.5) for number in range(60)}
+    losses = transfer.monomial_losses(recorded_monomials(models, groups=16, noise=0.3), "0.6")
+    costs, flattered = [], []
+    for _, own in losses.groupby("setting"):
+        table = own.pivot(index="metric", columns="window", values="loss")
+        costs += [transfer._cost(table, metric).value for metric in table.index]
+        flattered.append(table.mean(axis=1).mean() - table.mean(axis=1).min())
+    assert abs(np.mean(costs)) < 0.03 and np.mean(flattered) > 0.06
+
+
+def test_a_model_s_properties_stand_beside_its_best_monomial():
+    orders = {"a": dict(zip(GRID, (0.5, 0.1, 0.9, 0.9, 0.9)))}
+    losses = transfer.monomial_losses(recorded_monomials(orders), "0.6")
+    layers = pd.DataFrame({"model": "a", "layer": list("uvw"), "block": [0, 0, 1], "kind": list("ppq"),
+                           "size": [10, 20, 30], "kurtosis": [3.0, 5, 9], "top": [0.1, 0.2, 0.5],
+                           "outliers": [2.0, 4, 8], "W~G": [0.0, 0.1, 0.2], "W~X": [-0.1, 0, 0.1]})
+    [row] = transfer.model_properties(layers, losses).to_dict("records")
+    assert (row["weights"], row["blocks"], row["kurtosis"], row["tails"]) == (60, 2, 5, "q")
+    assert (row["best"], row["G"], row["X"]) == ("W8 X4", "0", "4")
+    other = transfer.model_properties(layers.assign(model="b"), losses)
+    assert other.loc[0, ["best", "G", "X"]].isna().all() and other.loc[0, "top"] == 0.2
+
+
 def test_orders_that_are_noise_are_not_said_to_travel():
     same = dict.fromkeys(GRID, 0.5)
     losses = transfer.monomial_losses(recorded_monomials({"a": same, "b": same}, noise=0.3), "0.6")

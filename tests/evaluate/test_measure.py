@@ -88,3 +88,21 @@ def test_methods_at_targets_are_settings_and_two_names_of_one_metric_are_measure
     ratios = [draw["W", "0.5"].perplexity.value / draw["wanda", "0.5"].perplexity.value for draw in draws]
     assert redrawn.loc["wanda", "ratio"] == pytest.approx(np.sqrt(np.prod(ratios)))
     assert (redrawn["draws"] == 2).all() and set(redrawn["target"]) == {"0.5"}
+
+
+def test_on_several_texts_every_row_says_which_and_comparisons_are_within_one(parts):
+    model, calibration, test = parts
+    texts, two = {"first": test, "other": test[:3].flip(1)}, {"wanda": "wanda", "W": "magnitude"}
+    several = measure.measure_targets(model, calibration, texts, two, ["0.5"], progress=False)
+    alone = measure.measure_targets(model, calibration, texts["other"], {"W": "magnitude"}, ["0.5"],
+                                    progress=False)
+    rows = several["W", "0.5"].rows()
+    assert [(row["text"], row["n"]) for row in rows] == [("first", 6), ("other", 3)]
+    assert several["W", "0.5"].row() == rows[0] and several["W", "0.5"].perplexity.value == rows[0]["ppl"]
+    assert rows[1]["ppl"] == alone["W", "0.5"].perplexity.value and "text" not in alone["W", "0.5"].row()
+    paired = compare.compare_targets(several, [("wanda", "W")])
+    assert paired["text"].tolist() == list(texts) and paired["n"].tolist() == [6, 3]
+    ppl = {name: several[name, "0.5"].perplexities["other"].value for name in ("wanda", "W")}
+    assert paired["ratio"][1] == pytest.approx(ppl["wanda"] / ppl["W"])
+    assert (paired["p_holm"] >= paired["p"]).all()
+    assert "text" not in compare.compare_targets(alone, [("W", "W")])

@@ -30,6 +30,13 @@ def test_a_sentence_turns_with_its_rows():
         "in **1**).")
 
 
+def test_a_row_of_one_of_several_texts_says_which():
+    rows = pd.concat([ROWS.assign(text="ptb"), ROWS[:1].assign(text="c4"), ROWS[2:].assign(text=None)],
+                     ignore_index=True)
+    assert said("X: {verdicts}.", rows, name=["rival", "target", "text"]) == (
+        "X: **is lower than that of** a at 50 % (ptb, c4) and 2:4 (ptb) and b at 50 % (ptb).")
+
+
 @pytest.mark.parametrize(("change", "low", "high", "verdict"), [
     (0.2, 0.1, 0.3, "Wanda erred"), (-0.2, -0.3, -0.1, "the winner erred"), (0.2, -0.1, 0.5, "nobody knows")])
 def test_one_row_is_decided_by_its_interval(change, low, high, verdict):

@@ -128,19 +128,38 @@ def test_a_folder_stands_for_all_that_the_hub_would_give(tmp_path, monkeypatch):
     for name in ("data/wikitext2", "data/web", *(f"data/zero_shot/{task}" for task in tasks)):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "data/web/c4.jsonl").write_text('{"text": "words"}')
-    overrides = {"data": "data", "model": "embedded/llama", "gradient_corpus": "c4"}
+    overrides = {"data": "data", "model": "embedded/llama", "gradient_corpus": "c4",
+                 "test_corpora": "[c4, embedded]"}
     values = params.resolve_profile("smollm2", overrides)
     there = str(tmp_path / "data")
     assert {own["corpus"] for own in values.values() if "corpus" in own} == {f"{there}/wikitext2"}
     assert values["01_data"]["gradient_corpus"] == f"{there}/web/c4.jsonl"
     assert values["01_data"]["test_corpus"] == ""
+    assert values["01_data"]["test_corpora"] == [f"{there}/web/c4.jsonl", "embedded"]
     assert values["06_zero_shot"]["folders"] == ",".join(f"{task}={there}/zero_shot/{task}" for task in tasks)
     own = params.resolve_profile("smollm2", overrides | {"folders": f"rte={there}"})["06_zero_shot"]
     assert own["folders"] == f"rte={there}"
     assert params.resolve_profile("embedded", {"data": "data"}) == params.resolve_profile("embedded")
+    with pytest.raises(UsageError, match=rf"^--set data=data: {there} holds no ptb and no web/ptb\.jsonl\.$"):
+        params.resolve_profile("smollm2", overrides | {"test_corpora": "[c4, ptb]"})
     (tmp_path / "data/zero_shot/rte").rmdir()
     with pytest.raises(UsageError, match=rf"^--set data=data: {there} holds no zero_shot/rte\.$"):
         params.resolve_profile("smollm2", overrides)
+
+
+@pytest.mark.parametrize(("overrides", "sentence"), [
+    ({"test_corpora": "[ptb, embedded]"}, "two texts called 'embedded', which results could not tell apart"),
+    ({"test_corpora": "[web/a.jsonl, a.txt]"}, "two texts called 'a', which results could not tell apart"),
+    ({"test_corpora": "[ptb]", "windows": "w.safetensors"}, "test_corpora does not go with ready windows"),
+    ({"test_corpora": "[pbt]"}, r"test_corpora\[0\] = 'pbt' is neither a known corpus")])
+def test_test_texts_that_results_could_not_tell_apart_are_refused(tmp_path, monkeypatch, overrides, sentence):
+    monkeypatch.delenv("PRUNEKIT_HOME", raising=False)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "web").mkdir()
+    for name in ("web/a.jsonl", "a.txt", "w.safetensors"):
+        (tmp_path / name).write_text("words")
+    with pytest.raises(UsageError, match=sentence):
+        params.resolve_profile("embedded", overrides)
 
 
 def test_overrides_mean_what_they_say_without_yaml(home, tmp_path):

@@ -205,6 +205,13 @@ def test_a_result_carries_the_protocol_of_what_it_read(home):
     assert table["gradient_corpus"].tolist() == ["-", "-", "-", "-", "embedded", "unknown", "embedded"]
     part = with_protocol(rows.assign(split="all"), "ppl", run._known)
     assert set(part["split"]) == {"all"}   # what the notebook says, stays
+    texts = rows.assign(text=["wikitext2", "c4", "mine", None, "c4", "c4", "c4"])
+    told = with_protocol(texts, "ppl", run._known | {"test_corpora": ["c4", "/a/mine.txt"]})
+    first = "wikitext2 (own)"
+    assert told["corpus_or_tasks"].tolist()[:4] == [first, "c4", "mine.txt (own)", first]
+    assert [split.split(",")[0] for split in told["split"][:3]] == ["test", "validation", "test"]
+    several = {"test": 1, "select": 2, "test ptb": 3}
+    assert run.texts(several) == {"wikitext2": 1, "ptb": 3} and run.texts({"test": 1}) == {"": 1}
     asked = rows.assign(task="rte", limit=[0] * 6 + [2000], num_fewshot=5, harness="lm-eval 1")
     answered = with_protocol(asked, "tasks", run._known)
     assert answered["bos"].tolist() == ["-", "-", *["every window"] * 5]

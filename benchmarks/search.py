@@ -1,19 +1,21 @@
 """What a search costs on the embedded LLaMA, and whether its savings are fair.
 
     python benchmarks/search.py [--budget 100] [--audit 60] [--paper 350] [--workers 1]
-        [--output benchmarks/search.json]
+        [--models DIR…] [--output benchmarks/search.json]
 
 Fixed sizes: calibration 32 windows of 128 tokens, fitness 16k tokens, a full perplexity 64k tokens, float32,
-60 %. Four measurements: seconds of preset `paper`; distinct candidates per minute of preset `modern`, and of
+60 %. Five measurements: seconds of preset `paper`; distinct candidates per minute of preset `modern`, and of
 the plain way (fresh statistics, prune, full perplexity, for every candidate); how well the first rung of a
-race ranks random distinct candidates; and how many of the ten best of a search without races a race would
-have stopped. Every time is given by the clock and by the processor, since the clock also counts what else the
-machine does.
+race ranks random distinct candidates; how many of the ten best of a search without races a race would have
+stopped; and a candidate's time by that of its scores and forward passes alone, also of `--models` (60 % and
+2:4, 12 windows of 256 tokens, in bfloat16). Every time is given by the clock and by the processor, since the
+clock also counts what else the machine does; the last is the processor's.
 """
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import time
 from bisect import insort
 from collections.abc import Callable
@@ -98,6 +100,35 @@ def raced(search: Search) -> dict[str, int]:
             "leaders stopped": len(best & stopped)}
 
 
+def overhead(evaluator: pk.Evaluator, repeats: int) -> dict[str, object]:
+    """Processor time of a candidate by that of what cannot be saved: its scores and its forward passes."""
+    bench, tree = evaluator.benches[0], pk.METHODS["pruner-zero"].tree
+
+    @torch.no_grad()
+    def bare() -> None:
+        for index in range(len(bench.layers)):
+            bench.scores(tree, index)
+        for _ in evaluator.targets:
+            bench.measure(bench.search)
+
+    found = []
+    for _ in range(repeats + 1):  # the first warms up
+        (*_, whole), (*_, part) = timed(lambda: evaluator(tree)), timed(bare)
+        found.append((whole / part, whole))
+    ratios, seconds = zip(*found[1:], strict=True)
+    return {"model": bench.name, "targets": list(map(str, evaluator.targets)), "repeats": repeats,
+            "candidate": round(statistics.median(seconds), 2), "ratio": round(statistics.median(ratios), 3),
+            "lowest": round(min(ratios), 3), "highest": round(max(ratios), 3)}
+
+
+def candidate_of(name: str) -> pk.Evaluator:
+    """A real model as it is searched on a processor."""
+    counts = {"calibration": 32, "gradient": 8, "search": 12}
+    _, windows, G = material(name, 256, counts, "bfloat16")
+    bench = pk.Bench(name, windows["calibration"], windows["search"], gradients=G, dtype="bfloat16")
+    return pk.Evaluator(bench, [SPARSITY, "2:4"], rungs=(3, 6))
+
+
 def ratios(rows: list[dict[str, float]], modern: Search) -> dict[str, float]:
     """Candidates per minute, modern to plain: candidate by candidate, and distinct ones, since a plain search
     would also measure those that `modern` proved, or found by their masks, to be known."""
@@ -129,9 +160,10 @@ def measure(world: World, args: argparse.Namespace) -> dict[str, object]:
         row("preset paper, 50 + 300 candidates" if args.paper == 350 else "preset paper, candidates",
             len(paper.candidates), *spent)
         fair["paper"] = raced(paper)
+    costs = [overhead(evaluator, 5) for evaluator in (world.evaluator, *map(candidate_of, args.models))]
     audit = world.search("random-distinct", args.audit, racing=False)
     return {"rows": rows, **ratios(rows, modern), **first_rung(audit),
-            "raced afterwards": fair | {"random": raced(audit)}}
+            "overhead": costs, "raced afterwards": fair | {"random": raced(audit)}}
 
 
 def main() -> None:
@@ -142,6 +174,8 @@ def main() -> None:
     parser.add_argument("--plain", type=int, default=5, help="candidates measured the plain way")
     parser.add_argument("--workers", type=int, default=1,
                         help="processes; the processor's seconds are right for 1 only")
+    parser.add_argument("--models", nargs="*", default=[],
+                        help="directories of further ones, for a candidate's time")
     parser.add_argument("--folder", type=Path, default=Path("runs/benchmark-search"),
                         help="evaluator and journals")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
@@ -159,6 +193,9 @@ def main() -> None:
     print(f"\nmodern / plain: {result['ratio']} times, and {result['ratio of distinct']} times as many "
           f"distinct ones, since a plain search would measure {result['known']} known ones too; Spearman of "
           f"the first {RUNG} windows with all {FITNESS}: {result['spearman']:.3f} over {result['audited']}")
+    for row in result["overhead"]:
+        print(f"{row['model']}: a candidate takes {row['ratio']} times ({row['lowest']} to {row['highest']}) "
+              f"its scores and forward passes, {row['candidate']} s")
     for name, found in result["raced afterwards"].items():
         print(f"{name}, raced afterwards: {found['stopped']} of {found['candidates']} would have been "
               f"stopped, of the {found['leaders']} best {found['leaders stopped']}")

@@ -300,7 +300,7 @@ def model_properties(properties: pd.DataFrame, losses: pd.DataFrame) -> pd.DataF
 
     Columns model, weights, blocks; medians over layers: kurtosis and top (share of the sum in the largest
     hundredth) of G, outliers (maximum of X by its median), W~G and W~X (rank correlations within rows); tails
-    (the kind of layer in which the top of G is largest); best (the monomial of minimum loss), G and X (its
+    (the kind of layer in which the top of G is largest); monomial (that of minimum loss), G and X (its
     exponents in quarters, of twelve in all, over resampled windows, 95 %: "2 to 4"); these three are missing
     for a model whose monomials were not measured.
     """
@@ -319,8 +319,9 @@ def model_properties(properties: pd.DataFrame, losses: pd.DataFrame) -> pd.DataF
         ends = np.quantile(powers, [0.025, 0.975], axis=0, method="nearest").astype(int).astype(str)
         spread = {letter: " to ".join(dict.fromkeys(column))
                   for letter, column in zip("GX", ends.T, strict=True)}
-        rows[-1] |= {"best": table.mean(axis=1).idxmin(), **spread}
-    return pd.DataFrame(rows, columns=["model", "weights", "blocks", *middle.index, "tails", "best", *"GX"])
+        rows[-1] |= {"monomial": table.mean(axis=1).idxmin(), **spread}
+    return pd.DataFrame(rows, columns=["model", "weights", "blocks", *middle.index, "tails", "monomial",
+                                       *"GX"])
 
 
 def winners_curse(frame: pd.DataFrame, home: str, other: str,

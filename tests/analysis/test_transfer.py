@@ -212,9 +212,9 @@ def test_a_model_s_properties_stand_beside_its_best_monomial():
                            "outliers": [2.0, 4, 8], "W~G": [0.0, 0.1, 0.2], "W~X": [-0.1, 0, 0.1]})
     [row] = transfer.model_properties(layers, losses).to_dict("records")
     assert (row["weights"], row["blocks"], row["kurtosis"], row["tails"]) == (60, 2, 5, "q")
-    assert (row["best"], row["G"], row["X"]) == ("W8 X4", "0", "4")
+    assert (row["monomial"], row["G"], row["X"]) == ("W8 X4", "0", "4")
     other = transfer.model_properties(layers.assign(model="b"), losses)
-    assert other.loc[0, ["best", "G", "X"]].isna().all() and other.loc[0, "top"] == 0.2
+    assert other.loc[0, ["monomial", "G", "X"]].isna().all() and other.loc[0, "top"] == 0.2
 
 
 def test_orders_that_are_noise_are_not_said_to_travel():

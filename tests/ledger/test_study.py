@@ -97,6 +97,9 @@ def test_several_studies_stand_side_by_side_a_real_model_first(tmp_path, monkeyp
     made = json.loads((tmp_path / "study" / "manifests.json").read_text())
     made["04_gp_search"]["parameters"] |= {"model": "/models/real-135m", "targets": ["0.6", "2:4"]}
     (tmp_path / "study-real" / "manifests.json").write_text(json.dumps(made))
+    real = pk.recorded("paired", "study")   # this one was tested on two texts
+    real = real.assign(text=["ptb", "c4"] * 6, n=[96, 72] * 6)
+    real.to_csv(tmp_path / "study-real" / "paired.csv", index=False)
     assert pk.studies() == ["study-real", "study"]
     assert study.subject("study-real") == "real-135m, searched at 60 % and 2:4"
     both = pk.recorded("paired", "")
@@ -111,6 +114,10 @@ def test_several_studies_stand_side_by_side_a_real_model_first(tmp_path, monkeyp
               "from that of** pruner-zero at 50 % and best of the grid at 60 %, 70 % and 2:4")
     assert wanted in said.sentence
     assert said.sentence.startswith("On embedded/llama, searched at 70 %, search found `")
+    assert "(512 test windows; recorded" in said.sentence
+    texts = study.answer("study-real").sentence
+    assert "wanda at 50 % (ptb), 60 % (c4), 70 % (ptb) and 2:4 (c4)" in texts
+    assert "(72 to 96 test windows of each text; recorded" in texts
 
 
 def test_tables_of_several_models_are_read_as_one(tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -123,6 +124,22 @@ def quantization_of(file: Path) -> str:
         return "GGUF" if kind is None else LlamaFileType(kind).name.removeprefix("MOSTLY_")
     except Exception as error:  # a torn file is a dozen kinds of error
         raise unreadable(file, error) from error
+
+
+@contextmanager
+def gguf_read_once() -> Iterator[None]:
+    """Inside, header and vocabulary of a GGUF file are read once, not for the config, the weights and the
+    tokenizer each, and gguf's table of names is made once, not for every module of the model."""
+    import gguf
+
+    plain = {name: getattr(gguf, name) for name in ("GGUFReader", "get_tensor_name_map")}
+    try:
+        for name, function in plain.items():
+            setattr(gguf, name, cache(function))
+        yield
+    finally:
+        for name, function in plain.items():
+            setattr(gguf, name, function)
 
 
 def unreadable(file: str | Path, error: Exception) -> UsageError:

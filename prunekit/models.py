@@ -4,7 +4,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, redirect_stderr
+from contextlib import ExitStack, contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass
 from os import devnull
 from pathlib import Path
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from prunekit.choices import DTYPES as _DTYPES
 from prunekit.choices import EMBEDDED
 from prunekit.errors import UsageError, did_you_mean
-from prunekit.hub import gguf_file, gguf_on_hub, hub_or_cache, quantization_of, unreadable
+from prunekit.hub import gguf_file, gguf_on_hub, gguf_read_once, hub_or_cache, quantization_of, unreadable
 
 DTYPES = {name: getattr(torch, name) for name in _DTYPES}
 _HASHED_WHOLE = 256 * 2**20  # bytes; of larger files 64 pieces of 1 MiB, evenly spread
@@ -42,17 +42,25 @@ def load_model(source: str | Path, *, dtype: str = "auto", device: str = "auto",
     Raises UsageError if there is no such model, if it is not a decoder, if it holds pickled or (but for GGUF)
     quantized weights or an adapter, and if what its files hold is not what its config.json asks for.
     """
+    placement = _placement(device)
+    with gguf_read_once() if _place(source, cache_dir)[1] else nullcontext():
+        model = _plain_model(source, _dtype(dtype, placement), placement.get("device_map"), cache_dir)
+        tokenizer = load_tokenizer(source, cache_dir=cache_dir)
+    if "device" in placement:
+        model.to(placement["device"])
+    return model.eval(), tokenizer
+
+
+def _plain_model(source: str | Path, dtype: torch.dtype | str, device_map: str | None, cache_dir: str | None
+                 ) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
-    placement = _placement(device)
     config = load_config(source, cache_dir=cache_dir)
     path, gguf = _place(source, cache_dir)
     options: dict[str, Any] = {
-        **gguf, "config": config, "dtype": _dtype(dtype, placement),
+        **gguf, "config": config, "dtype": dtype, "device_map": device_map,
         "cache_dir": cache_dir, "use_safetensors": True, "trust_remote_code": False,
         "output_loading_info": True, "ignore_mismatched_sizes": True}  # they are refused by name
-    if "device_map" in placement:
-        options["device_map"] = placement["device_map"]
     if gguf:
         from transformers import GgufConfig
 
@@ -67,9 +75,7 @@ def load_model(source: str | Path, *, dtype: str = "auto", device: str = "auto",
     if getattr(model.config, "is_encoder_decoder", False):
         raise UsageError(f"model '{source}' is an encoder-decoder; only decoders can be pruned here.")
     refuse_unfilled(source, model, found)
-    if "device" in placement:
-        model.to(placement["device"])
-    return model.eval(), load_tokenizer(source, cache_dir=cache_dir)
+    return model
 
 
 def save_model(model: nn.Module, tokenizer: Any, folder: Path) -> None:
@@ -105,10 +111,13 @@ def locate(source: str | Path) -> str:
 def _place(source: str | Path, cache_dir: str | None) -> tuple[str, dict[str, str]]:
     """A model's directory or hub id and, as transformers' option, the GGUF file in it that holds the weights.
 
-    Raises UsageError if the header of that file cannot be read.
+    Raises UsageError if the hub does not say, or the header of that file cannot be read.
     """
     path = locate(source)
-    file = gguf_file(Path(path)) or (None if Path(path).is_dir() else gguf_on_hub(path, cache_dir))
+    try:
+        file = gguf_file(Path(path)) or (None if Path(path).is_dir() else gguf_on_hub(path, cache_dir))
+    except OSError as error:
+        raise _load_error(str(source), path, error) from error
     if not file:
         return path, {}
     quantization_of(file)
@@ -116,8 +125,8 @@ def _place(source: str | Path, cache_dir: str | None) -> tuple[str, dict[str, st
 
 
 def fingerprint(source: str | Path) -> str:
-    """A short hash that changes when the model's files change (a hub id: its cached revision); of a GGUF file
-    it says what the weights are made from: `gguf-Q4_1:b179c9523d0e6a0f`."""
+    """A short hash that changes when the model's files change (a hub id: its cached revision); of a GGUF
+    file, also of a cached one, it says what the weights are made from: `gguf-Q4_1:b179c9523d0e6a0f`."""
     path = Path(locate(source))
     if path.is_file():
         return f"gguf-{quantization_of(path)}:{_file_digest(path).hex()[:16]}"
@@ -128,14 +137,16 @@ def fingerprint(source: str | Path) -> str:
                 digest.update(file.name.encode())
                 digest.update(_file_digest(file))
         return digest.hexdigest()[:16]
-    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
-    gguf = path.suffix == ".gguf"
-    named = (path.parent.as_posix(), path.name) if gguf else (str(source), "config.json")
-    cached = try_to_load_from_cache(*named)
-    if not isinstance(cached, str):
+    org, file = (path.parent.as_posix(), path.name) if path.suffix == ".gguf" else (path.as_posix(), "")
+    try:
+        cached = Path(snapshot_download(org, local_files_only=True))
+        gguf = gguf_file(cached / file)
+    except (LocalEntryNotFoundError, UsageError):  # not here, or several files of it, by name
         return str(source)
-    return fingerprint(cached) if gguf else f"{source}@{Path(cached).parent.name[:12]}"
+    return fingerprint(gguf) if gguf else str(source) if file else f"{source}@{cached.name[:12]}"
 
 
 def _file_digest(file: Path) -> bytes:
@@ -227,10 +238,10 @@ def load_tokenizer(source: str | Path, *, cache_dir: str | None = None) -> Any:
     from transformers import AutoTokenizer
 
     files = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
+    path, gguf = _place(source, cache_dir)
+    if Path(path).is_dir() and not gguf and not any((Path(path) / file).is_file() for file in files):
+        return None
     try:
-        path, gguf = _place(source, cache_dir)
-        if Path(path).is_dir() and not gguf and not any((Path(path) / file).is_file() for file in files):
-            return None
         with _source(path, gguf):
             return AutoTokenizer.from_pretrained(path, cache_dir=cache_dir, trust_remote_code=False, **gguf)
     except UsageError:
@@ -252,11 +263,9 @@ def load_config(source: str | Path, *, cache_dir: str | None = None) -> Any:
     from transformers import AutoConfig
     from transformers.utils import cached_file
 
-    path = locate(source)
+    path, gguf = _place(source, cache_dir)
+    where = {"path_or_repo_id": path, "cache_dir": cache_dir, "_raise_exceptions_for_missing_entries": False}
     try:
-        path, gguf = _place(source, cache_dir)
-        where = {"path_or_repo_id": path, "cache_dir": cache_dir,
-                 "_raise_exceptions_for_missing_entries": False}
         with _source(path, gguf):
             if cached_file(filename="adapter_config.json", **where):
                 raise UsageError(f"model '{source}' holds an adapter beside its weights; move its "

@@ -52,9 +52,17 @@ def windows_of(args: argparse.Namespace, tokenizer: Any, role: str, corpus: str,
                             bos=args.bos, windows=args.windows or None, cache_dir=args.cache_dir)
 
 
-def _collect(args: argparse.Namespace, model: Any, tokenizer: Any, corpus: str) -> Any:
+def gradients_of(args: argparse.Namespace, model: Any, tokenizer: Any, corpus: str, file: str = "") -> Any:
+    """G, from a file or collected. UsageError for a file whose windows begin otherwise than this run's."""
     import prunekit as pk
 
+    if file:
+        G = pk.Gradients.load(file)
+        begun = {G.meta.get("bos"), args.begins} - {None, "file"}  # of which nothing is known
+        if len(begun) > 1 and "every window" in begun:
+            raise UsageError(f"gradient file {file} was made with BOS in {G.meta['bos']}, and this run has "
+                             f"it in {args.begins}: give the --bos of then, or collect G again.")
+        return G
     meta = {"model": args.model, "corpus": corpus, "seed": args.seed, "roles": args.roles, "bos": args.begins}
     windows = windows_of(args, tokenizer, "gradient", corpus)
     return pk.collect_gradients(model, windows, norm=args.norm, scale=args.scale, meta=meta)
@@ -79,7 +87,7 @@ def gradients(args: argparse.Namespace) -> int:
         windows = windows_of(args, tokenizer, "calibration", args.corpus)
         collected = pk.collect_activations(model, windows, norm=args.norm, meta=meta)
     else:
-        collected = _collect(args, model, tokenizer, args.corpus)
+        collected = gradients_of(args, model, tokenizer, args.corpus)
     collected.save(output, dtype=torch.float16 if args.half else None)
     say(f"{len(collected)} layers written to {output}")
     return 0
@@ -235,11 +243,10 @@ def prune(args: argparse.Namespace) -> int:
     sparsity = read_sparsity(args.sparsity)
     layer_targets(layers(model), sparsity, args.pattern, args.skip)  # a wrong name, before gradients are
     G, corpus = None, args.gradient_corpus or args.corpus
-    if "G" in method.needs and args.gradients:
-        G = pk.Gradients.load(args.gradients)
-    elif "G" in method.needs:
-        say(f"{method.name} reads G and no --gradients are given: collecting them on {corpus}")
-        G = _collect(args, model, tokenizer, corpus)
+    if "G" in method.needs:
+        if not args.gradients:
+            say(f"{method.name} reads G and no --gradients are given: collecting them on {corpus}")
+        G = gradients_of(args, model, tokenizer, corpus, args.gradients)
     windows = windows_of(args, tokenizer, "calibration", args.corpus) if {"X", "H"} & method.needs else None
     report = pk.prune(model, windows, method, sparsity, args.pattern, gradients=G, one_shot=args.one_shot,
                       skip=args.skip, preserve=args.preserve)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunekit import hub
-from prunekit.choices import read_sparsity
+from prunekit.choices import default_tasks, read_sparsity
 from prunekit.cli.options import DATA, argument, check_options, command, flags, say, stored_rows
 from prunekit.errors import UsageError
 from prunekit.files import check_folder, write_atomic, writing_to
@@ -121,15 +121,15 @@ def _tasks(args: argparse.Namespace) -> dict[str, Any]:
     """The arguments of `zero_shot`, tried out before anything expensive; empty if no tasks are asked for."""
     if args.zero_shot is None:
         return {}
-    from prunekit.evaluate import harness, zero_shot
+    from prunekit.evaluate import harness
 
     wrong = [entry for entry in args.datasets if not all(entry.partition("=")[::2])]
     if wrong:
         raise UsageError(f"--datasets {wrong[0]} is not NAME=FOLDER.")
     data = {"datasets": dict(entry.split("=", 1) for entry in args.datasets),
             "include_path": args.include_path, "allow_code": args.allow_code}
-    tasks = [name.strip() for name in args.zero_shot.split(",")] if args.zero_shot else \
-        zero_shot.default_tasks(args.model)
+    named = [name.strip() for name in args.zero_shot.split(",") if name.strip()]
+    tasks = named or default_tasks(args.model)
     with harness.quiet(progress=False):
         harness.load_tasks(tasks, **data)
     return data | {"tasks": tasks} | {key: getattr(args, key) for key in _SIZE.split()}

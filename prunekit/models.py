@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass
+from functools import partial
 from os import devnull
 from pathlib import Path
 from typing import Any
@@ -42,40 +43,27 @@ def load_model(source: str | Path, *, dtype: str = "auto", device: str = "auto",
     Raises UsageError if there is no such model, if it is not a decoder, if it holds pickled or (but for GGUF)
     quantized weights or an adapter, and if what its files hold is not what its config.json asks for.
     """
+    from transformers import AutoModelForCausalLM, GgufConfig
+
     placement = _placement(device)
-    with gguf_read_once() if _place(source, cache_dir)[1] else nullcontext():
-        model = _plain_model(source, _dtype(dtype, placement), placement.get("device_map"), cache_dir)
+    path, gguf = _place(source, cache_dir)
+    options: dict[str, Any] = {
+        **gguf, "dtype": _dtype(dtype, placement), "device_map": placement.get("device_map"),
+        "cache_dir": cache_dir, "use_safetensors": True, "trust_remote_code": False,
+        "output_loading_info": True, "ignore_mismatched_sizes": True}  # they are refused by name
+    if gguf:
+        options["quantization_config"] = GgufConfig(dequantize=True)
+    with gguf_read_once() if gguf else nullcontext():
+        options["config"] = load_config(source, cache_dir=cache_dir)
+        with _source(path, gguf, partial(_load_error, str(source), path)):
+            model, found = AutoModelForCausalLM.from_pretrained(path, **options)
+        if getattr(model.config, "is_encoder_decoder", False):
+            raise UsageError(f"model '{source}' is an encoder-decoder; only decoders can be pruned here.")
+        refuse_unfilled(source, model, found)
         tokenizer = load_tokenizer(source, cache_dir=cache_dir)
     if "device" in placement:
         model.to(placement["device"])
     return model.eval(), tokenizer
-
-
-def _plain_model(source: str | Path, dtype: torch.dtype | str, device_map: str | None, cache_dir: str | None
-                 ) -> nn.Module:
-    from transformers import AutoModelForCausalLM
-
-    config = load_config(source, cache_dir=cache_dir)
-    path, gguf = _place(source, cache_dir)
-    options: dict[str, Any] = {
-        **gguf, "config": config, "dtype": dtype, "device_map": device_map,
-        "cache_dir": cache_dir, "use_safetensors": True, "trust_remote_code": False,
-        "output_loading_info": True, "ignore_mismatched_sizes": True}  # they are refused by name
-    if gguf:
-        from transformers import GgufConfig
-
-        options["quantization_config"] = GgufConfig(dequantize=True)
-    try:
-        with _source(path, gguf):
-            model, found = AutoModelForCausalLM.from_pretrained(path, **options)
-    except UsageError:
-        raise
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise _load_error(str(source), path, error) from error
-    if getattr(model.config, "is_encoder_decoder", False):
-        raise UsageError(f"model '{source}' is an encoder-decoder; only decoders can be pruned here.")
-    refuse_unfilled(source, model, found)
-    return model
 
 
 def save_model(model: nn.Module, tokenizer: Any, folder: Path) -> None:
@@ -162,8 +150,9 @@ def _file_digest(file: Path) -> bytes:
 
 
 @contextmanager
-def _source(path: str, gguf: Mapping[str, str]) -> Iterator[None]:
-    """Inside, transformers reads a model, from the hub if need be. UsageError for a torn GGUF file."""
+def _source(path: str, gguf: Mapping[str, str], told: Callable[[Exception], UsageError]) -> Iterator[None]:
+    """Inside, transformers reads a model, from the hub if need be. A UsageError for what it makes of a torn
+    GGUF file or, by `told`, of other files."""
     with ExitStack() as stack:
         stack.enter_context(_without_bars())
         if not Path(path).is_dir():
@@ -172,10 +161,14 @@ def _source(path: str, gguf: Mapping[str, str]) -> Iterator[None]:
             stack.enter_context(redirect_stderr(stack.enter_context(open(devnull, "w"))))
         try:
             yield
-        except Exception as error:  # a torn file is a dozen kinds of error
-            if not gguf or isinstance(error, UsageError):
+        except UsageError:
+            raise
+        except Exception as error:
+            if gguf:  # a torn file is a dozen kinds of error
+                raise unreadable(gguf["gguf_file"], error) from error
+            if not isinstance(error, (OSError, ValueError, KeyError, RuntimeError, SafetensorError)):
                 raise
-            raise unreadable(gguf["gguf_file"], error) from error
+            raise told(error) from error
 
 
 @contextmanager
@@ -225,12 +218,16 @@ def _load_error(source: str, path: str, error: Exception) -> UsageError:
     if "trust_remote_code" in str(error):
         return UsageError(f"model '{source}' needs code of its own, and no code of a model is run here; give "
                           "a model of a family that transformers knows.")
-    reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+    reason = _reason(error)
     if local:
         return UsageError(f"model '{source}' cannot be loaded: {reason}")
     return UsageError(f"model '{source}' is neither a directory here nor a hub model that can be reached and "
                       "loaded without its own code; check the spelling and the network, or give a directory "
                       f"({reason})")
+
+
+def _reason(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0][:200] or type(error).__name__
 
 
 def load_tokenizer(source: str | Path, *, cache_dir: str | None = None) -> Any:
@@ -241,14 +238,12 @@ def load_tokenizer(source: str | Path, *, cache_dir: str | None = None) -> Any:
     path, gguf = _place(source, cache_dir)
     if Path(path).is_dir() and not gguf and not any((Path(path) / file).is_file() for file in files):
         return None
-    try:
-        with _source(path, gguf):
-            return AutoTokenizer.from_pretrained(path, cache_dir=cache_dir, trust_remote_code=False, **gguf)
-    except UsageError:
-        raise
-    except (OSError, ValueError) as error:
-        raise UsageError(f"the tokenizer of model '{source}' cannot be loaded: "
-                         f"{str(error).splitlines()[0][:200]}") from error
+
+    def told(error: Exception) -> UsageError:
+        return UsageError(f"the tokenizer of model '{source}' cannot be loaded: {_reason(error)}")
+
+    with _source(path, gguf, told):
+        return AutoTokenizer.from_pretrained(path, cache_dir=cache_dir, trust_remote_code=False, **gguf)
 
 
 # --- what a checkpoint holds -----------------------------------------------------------------------------
@@ -265,17 +260,12 @@ def load_config(source: str | Path, *, cache_dir: str | None = None) -> Any:
 
     path, gguf = _place(source, cache_dir)
     where = {"path_or_repo_id": path, "cache_dir": cache_dir, "_raise_exceptions_for_missing_entries": False}
-    try:
-        with _source(path, gguf):
-            if cached_file(filename="adapter_config.json", **where):
-                raise UsageError(f"model '{source}' holds an adapter beside its weights; move its "
-                                 "adapter_config.json and weights to a folder of their own, for load_lora.")
-            config = AutoConfig.from_pretrained(path, cache_dir=cache_dir, trust_remote_code=False, **gguf)
-            modelopt = cached_file(filename="hf_quant_config.json", **where)
-    except UsageError:
-        raise
-    except (OSError, ValueError, KeyError) as error:
-        raise _load_error(str(source), path, error) from error
+    with _source(path, gguf, partial(_load_error, str(source), path)):
+        if cached_file(filename="adapter_config.json", **where):
+            raise UsageError(f"model '{source}' holds an adapter beside its weights; move its "
+                             "adapter_config.json and weights to a folder of their own, for load_lora.")
+        config = AutoConfig.from_pretrained(path, cache_dir=cache_dir, trust_remote_code=False, **gguf)
+        modelopt = cached_file(filename="hf_quant_config.json", **where)
     method = _quantization(config.to_dict()) or ("modelopt" if modelopt else None)
     if method:
         raise UsageError(f"model '{source}' is quantized ({method}); prune the unquantized one, then "

@@ -199,18 +199,15 @@ def finetune(args: argparse.Namespace) -> int:
     zeros = {key: sum(layer[key] for layer in tuned.zeros) for key in ("zeros_before", "zeros")}
     say(f"merged: {zeros['zeros']:,} zeros in the layers with adapters, of {zeros['zeros_before']:,}")
     measure("merged")
-    row = _tuned_row(args, tuned, measured) | zeros
+    row = {**_asked(args), "method": "LoRA" if args.plain else "masked LoRA", "block": args.block,
+           **tuned.job["options"], "target_modules": " ".join(args.target_modules), **tuned.costs,
+           **{f"{key}_{when}": row[key] for when, row in measured.items() for key in ("ppl", "low", "high")},
+           **zeros}
     if target:
         _save(model, tokenizer, target, row)
     if args.results:
         _add_rows(Path(args.results) / "results.csv", [row])
     return 0
-
-
-def _tuned_row(args: argparse.Namespace, tuned: Any, measured: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    return {**_asked(args), "method": "LoRA" if args.plain else "masked LoRA", "block": args.block,
-            **tuned.job["options"], "target_modules": " ".join(args.target_modules), **tuned.costs,
-            **{f"{key}_{when}": row[key] for when, row in measured.items() for key in ("ppl", "low", "high")}}
 
 
 def _perplexity(args: argparse.Namespace, model: Any, tokenizer: Any, corpus: str, what: str = "") -> dict:

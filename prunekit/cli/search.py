@@ -128,9 +128,7 @@ def _evolve(evaluator: Any, journal: Path, preset: Any, budget: int | None, seed
             seeds: Sequence[Any] = (), budgets: Sequence[Any] = (), **changes: Any) -> None:
     import prunekit as pk
 
-    for _ in pk.evolve(evaluator, preset, budget, seed, journal, pool, seeds=seeds, budgets=budgets,
-                       **changes):
-        pass
+    list(pk.evolve(evaluator, preset, budget, seed, journal, pool, seeds=seeds, budgets=budgets, **changes))
     _status(journal)
 
 

@@ -43,7 +43,7 @@ def load_model(source: str | Path, *, dtype: str = "auto", device: str = "auto",
     Raises UsageError if there is no such model, if it is not a decoder, if it holds pickled or (but for GGUF)
     quantized weights or an adapter, and if what its files hold is not what its config.json asks for.
     """
-    from transformers import AutoModelForCausalLM, GgufConfig
+    from transformers import AutoModelForCausalLM
 
     placement = _placement(device)
     path, gguf = _place(source, cache_dir)
@@ -52,6 +52,8 @@ def load_model(source: str | Path, *, dtype: str = "auto", device: str = "auto",
         "cache_dir": cache_dir, "use_safetensors": True, "trust_remote_code": False,
         "output_loading_info": True, "ignore_mismatched_sizes": True}  # they are refused by name
     if gguf:
+        from transformers import GgufConfig
+
         options["quantization_config"] = GgufConfig(dequantize=True)
     with gguf_read_once() if gguf else nullcontext():
         options["config"] = load_config(source, cache_dir=cache_dir)

@@ -69,8 +69,8 @@ def _files(name: str) -> dict[str, list[Path]]:
 
 def _measured() -> dict[str, list[Path]]:
     """The tables that recipes made: each a folder, with a file for each model."""
-    return {folder.name: sorted(folder.glob("*.csv*")) for folder in FOLDER.iterdir()
-            if folder.name not in studies()}
+    return {folder.name: sorted(folder.glob("*.csv*")) for folder in FOLDER.glob("*")
+            if not (folder / "manifests.json").exists()}
 
 
 def _made(name: str) -> dict[str, Any]:

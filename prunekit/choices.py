@@ -19,6 +19,14 @@ CORPORA = ("embedded", "wikitext2", "c4", "ptb")
 SAMPLINGS = ("disjoint", "published")
 BEGINNINGS = ("auto", "never", "always")
 DTYPES = ("float32", "bfloat16", "float16")
+# The seven tasks of the Wanda and Pruner-Zero papers, and their folders in lm-eval.
+TASKS = {"boolq": "super_glue/boolq", "rte": "glue/rte", "hellaswag": "hellaswag",
+         "winogrande": "winogrande", "arc_easy": "arc", "arc_challenge": "arc", "openbookqa": "openbookqa"}
+
+
+def default_tasks(model: str) -> list[str]:
+    """What a model is asked unless said: the package's own world for its own models, else the papers'."""
+    return ["embedded"] if model.startswith("embedded/") else list(TASKS)
 
 
 def parse_pattern(pattern: str) -> tuple[int, int] | None:

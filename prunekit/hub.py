@@ -10,8 +10,11 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 from urllib.parse import urlsplit
 
 from prunekit.errors import UsageError
@@ -46,16 +49,21 @@ def hub_or_cache() -> Iterator[None]:
     import datasets.config
     import huggingface_hub.constants
 
-    settings = (huggingface_hub.constants, datasets.config)
-    before = [setting.HF_HUB_OFFLINE for setting in settings]
-    offline = any(before) or not _reachable(huggingface_hub.constants.ENDPOINT)
+    hub, data = huggingface_hub.constants, datasets.config
+    offline = hub.HF_HUB_OFFLINE or data.HF_HUB_OFFLINE or not _reachable(hub.ENDPOINT)
+    with _set(hub, HF_HUB_OFFLINE=offline), _set(data, HF_HUB_OFFLINE=offline):
+        yield
+
+
+@contextmanager
+def _set(module: ModuleType, **values: Any) -> Iterator[None]:
+    """Inside, these names of a module mean something else."""
+    before = {name: getattr(module, name) for name in values}
+    vars(module).update(values)
     try:
-        for setting in settings:
-            setting.HF_HUB_OFFLINE = offline
         yield
     finally:
-        for setting, value in zip(settings, before, strict=True):
-            setting.HF_HUB_OFFLINE = value
+        vars(module).update(before)
 
 
 def _reachable(endpoint: str) -> bool:
@@ -123,6 +131,16 @@ def quantization_of(file: Path) -> str:
         return "GGUF" if kind is None else LlamaFileType(kind).name.removeprefix("MOSTLY_")
     except Exception as error:  # a torn file is a dozen kinds of error
         raise unreadable(file, error) from error
+
+
+@contextmanager
+def gguf_read_once() -> Iterator[None]:
+    """Inside, header and vocabulary of a GGUF file are read once, not for the config, the weights and the
+    tokenizer each, and gguf's table of names is made once, not for every module of the model."""
+    import gguf
+
+    with _set(gguf, GGUFReader=cache(gguf.GGUFReader), get_tensor_name_map=cache(gguf.get_tensor_name_map)):
+        yield
 
 
 def unreadable(file: str | Path, error: Exception) -> UsageError:

@@ -4,8 +4,9 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, redirect_stderr
+from contextlib import ExitStack, contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass
+from functools import partial
 from os import devnull
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from prunekit.choices import DTYPES as _DTYPES
 from prunekit.choices import EMBEDDED
 from prunekit.errors import UsageError, did_you_mean
-from prunekit.hub import gguf_file, gguf_on_hub, hub_or_cache, quantization_of, unreadable
+from prunekit.hub import gguf_file, gguf_on_hub, gguf_read_once, hub_or_cache, quantization_of, unreadable
 
 DTYPES = {name: getattr(torch, name) for name in _DTYPES}
 _HASHED_WHOLE = 256 * 2**20  # bytes; of larger files 64 pieces of 1 MiB, evenly spread
@@ -45,31 +46,26 @@ def load_model(source: str | Path, *, dtype: str = "auto", device: str = "auto",
     from transformers import AutoModelForCausalLM
 
     placement = _placement(device)
-    config = load_config(source, cache_dir=cache_dir)
     path, gguf = _place(source, cache_dir)
     options: dict[str, Any] = {
-        **gguf, "config": config, "dtype": _dtype(dtype, placement),
+        **gguf, "dtype": _dtype(dtype, placement), "device_map": placement.get("device_map"),
         "cache_dir": cache_dir, "use_safetensors": True, "trust_remote_code": False,
         "output_loading_info": True, "ignore_mismatched_sizes": True}  # they are refused by name
-    if "device_map" in placement:
-        options["device_map"] = placement["device_map"]
     if gguf:
         from transformers import GgufConfig
 
         options["quantization_config"] = GgufConfig(dequantize=True)
-    try:
-        with _source(path, gguf):
+    with gguf_read_once() if gguf else nullcontext():
+        options["config"] = load_config(source, cache_dir=cache_dir)
+        with _source(path, gguf, partial(_load_error, str(source), path)):
             model, found = AutoModelForCausalLM.from_pretrained(path, **options)
-    except UsageError:
-        raise
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise _load_error(str(source), path, error) from error
-    if getattr(model.config, "is_encoder_decoder", False):
-        raise UsageError(f"model '{source}' is an encoder-decoder; only decoders can be pruned here.")
-    refuse_unfilled(source, model, found)
+        if getattr(model.config, "is_encoder_decoder", False):
+            raise UsageError(f"model '{source}' is an encoder-decoder; only decoders can be pruned here.")
+        refuse_unfilled(source, model, found)
+        tokenizer = load_tokenizer(source, cache_dir=cache_dir)
     if "device" in placement:
         model.to(placement["device"])
-    return model.eval(), load_tokenizer(source, cache_dir=cache_dir)
+    return model.eval(), tokenizer
 
 
 def save_model(model: nn.Module, tokenizer: Any, folder: Path) -> None:
@@ -105,10 +101,13 @@ def locate(source: str | Path) -> str:
 def _place(source: str | Path, cache_dir: str | None) -> tuple[str, dict[str, str]]:
     """A model's directory or hub id and, as transformers' option, the GGUF file in it that holds the weights.
 
-    Raises UsageError if the header of that file cannot be read.
+    Raises UsageError if the hub does not say, or the header of that file cannot be read.
     """
     path = locate(source)
-    file = gguf_file(Path(path)) or (None if Path(path).is_dir() else gguf_on_hub(path, cache_dir))
+    try:
+        file = gguf_file(Path(path)) or (None if Path(path).is_dir() else gguf_on_hub(path, cache_dir))
+    except OSError as error:
+        raise _load_error(str(source), path, error) from error
     if not file:
         return path, {}
     quantization_of(file)
@@ -116,8 +115,8 @@ def _place(source: str | Path, cache_dir: str | None) -> tuple[str, dict[str, st
 
 
 def fingerprint(source: str | Path) -> str:
-    """A short hash that changes when the model's files change (a hub id: its cached revision); of a GGUF file
-    it says what the weights are made from: `gguf-Q4_1:b179c9523d0e6a0f`."""
+    """A short hash that changes when the model's files change (a hub id: its cached revision); of a GGUF
+    file, also of a cached one, it says what the weights are made from: `gguf-Q4_1:b179c9523d0e6a0f`."""
     path = Path(locate(source))
     if path.is_file():
         return f"gguf-{quantization_of(path)}:{_file_digest(path).hex()[:16]}"
@@ -128,14 +127,16 @@ def fingerprint(source: str | Path) -> str:
                 digest.update(file.name.encode())
                 digest.update(_file_digest(file))
         return digest.hexdigest()[:16]
-    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
-    gguf = path.suffix == ".gguf"
-    named = (path.parent.as_posix(), path.name) if gguf else (str(source), "config.json")
-    cached = try_to_load_from_cache(*named)
-    if not isinstance(cached, str):
+    org, file = (path.parent.as_posix(), path.name) if path.suffix == ".gguf" else (path.as_posix(), "")
+    try:
+        cached = Path(snapshot_download(org, local_files_only=True))
+        gguf = gguf_file(cached / file)
+    except (LocalEntryNotFoundError, UsageError):  # not here, or several files of it, by name
         return str(source)
-    return fingerprint(cached) if gguf else f"{source}@{Path(cached).parent.name[:12]}"
+    return fingerprint(gguf) if gguf else str(source) if file else f"{source}@{cached.name[:12]}"
 
 
 def _file_digest(file: Path) -> bytes:
@@ -151,8 +152,9 @@ def _file_digest(file: Path) -> bytes:
 
 
 @contextmanager
-def _source(path: str, gguf: Mapping[str, str]) -> Iterator[None]:
-    """Inside, transformers reads a model, from the hub if need be. UsageError for a torn GGUF file."""
+def _source(path: str, gguf: Mapping[str, str], told: Callable[[Exception], UsageError]) -> Iterator[None]:
+    """Inside, transformers reads a model, from the hub if need be. A UsageError for what it makes of a torn
+    GGUF file or, by `told`, of other files."""
     with ExitStack() as stack:
         stack.enter_context(_without_bars())
         if not Path(path).is_dir():
@@ -161,10 +163,14 @@ def _source(path: str, gguf: Mapping[str, str]) -> Iterator[None]:
             stack.enter_context(redirect_stderr(stack.enter_context(open(devnull, "w"))))
         try:
             yield
-        except Exception as error:  # a torn file is a dozen kinds of error
-            if not gguf or isinstance(error, UsageError):
+        except UsageError:
+            raise
+        except Exception as error:
+            if gguf:  # a torn file is a dozen kinds of error
+                raise unreadable(gguf["gguf_file"], error) from error
+            if not isinstance(error, (OSError, ValueError, KeyError, RuntimeError, SafetensorError)):
                 raise
-            raise unreadable(gguf["gguf_file"], error) from error
+            raise told(error) from error
 
 
 @contextmanager
@@ -214,7 +220,7 @@ def _load_error(source: str, path: str, error: Exception) -> UsageError:
     if "trust_remote_code" in str(error):
         return UsageError(f"model '{source}' needs code of its own, and no code of a model is run here; give "
                           "a model of a family that transformers knows.")
-    reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+    reason = _reason(error)
     if local:
         return UsageError(f"model '{source}' cannot be loaded: {reason}")
     return UsageError(f"model '{source}' is neither a directory here nor a hub model that can be reached and "
@@ -222,22 +228,24 @@ def _load_error(source: str, path: str, error: Exception) -> UsageError:
                       f"({reason})")
 
 
+def _reason(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0][:200] or type(error).__name__
+
+
 def load_tokenizer(source: str | Path, *, cache_dir: str | None = None) -> Any:
     """The tokenizer of a model; `None` if the directory has none. Raises UsageError if it is broken."""
     from transformers import AutoTokenizer
 
     files = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
-    try:
-        path, gguf = _place(source, cache_dir)
-        if Path(path).is_dir() and not gguf and not any((Path(path) / file).is_file() for file in files):
-            return None
-        with _source(path, gguf):
-            return AutoTokenizer.from_pretrained(path, cache_dir=cache_dir, trust_remote_code=False, **gguf)
-    except UsageError:
-        raise
-    except (OSError, ValueError) as error:
-        raise UsageError(f"the tokenizer of model '{source}' cannot be loaded: "
-                         f"{str(error).splitlines()[0][:200]}") from error
+    path, gguf = _place(source, cache_dir)
+    if Path(path).is_dir() and not gguf and not any((Path(path) / file).is_file() for file in files):
+        return None
+
+    def told(error: Exception) -> UsageError:
+        return UsageError(f"the tokenizer of model '{source}' cannot be loaded: {_reason(error)}")
+
+    with _source(path, gguf, told):
+        return AutoTokenizer.from_pretrained(path, cache_dir=cache_dir, trust_remote_code=False, **gguf)
 
 
 # --- what a checkpoint holds -----------------------------------------------------------------------------
@@ -252,21 +260,14 @@ def load_config(source: str | Path, *, cache_dir: str | None = None) -> Any:
     from transformers import AutoConfig
     from transformers.utils import cached_file
 
-    path = locate(source)
-    try:
-        path, gguf = _place(source, cache_dir)
-        where = {"path_or_repo_id": path, "cache_dir": cache_dir,
-                 "_raise_exceptions_for_missing_entries": False}
-        with _source(path, gguf):
-            if cached_file(filename="adapter_config.json", **where):
-                raise UsageError(f"model '{source}' holds an adapter beside its weights; move its "
-                                 "adapter_config.json and weights to a folder of their own, for load_lora.")
-            config = AutoConfig.from_pretrained(path, cache_dir=cache_dir, trust_remote_code=False, **gguf)
-            modelopt = cached_file(filename="hf_quant_config.json", **where)
-    except UsageError:
-        raise
-    except (OSError, ValueError, KeyError) as error:
-        raise _load_error(str(source), path, error) from error
+    path, gguf = _place(source, cache_dir)
+    where = {"path_or_repo_id": path, "cache_dir": cache_dir, "_raise_exceptions_for_missing_entries": False}
+    with _source(path, gguf, partial(_load_error, str(source), path)):
+        if cached_file(filename="adapter_config.json", **where):
+            raise UsageError(f"model '{source}' holds an adapter beside its weights; move its "
+                             "adapter_config.json and weights to a folder of their own, for load_lora.")
+        config = AutoConfig.from_pretrained(path, cache_dir=cache_dir, trust_remote_code=False, **gguf)
+        modelopt = cached_file(filename="hf_quant_config.json", **where)
     method = _quantization(config.to_dict()) or ("modelopt" if modelopt else None)
     if method:
         raise UsageError(f"model '{source}' is quantized ({method}); prune the unquantized one, then "

@@ -10,44 +10,47 @@ so that a run that was killed goes on where it was, if it is asked for the same;
 """
 from __future__ import annotations
 
-import argparse
 import json
-import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 
 import prunekit as pk
-from prunekit.errors import UsageError
 from prunekit.evaluate.compare import compare_many
 from prunekit.evaluate.perplexity import Perplexity
 from prunekit.files import check_file, read_json, replacing_file, write_atomic
 from prunekit.models import fingerprint
-from prunekit.workbook.manifest import commit, machine
-from prunekit.workbook.protocol import label
+from prunekit.workbook.manifest import commit
+from recipes import common
 
 RUNGS = 3, 6
 
 
-def first_search(model: str, corpus: str, folder: Path, output: Path, rivals: list[str], *,
-                 targets: list[str], test_targets: list[str], budget: int = 150, population: int = 20,
-                 finalists: int = 7, calibration: int = 32, gradient: int = 24, search: int = 12,
-                 select: int = 12, seqlen: int = 256, test: int = 24, test_seqlen: int = 512,
-                 dtype: str = "auto", seed: int = 0, progress: bool = True) -> pd.DataFrame:
+def first_search(model: str, corpus: str, folder: Path, output: Path, *,
+                 rivals: Sequence[str] = ("wanda", "gblm", "pruner-zero", "ria"),
+                 targets: Sequence[str] = ("0.6", "2:4"), test_targets: Sequence[str] = ("0.5", "0.6", "2:4"),
+                 budget: int = 150, population: int = 20, finalists: int = 7, calibration: int = 32,
+                 gradient: int = 24, search: int = 12, select: int = 12, seqlen: int = 256, test: int = 24,
+                 test_seqlen: int = 512, dtype: str = "auto", seed: int = 0, progress: bool = True
+                 ) -> pd.DataFrame:
     """Search, choose, test; or go on with it. Returns the table.
 
     rivals: names of the catalogue, or NAME=EXPRESSION. Raises UsageError as `evolve` does, and for a folder
     that holds what was computed with other settings.
     """
+    targets, test_targets = list(targets), list(test_targets)
     asked = {key: value for key, value in locals().items()
              if key not in ("folder", "output", "rivals", "progress")} | {"weights": fingerprint(model)}
     check_file(output)
     named = {name: pk.Tree.parse(line) if line else pk.METHODS[name].tree
              for name, _, line in (rival.partition("=") for rival in rivals)}
-    _same(asked, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if (file := folder / "asked.json").exists():
+        common.refuse_other(folder, read_json(file.read_text(encoding="utf-8")), asked)
+    write_atomic(file, json.dumps(asked, indent=1) + "\n")
     network, tokenizer = pk.load_model(model, dtype=dtype)
     of = {role: pk.token_windows(corpus, tokenizer, role, n, seqlen, seed)
           for role, n in (("calibration", calibration), ("gradient", gradient), ("search", search),
@@ -82,50 +85,16 @@ def first_search(model: str, corpus: str, folder: Path, output: Path, rivals: li
     table["winner_ppl"] = [measured["winner", target].value for target in table["target"]]
     table["ppl"] = [measured[key].value for key in zip(table["rival"], table["target"], strict=True)]
     table = table.assign(
-        dense_ppl=np.exp(dense.mean()), tree=winner, model=label(model), weights=fingerprint(model),
-        corpus=Path(corpus).name, dtype=bench.identity["dtype"], searched=" and ".join(targets),
+        dense_ppl=np.exp(dense.mean()), tree=winner,
+        **common.columns(model, corpus, bench.identity["dtype"], seed), searched=" and ".join(targets),
         evaluated=found.evaluated, search_windows=f"{search} of {seqlen}",
         statistics=f"{calibration} and {gradient} of {seqlen}", test_windows=f"{test} of {test_seqlen}",
-        seed=seed, recorded=time.strftime("%Y-%m-%d"), machine=machine(),
         commit=(commit()["commit"] or "unknown")[:7])
     with replacing_file(output) as written:
         table.to_csv(written, index=False, float_format="%.6g")
     return table
 
 
-def _same(asked: dict[str, Any], folder: Path) -> None:
-    """Raise UsageError if the folder holds what was computed with other settings."""
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / "asked.json"
-    had = read_json(file.read_text(encoding="utf-8")) if file.exists() else asked
-    if differing := [key for key in asked if had.get(key) != asked[key]]:
-        raise UsageError(f"{folder} holds what was computed with another {differing[0]} "
-                         f"({had.get(differing[0])}): ask for the same, or give another folder.")
-    write_atomic(file, json.dumps(asked, indent=1) + "\n")
-
-
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m recipes.first_search",
-                                     description=__doc__.split("\n")[0])
-    parser.add_argument("--model", required=True, help="a name or directory, as for load_model")
-    parser.add_argument("--corpus", required=True, help="of all windows: a known corpus, a file or a folder")
-    parser.add_argument("--folder", type=Path, required=True, help="where G, journal and losses are kept")
-    parser.add_argument("--output", type=Path, required=True, help="the CSV file")
-    parser.add_argument("--rivals", nargs="+", default=["wanda", "gblm", "pruner-zero", "ria"])
-    parser.add_argument("--targets", nargs="+", default=["0.6", "2:4"])
-    parser.add_argument("--test-targets", nargs="+", default=["0.5", "0.6", "2:4"])
-    parser.add_argument("--dtype", default="auto")
-    for name, default in (("budget", 150), ("calibration", 32), ("gradient", 24), ("search", 12),
-                          ("select", 12), ("seqlen", 256), ("test", 24), ("test-seqlen", 512), ("seed", 0),
-                          ("threads", 1)):
-        parser.add_argument(f"--{name}", type=int, default=default, help=f"(default: {default})")
-    asked = vars(parser.parse_args(arguments))
-    torch.set_num_threads(asked.pop("threads"))
-    try:
-        first_search(**asked)
-    except UsageError as error:
-        parser.error(str(error))
-
-
 if __name__ == "__main__":
-    main()
+    common.command(first_search, threads=1, folder="where G, journal and losses are kept",
+                   rivals="names of the catalogue, or NAME=EXPRESSION")

@@ -10,10 +10,8 @@ file is whole after every monomial: a run that was killed goes on where it was, 
 """
 from __future__ import annotations
 
-import argparse
-import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,17 +21,15 @@ from tqdm import tqdm
 import prunekit as pk
 from prunekit.errors import UsageError
 from prunekit.files import check_file, replacing_file
-from prunekit.models import fingerprint
-from prunekit.workbook.manifest import machine
-from prunekit.workbook.protocol import label
+from recipes import common
 
 EXPONENTS = ["W", "G", "X"]  # in quarters
 
 
-def monomials(model: str, corpus: str, targets: list[str], output: Path, *, windows: int = 16,
-              groups: int = 16, seqlen: int = 512, role: str = "select", calibration: int = 32,
-              gradient: int = 32, steps: int = 12, every: int = 1, dtype: str = "auto",
-              device: str = "auto", seed: int = 0, properties: Path | None = None,
+def monomials(model: str, corpus: str, output: Path, *, targets: Sequence[str] = ("0.6", "2:4"),
+              role: str = "select", windows: int = 16, groups: int = 16, seqlen: int = 512,
+              calibration: int = 32, gradient: int = 32, steps: int = 12, every: int = 1,
+              dtype: str = "auto", device: str = "auto", seed: int = 0, properties: Path | None = None,
               progress: bool = True) -> pd.DataFrame:
     """Measure, or go on measuring; returns the table. Raises UsageError for a file with another table.
 
@@ -44,14 +40,18 @@ def monomials(model: str, corpus: str, targets: list[str], output: Path, *, wind
                          "groups that divides them.")
     check_file(output)
     network, tokenizer = pk.load_model(model, dtype=dtype, device=device)
-    asked = {"model": label(model), "weights": fingerprint(model), "corpus": Path(corpus).name,
-             "dtype": str(network.dtype).removeprefix("torch."), "role": role, "seqlen": seqlen,
-             "windows": windows, "calibration_windows": calibration, "gradient_windows": gradient,
-             "seed": seed}
-    made = {"recorded": time.strftime("%Y-%m-%d"), "machine": machine()}
+    asked = common.columns(model, corpus, str(network.dtype).removeprefix("torch."), seed) | {
+        "role": role, "seqlen": seqlen, "windows": windows, "calibration_windows": calibration,
+        "gradient_windows": gradient}
     if properties:
         check_file(properties)
-    table = _resumed(output, asked, groups * len(targets))
+    table = pd.read_csv(output, dtype={"target": str}) if output.exists() else None
+    if table is not None:
+        common.refuse_other(output, table.iloc[0], asked)
+        sizes = table[table["target"] != "dense"].groupby(EXPONENTS).size()
+        if (sizes != groups * len(targets)).any():
+            raise UsageError(f"{output} was measured at other targets or in other groups: ask for the same, "
+                             "or for another file.")
     read, backward, measured = (
         pk.token_windows(corpus, tokenizer, part, n, seqlen, seed)
         for part, n in (("calibration", calibration), ("gradient", gradient), (role, windows)))
@@ -62,13 +62,13 @@ def monomials(model: str, corpus: str, targets: list[str], output: Path, *, wind
     dense = evaluator.benches[0].nll
     if properties:
         with replacing_file(properties) as file:
-            layer_properties(bench).assign(**asked, **made).to_csv(file, index=False, float_format="%.5g")
+            layer_properties(bench).assign(**asked).to_csv(file, index=False, float_format="%.5g")
 
     def rows(exponents: tuple[int, ...], target: str, nll: np.ndarray) -> pd.DataFrame:
         sums = (nll * (seqlen - 1)).reshape(groups, -1).sum(1)
         return pd.DataFrame({**dict(zip(EXPONENTS, exponents, strict=True)), "target": target,
                              "group": range(groups), "nll": sums,
-                             "tokens": windows // groups * (seqlen - 1), **asked, **made})
+                             "tokens": windows // groups * (seqlen - 1), **asked})
 
     table = rows((0, 0, 0), "dense", dense) if table is None else table
     known = set(map(tuple, table[EXPONENTS].to_numpy().tolist()))
@@ -113,44 +113,9 @@ def _within_rows(A: torch.Tensor, B: torch.Tensor) -> float:
     return float((a * b).sum(1).mean() / (n * (n * n - 1) / 12))
 
 
-def _resumed(file: Path, asked: dict[str, Any], rows: int) -> pd.DataFrame | None:
-    if not file.exists():
-        return None
-    table = pd.read_csv(file, dtype={"target": str})
-    had = {key: table[key].iloc[0] if key in table else "unknown" for key in asked}
-    differing = [f"{key} {had[key]}" for key in asked if str(asked[key]) != str(had[key])]
-    if not differing and (table[table["target"] != "dense"].groupby(EXPONENTS).size() != rows).any():
-        differing = ["other targets or groups"]
-    if differing:
-        raise UsageError(f"{file} was measured with {differing[0]}: ask for the same, or for another file.")
-    return table
-
-
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m recipes.monomials",
-                                     description=__doc__.split("\n")[0])
-    parser.add_argument("--model", required=True, help="a name or directory, as for load_model")
-    parser.add_argument("--corpus", required=True, help="of all windows: a known corpus, a file or a folder")
-    parser.add_argument("--output", type=Path, required=True, help="the CSV file; resumes what is there")
-    parser.add_argument("--properties", type=Path, help="a CSV file for what the layers' W, G and X are like")
-    parser.add_argument("--targets", nargs="+", default=["0.6", "2:4"])
-    parser.add_argument("--role", default="select", help="whose windows are measured (default: select)")
-    parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--device", default="auto")
-    for name, default, text in (
-            ("windows", 16, "to measure on"), ("groups", 16, "of neighbouring windows, each summed"),
-            ("seqlen", 512, "tokens a window"), ("calibration", 32, "windows for X"),
-            ("gradient", 32, "windows for G"), ("steps", 12, "of the grid: 91 monomials"),
-            ("every", 1, "of the grid's exponents: 2 leaves the 28 monomials that are even"),
-            ("seed", 0, "of the windows"), ("threads", torch.get_num_threads(), "of torch")):
-        parser.add_argument(f"--{name}", type=int, default=default, help=f"{text} (default: {default})")
-    asked = vars(parser.parse_args(arguments))
-    torch.set_num_threads(asked.pop("threads"))
-    try:
-        monomials(**asked)
-    except UsageError as error:
-        parser.error(str(error))
-
-
 if __name__ == "__main__":
-    main()
+    common.command(monomials, torch.get_num_threads(), role="whose windows are measured",
+                   windows="to measure on", groups="of neighbouring windows, each summed",
+                   steps="of the grid: 91 monomials",
+                   every="of the grid's exponents: 2 leaves the 28 monomials that are even",
+                   output="the CSV file; resumes what is there")

@@ -6,7 +6,9 @@ import os
 import shutil
 import zipfile
 from dataclasses import replace
+from pathlib import Path
 
+import gguf
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -67,6 +69,18 @@ def test_the_record_says_what_a_model_is_made_from(packed, tmp_path):
         file.seek(-1, os.SEEK_END)
         file.write(b"\7")
     assert fingerprint(other) != print_
+
+
+def test_what_a_gguf_file_says_is_read_once(packed, monkeypatch):
+    """Of header and vocabulary; and what transformers and gguf are for others stays what it was."""
+    read, named, plain = [], [], (gguf.GGUFReader, gguf.get_tensor_name_map)
+    monkeypatch.setattr(gguf, "GGUFReader", lambda path: read.append(path) or plain[0](path))
+    monkeypatch.setattr(gguf, "get_tensor_name_map", lambda *asked: named.append(asked) or plain[1](*asked))
+    patched = gguf.GGUFReader, gguf.get_tensor_name_map
+    pk.load_model(packed[0])
+    assert [Path(path).name for path in read] == ["tiny.Q4_1.gguf"] and len(named) == 1
+    pk.load_model(packed[0])
+    assert len(read) == 2 and (gguf.GGUFReader, gguf.get_tensor_name_map) == patched
 
 
 def test_gguf_works_like_any_model(packed, windows, tmp_path):
@@ -157,6 +171,14 @@ def test_a_gguf_file_of_the_hub_is_found_in_its_cache(packed, tmp_path, monkeypa
     monkeypatch.setattr("huggingface_hub.list_repo_files", lambda name: ["a.gguf", "b.gguf"])
     with pytest.raises(pk.UsageError, match=r"holds 2 GGUF files: name one, as org/name/a\.gguf"):
         pk.load_model("org/name", cache_dir=str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    content = fingerprint(packed[0])
+    assert fingerprint("org/name") == fingerprint("org/name/tiny.Q4_1.gguf") == content
+    for missing in ("org/name/other.gguf", "org/no"):
+        assert fingerprint(missing) == missing
+    plain = cached / "snapshots" / ("1" * 40) / "config.json"
+    plain.write_text("{}")
+    assert fingerprint("org/name") == "org/name@111111111111"
 
 
 # ---------------------------------------------------------------- out of the package index

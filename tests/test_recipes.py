@@ -1,6 +1,9 @@
 """Recipes that make recorded tables."""
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,6 +11,7 @@ from scipy.stats import kurtosis, spearmanr
 
 import prunekit as pk
 from prunekit.errors import UsageError
+from recipes import common
 from recipes.first_search import first_search
 from recipes.monomials import EXPONENTS, monomials
 
@@ -17,7 +21,7 @@ ASKED = {"windows": 8, "groups": 4, "seqlen": 32, "calibration": 4, "gradient": 
 
 def test_monomials_are_measured_as_perplexity_says_and_go_on_after_a_kill(tmp_path):
     file = tmp_path / "monomials.csv"
-    table = monomials("embedded/llama", "embedded", ["0.6", "2:4"], file, **ASKED)
+    table = monomials("embedded/llama", "embedded", file, **ASKED)
     assert len(table) == 4 + 6 * 2 * 4  # dense; 6 monomials, 2 targets, 4 groups
     model, tokenizer = pk.load_model("embedded/llama")
     windows = {role: pk.token_windows("embedded", tokenizer, role, n, 32)
@@ -37,18 +41,20 @@ def test_monomials_are_measured_as_perplexity_says_and_go_on_after_a_kill(tmp_pa
     found, tokens = sums((1, 1, 0), "2:4")
     assert found == pytest.approx(31 * nll.reshape(4, 2).sum(1), rel=1e-4) and tokens == 8 * 31
 
-    few = monomials("embedded/llama", "embedded", ["0.6"], tmp_path / "few.csv", **ASKED | {"every": 2},
+    few = monomials("embedded/llama", "embedded", tmp_path / "few.csv", **ASKED | {"every": 2},
                     properties=tmp_path / "layers.csv")
     assert set(map(tuple, few[EXPONENTS].to_numpy().tolist())) == {(0, 0, 0), (2, 0, 0), (0, 2, 0), (0, 0, 2)}
 
     half = pd.read_csv(file, dtype={"target": str}).iloc[:4 + 2 * 8]
     half.to_csv(file, index=False)  # as if killed after two monomials
-    again = monomials("embedded/llama", "embedded", ["0.6", "2:4"], file, **ASKED)
+    again = monomials("embedded/llama", "embedded", file, **ASKED)
     assert np.allclose(again["nll"], table["nll"], rtol=1e-6)
-    with pytest.raises(UsageError, match="was measured with seqlen 32"):
-        monomials("embedded/llama", "embedded", ["0.6", "2:4"], file, **ASKED | {"seqlen": 64})
+    with pytest.raises(UsageError, match=r"holds what was computed with another seqlen \(32\): ask for"):
+        monomials("embedded/llama", "embedded", file, **ASKED | {"seqlen": 64})
+    with pytest.raises(UsageError, match="was measured at other targets or in other groups"):
+        monomials("embedded/llama", "embedded", file, **ASKED | {"targets": ["0.5"]})
     with pytest.raises(UsageError, match="8 windows cannot be 3 groups"):
-        monomials("embedded/llama", "embedded", ["0.6"], file, **ASKED | {"groups": 3})
+        monomials("embedded/llama", "embedded", file, **ASKED | {"groups": 3})
 
     properties = pd.read_csv(tmp_path / "layers.csv").set_index("layer")
     assert len(properties) == len(gradients) and set(properties["model"]) == {"embedded/llama"}
@@ -67,8 +73,8 @@ def test_one_search_is_tested_as_prune_and_perplexity_say_and_goes_on_after_a_ki
              "finalists": 2, "calibration": 4, "gradient": 4, "search": 8, "select": 4, "seqlen": 32,
              "test": 8, "test_seqlen": 48, "progress": False}
     file, folder = tmp_path / "found.csv", tmp_path / "kept"
-    rivals = ["wanda", "mine=mul(W, G)"]
-    table = first_search("embedded/llama", "embedded", folder, file, rivals, **asked)
+    asked["rivals"] = ["wanda", "mine=mul(W, G)"]
+    table = first_search("embedded/llama", "embedded", folder, file, **asked)
     assert table[["rival", "target"]].to_numpy().tolist() == [
         [rival, target] for rival in ("wanda", "mine") for target in ("0.5", "2:4")]
     model, tokenizer = pk.load_model("embedded/llama")
@@ -87,9 +93,35 @@ def test_one_search_is_tested_as_prune_and_perplexity_say_and_goes_on_after_a_ki
     assert row[["ppl", "winner_ppl", "ratio"]].to_numpy(float) == pytest.approx(
         [measured["wanda"].value, measured["winner"].value, pair.ratio], rel=1e-4)
     with pytest.raises(UsageError, match=r"was computed with another test \(8\): ask for the same"):
-        first_search("embedded/llama", "embedded", folder, file, rivals, **asked | {"test": 6})
-    other = first_search("embedded/llama", "embedded", folder, file, ["mine=W"], **asked)
+        first_search("embedded/llama", "embedded", folder, file, **asked | {"test": 6})
+    other = first_search("embedded/llama", "embedded", folder, file, **asked | {"rivals": ["mine=W"]})
     assert other["ppl"].iloc[0] != table["ppl"].iloc[2]  # another line under the same name
     (folder / "losses.npz").unlink()
-    again = first_search("embedded/llama", "embedded", folder, file, rivals, **asked)
+    again = first_search("embedded/llama", "embedded", folder, file, **asked)
     pd.testing.assert_frame_equal(again, table)
+
+
+def test_a_recipes_parameters_are_its_command_line(capsys):
+    called = []
+
+    def recipe(model: str, output: Path, *, targets: Sequence[str] = ("0.6",), test_seqlen: int = 512,
+               progress: bool = True) -> None:
+        if model == "none":
+            raise UsageError("no such model.")
+        called.append((model, output, targets, test_seqlen))
+
+    common.command(recipe, 1, ["--model", "m", "--output", "o.csv"])
+    common.command(recipe, 1, ["--model", "m", "--output", "o.csv", "--targets", "0.5", "2:4",
+                               "--test-seqlen", "64"])
+    assert called == [("m", Path("o.csv"), ("0.6",), 512), ("m", Path("o.csv"), ["0.5", "2:4"], 64)]
+    for wrong, told in ((["--output", "o.csv"], "the following arguments are required: --model"),
+                        (["--model", "none", "--output", "o.csv"], "error: no such model."),
+                        (["--model", "m", "--output", "o.csv", "--progress", "x"], "unrecognized arguments")):
+        with pytest.raises(SystemExit):
+            common.command(recipe, 1, wrong)
+        assert told in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        common.command(first_search, 1, ["--help"])
+    told = " ".join(capsys.readouterr().out.split())
+    assert told.startswith("usage: python -m recipes.first_search") and "(default: 150)" in told
+    assert "--model MODEL a name or directory, as for load_model --corpus" in told

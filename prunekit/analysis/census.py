@@ -13,32 +13,31 @@ from prunekit.pruning.masks import keep_rows
 from prunekit.search.bench import Bench, without_gradients
 
 
-def census(trees: Iterable[Tree], bench: Bench, layers: Sequence[int] = (0,),
-           sparsity: float = 0.5) -> pd.DataFrame:
+def census(trees: Iterable[Tree], bench: Bench, layers: Sequence[int] = (0,)) -> pd.DataFrame:
     """One row per tree: is it a metric on these layers (by number), its forms, a hash of its masks there.
 
     Columns: tree, valid (finite and not constant on every layer), naive, oos, key (texts of its forms), and
     masks, naive_masks, oos_masks, key_masks: hashes of the masks of the tree and of its forms ("" where one
-    is no metric). In every row of a layer the int(in * sparsity) lowest scores go.
+    is no metric). In every row of a layer the lower half of the scores goes.
     """
     rows = []
     with without_gradients(threads=1):  # matrices this small gain nothing from more
         for tree in trees:
             forms = {"naive": simplify(tree, "naive"), "oos": simplify(tree), "key": simplify(tree, "rank")}
-            masks = {form: _masks(form, bench, layers, sparsity) for form in {tree, *forms.values()}}
+            masks = {form: _masks(form, bench, layers) for form in {tree, *forms.values()}}
             rows.append({"tree": str(tree), "valid": bool(masks[tree]), "masks": masks[tree],
                          **{name: str(form) for name, form in forms.items()},
                          **{f"{name}_masks": masks[form] for name, form in forms.items()}})
     return pd.DataFrame(rows)
 
 
-def _masks(tree: Tree, bench: Bench, layers: Sequence[int], sparsity: float) -> str:
+def _masks(tree: Tree, bench: Bench, layers: Sequence[int]) -> str:
     sha = hashlib.blake2b(digest_size=12)
     for index in layers:
         S = bench.scores(tree, index)
         if defect(S):
             return ""
-        sha.update(keep_rows(S, int(S.shape[1] * sparsity)).cpu().numpy().tobytes())
+        sha.update(keep_rows(S, S.shape[1] // 2).cpu().numpy().tobytes())
     return sha.hexdigest()
 
 

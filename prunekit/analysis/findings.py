@@ -63,14 +63,14 @@ def findings(frame: pd.DataFrame, model: bool = True) -> pd.DataFrame:
     return answers
 
 
-def replicated(found: pd.DataFrame, elsewhere: Mapping[str, pd.DataFrame], most: int = 10) -> pd.DataFrame:
-    """The strongest correlations of `findings`, and whether they are found among other metrics, too.
+def replicated(found: pd.DataFrame, elsewhere: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """The ten strongest correlations of `findings`, and whether they are found among other metrics, too.
 
     elsewhere: name -> `findings` of those. Columns name, effect, low, high, and for each of elsewhere: "yes"
     (its own 95 % interval lies on the same side of 0), "not shown" (it does not), "not asked" (too few
     metrics have the trait, or lack it).
     """
-    chosen = found[(found["verdict"] != "no signal") & (found["kind"] == "correlation")].head(most)
+    chosen = found[(found["verdict"] != "no signal") & (found["kind"] == "correlation")].head(10)
     table = chosen[["name", "effect", "low", "high"]].set_index("name")
     for name, other in elsewhere.items():
         theirs = other[other["kind"] == "correlation"].set_index("name").reindex(table.index)[["low", "high"]]
@@ -214,7 +214,7 @@ def _draws(families: int) -> np.ndarray:
     return np.random.default_rng(0).multinomial(families, even, size=_RESAMPLES).astype(float)
 
 
-def skill(frame: pd.DataFrame, folds: int = 5) -> tuple[dict[str, Any], str]:
+def skill(frame: pd.DataFrame) -> tuple[dict[str, Any], str]:
     """How well a small decision tree predicts the rank of a loss from the traits, and that tree as text.
 
     Skill = 1 - (squared error of the tree) / (squared error of the training mean), cross-validated by
@@ -222,7 +222,7 @@ def skill(frame: pd.DataFrame, folds: int = 5) -> tuple[dict[str, Any], str]:
     knowing nothing. The returned row is as in `findings` (p one-sided). Source: scikit-learn's
     DecisionTreeRegressor, three levels.
 
-    Raises UsageError without scikit-learn, and with fewer than `folds` families.
+    Raises UsageError without scikit-learn, and with fewer than five families.
     """
     try:
         from sklearn.dummy import DummyRegressor
@@ -231,11 +231,11 @@ def skill(frame: pd.DataFrame, folds: int = 5) -> tuple[dict[str, Any], str]:
     except ImportError as error:
         raise UsageError("the model of loss from traits needs scikit-learn: pip install "
                          "'prunekit[analysis]', or ask for findings(frame, model=False).") from error
-    if (families := frame["family"].nunique()) < folds:
-        raise UsageError(f"{families} families do not make {folds} folds: give a longer journal.")
+    if (families := frame["family"].nunique()) < 5:
+        raise UsageError(f"{families} families do not make 5 folds: give a longer journal.")
     X, y = _numbers(frame).fillna(-1.0), _centred_ranks(frame["fitness"], frame["journal"])
     tree = DecisionTreeRegressor(max_depth=3, min_samples_leaf=max(5, len(frame) // 50), random_state=0)
-    split = list(GroupKFold(folds).split(X, y, frame["family"]))
+    split = list(GroupKFold(5).split(X, y, frame["family"]))
     errors = np.stack([(y - cross_val_predict(model, X.to_numpy(), y, cv=split)) ** 2
                        for model in (tree, DummyRegressor())])
     explained = lambda sums: 1 - sums[..., 0] / np.maximum(sums[..., 1], 1e-300)

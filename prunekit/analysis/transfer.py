@@ -64,38 +64,36 @@ def corner(bench: Bench, tree: Tree, index: int, target: float | str = 0.5, most
     return pd.DataFrame({"row": row, "column": column, "score": S.ravel(), "kept": keep.ravel()})
 
 
-def flip_disputed(bench: Bench, first: Tree, second: Tree, target: float | str = 0.5,
-                  windows: Tensor | None = None, *, progress: bool = True) -> pd.DataFrame:
+def flip_disputed(bench: Bench, first: Tree, second: Tree, target: float | str = 0.5, *,
+                  progress: bool = True) -> pd.DataFrame:
     """What disputes are worth: the model pruned by `first`, with `second`'s masks in one kind or block.
 
     Columns: by ("kind", "block" or "all"), part, disputed (share of those layers' weights that change hands),
     change (of the mean loss, nats per token: above 0, `first` was right there), low, high (95 % paired
-    interval over windows), n. windows: LongTensor (n, seqlen); default, the bench's search windows. The model
-    is dense again afterwards.
+    interval over the bench's search windows), n. The model is dense again afterwards.
     """
-    windows = bench.search if windows is None else windows
     places = dict.fromkeys((by, getattr(layer, by)) for by in ("kind", "block") for layer in bench.layers)
     masks = [[_keep(bench, tree, index, target) for tree in (first, second)]
              for index in range(len(bench.layers))]
     rows = []
     try:
-        base = _measured(bench, [ours for ours, _ in masks], windows)
+        base = _measured(bench, [ours for ours, _ in masks])
         for by, part in tqdm([("all", "all layers"), *places], desc="flips", disable=not progress):
             turned = [by == "all" or getattr(layer, by) == part for layer in bench.layers]
             mixed = [pair[turn] for pair, turn in zip(masks, turned, strict=True)]
             whose = [pair for pair, turn in zip(masks, turned, strict=True) if turn]
             disputed = sum(int((a != b).sum()) for a, b in whose) / sum(a.numel() for a, _ in whose)
-            change = mean_of(_measured(bench, mixed, windows) - base, running=True)
+            change = mean_of(_measured(bench, mixed) - base, running=True)
             rows.append((by, f"block {part}" if by == "block" else part, disputed, change.value,
-                         *change.interval(), len(windows)))
+                         *change.interval(), len(bench.search)))
     finally:
         bench.restore()
     return pd.DataFrame(rows, columns=["by", "part", "disputed", "change", "low", "high", "n"])
 
 
-def _measured(bench: Bench, masks: Sequence[Tensor], windows: Tensor) -> np.ndarray:
+def _measured(bench: Bench, masks: Sequence[Tensor]) -> np.ndarray:
     bench.apply([Decision(keep) for keep in masks])
-    return bench.measure(windows)
+    return bench.measure(bench.search)
 
 
 # Transfer ---------------------------------------------------------------------------------------------------
@@ -220,18 +218,18 @@ def model_agreement(losses: pd.DataFrame, top: int | None = None) -> pd.DataFram
     return table[["first", "setting", "tau", "low", "high", "metrics"]]
 
 
-def carried(losses: pd.DataFrame, reference: str = "W8 X4") -> pd.DataFrame:
+def carried(losses: pd.DataFrame) -> pd.DataFrame:
     """What a metric chosen on one model is worth on another: columns chosen on, metric, model, ratio, low,
     high (95 %), p_holm, verdict.
 
     metric: the lowest loss of `monomial_losses` on the model that it was chosen on; ratio: of perplexities on
-    the other model, to the metric `reference` (Wanda), paired over groups of windows.
+    the other model, to Wanda's (W8 X4), paired over groups of windows.
     """
     means = losses.groupby(["setting", "metric"], sort=False)["loss"].mean()
     best = means.groupby("setting", sort=False).idxmin().str[1]
     wide = losses.pivot(index=["setting", "metric"], columns="window", values="loss")
     pairs = [(home, model) for home in best.index for model in best.index if home != model]
-    found = [mean_of((wide.loc[(model, best[home])] - wide.loc[(model, reference)]).dropna().to_numpy(),
+    found = [mean_of((wide.loc[(model, best[home])] - wide.loc[(model, "W8 X4")]).dropna().to_numpy(),
                      running=True) for home, model in pairs]
     rows = [(home, best[home], model, *np.exp([mean.value, *mean.interval()]), p, verdict(p, mean.value))
             for (home, model), mean, p in zip(pairs, found, holm(mean.p for mean in found), strict=True)]

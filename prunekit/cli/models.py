@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunekit import hub
-from prunekit.choices import read_sparsity
+from prunekit.choices import default_tasks, read_sparsity
 from prunekit.cli.options import DATA, argument, check_options, command, flags, say, stored_rows
 from prunekit.errors import UsageError
 from prunekit.files import check_folder, write_atomic, writing_to
@@ -52,9 +52,17 @@ def windows_of(args: argparse.Namespace, tokenizer: Any, role: str, corpus: str,
                             bos=args.bos, windows=args.windows or None, cache_dir=args.cache_dir)
 
 
-def _collect(args: argparse.Namespace, model: Any, tokenizer: Any, corpus: str) -> Any:
+def gradients_of(args: argparse.Namespace, model: Any, tokenizer: Any, corpus: str, file: str = "") -> Any:
+    """G, from a file or collected. UsageError for a file whose windows begin otherwise than this run's."""
     import prunekit as pk
 
+    if file:
+        G = pk.Gradients.load(file)
+        begun = {G.meta.get("bos"), args.begins} - {None, "file"}  # of which nothing is known
+        if len(begun) > 1 and "every window" in begun:
+            raise UsageError(f"gradient file {file} was made with BOS in {G.meta['bos']}, and this run has "
+                             f"it in {args.begins}: give the --bos of then, or collect G again.")
+        return G
     meta = {"model": args.model, "corpus": corpus, "seed": args.seed, "roles": args.roles, "bos": args.begins}
     windows = windows_of(args, tokenizer, "gradient", corpus)
     return pk.collect_gradients(model, windows, norm=args.norm, scale=args.scale, meta=meta)
@@ -79,7 +87,7 @@ def gradients(args: argparse.Namespace) -> int:
         windows = windows_of(args, tokenizer, "calibration", args.corpus)
         collected = pk.collect_activations(model, windows, norm=args.norm, meta=meta)
     else:
-        collected = _collect(args, model, tokenizer, args.corpus)
+        collected = gradients_of(args, model, tokenizer, args.corpus)
     collected.save(output, dtype=torch.float16 if args.half else None)
     say(f"{len(collected)} layers written to {output}")
     return 0
@@ -113,15 +121,15 @@ def _tasks(args: argparse.Namespace) -> dict[str, Any]:
     """The arguments of `zero_shot`, tried out before anything expensive; empty if no tasks are asked for."""
     if args.zero_shot is None:
         return {}
-    from prunekit.evaluate import harness, zero_shot
+    from prunekit.evaluate import harness
 
     wrong = [entry for entry in args.datasets if not all(entry.partition("=")[::2])]
     if wrong:
         raise UsageError(f"--datasets {wrong[0]} is not NAME=FOLDER.")
     data = {"datasets": dict(entry.split("=", 1) for entry in args.datasets),
             "include_path": args.include_path, "allow_code": args.allow_code}
-    tasks = [name.strip() for name in args.zero_shot.split(",")] if args.zero_shot else \
-        zero_shot.default_tasks(args.model)
+    named = [name.strip() for name in args.zero_shot.split(",") if name.strip()]
+    tasks = named or default_tasks(args.model)
     with harness.quiet(progress=False):
         harness.load_tasks(tasks, **data)
     return data | {"tasks": tasks} | {key: getattr(args, key) for key in _SIZE.split()}
@@ -191,18 +199,15 @@ def finetune(args: argparse.Namespace) -> int:
     zeros = {key: sum(layer[key] for layer in tuned.zeros) for key in ("zeros_before", "zeros")}
     say(f"merged: {zeros['zeros']:,} zeros in the layers with adapters, of {zeros['zeros_before']:,}")
     measure("merged")
-    row = _tuned_row(args, tuned, measured) | zeros
+    row = {**_asked(args), "method": "LoRA" if args.plain else "masked LoRA", "block": args.block,
+           **tuned.job["options"], "target_modules": " ".join(args.target_modules), **tuned.costs,
+           **{f"{key}_{when}": row[key] for when, row in measured.items() for key in ("ppl", "low", "high")},
+           **zeros}
     if target:
         _save(model, tokenizer, target, row)
     if args.results:
         _add_rows(Path(args.results) / "results.csv", [row])
     return 0
-
-
-def _tuned_row(args: argparse.Namespace, tuned: Any, measured: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    return {**_asked(args), "method": "LoRA" if args.plain else "masked LoRA", "block": args.block,
-            **tuned.job["options"], "target_modules": " ".join(args.target_modules), **tuned.costs,
-            **{f"{key}_{when}": row[key] for when, row in measured.items() for key in ("ppl", "low", "high")}}
 
 
 def _perplexity(args: argparse.Namespace, model: Any, tokenizer: Any, corpus: str, what: str = "") -> dict:
@@ -235,11 +240,10 @@ def prune(args: argparse.Namespace) -> int:
     sparsity = read_sparsity(args.sparsity)
     layer_targets(layers(model), sparsity, args.pattern, args.skip)  # a wrong name, before gradients are
     G, corpus = None, args.gradient_corpus or args.corpus
-    if "G" in method.needs and args.gradients:
-        G = pk.Gradients.load(args.gradients)
-    elif "G" in method.needs:
-        say(f"{method.name} reads G and no --gradients are given: collecting them on {corpus}")
-        G = _collect(args, model, tokenizer, corpus)
+    if "G" in method.needs:
+        if not args.gradients:
+            say(f"{method.name} reads G and no --gradients are given: collecting them on {corpus}")
+        G = gradients_of(args, model, tokenizer, corpus, args.gradients)
     windows = windows_of(args, tokenizer, "calibration", args.corpus) if {"X", "H"} & method.needs else None
     report = pk.prune(model, windows, method, sparsity, args.pattern, gradients=G, one_shot=args.one_shot,
                       skip=args.skip, preserve=args.preserve)

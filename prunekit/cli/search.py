@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from prunekit.choices import Target, read_sparsity
-from prunekit.cli.models import load, windows_of
+from prunekit.cli.models import gradients_of, load, windows_of
 from prunekit.cli.options import DATA, argument, check_options, check_values, command, say
 from prunekit.errors import UsageError, did_you_mean
 from prunekit.files import check_file, replacing_file, write_atomic
@@ -70,8 +70,7 @@ def _start(args: argparse.Namespace, pool: Any) -> int:
             raise UsageError(f"{saved} was made on other search windows than these options draw: give the "
                              "options of then, or another --output.")
     else:
-        gradients = pk.Gradients.load(args.gradients) if args.gradients else pk.collect_gradients(
-            model, windows("gradient", args.nsamples), norm=args.norm, scale=args.scale)
+        gradients = gradients_of(args, model, tokenizer, args.corpus, args.gradients)
         read = windows("calibration", args.nsamples), windows("search", args.search_windows)
         bench = pk.Bench(args.model, *read, gradients=gradients, dtype=args.dtype, device=args.device)
         settings = {"update": args.update, "threads": args.threads, "seed": args.seed}
@@ -129,9 +128,7 @@ def _evolve(evaluator: Any, journal: Path, preset: Any, budget: int | None, seed
             seeds: Sequence[Any] = (), budgets: Sequence[Any] = (), **changes: Any) -> None:
     import prunekit as pk
 
-    for _ in pk.evolve(evaluator, preset, budget, seed, journal, pool, seeds=seeds, budgets=budgets,
-                       **changes):
-        pass
+    list(pk.evolve(evaluator, preset, budget, seed, journal, pool, seeds=seeds, budgets=budgets, **changes))
     _status(journal)
 
 

@@ -88,7 +88,7 @@ def status(args: argparse.Namespace) -> int:
 
 
 def _counts(of: Iterable[Any]) -> str:
-    """How often each `word` comes, of states or grades."""
+    """How often each `word` comes, of states, grades or figures."""
     words = [item.word for item in of]
     return ", ".join(f"{words.count(word)} {word}" for word in dict.fromkeys(words))
 
@@ -201,12 +201,11 @@ def figures(args: argparse.Namespace) -> int:
 
     params.resolve_profile(args.profile)
     check_folder(project.report_folder(args.profile))
-    counts: dict[str, int] = {}
+    drawn = []
     for figure in display.rebuild(args.profile, args.topics):
-        say(f"{figure.topic:<17} {figure.name:<20} {figure.outcome}")
-        counts[figure.outcome] = counts.get(figure.outcome, 0) + 1
-    summary = ", ".join(f"{n} {outcome}" for outcome, n in counts.items()) or "none drawn yet"
-    say(f"{sum(counts.values())} figures ({summary}); report: {site.render(args.profile)}")
+        drawn.append(figure)
+        say(f"{figure.topic:<17} {figure.name:<20} {figure.word}")
+    say(f"{len(drawn)} figures ({_counts(drawn) or 'none drawn yet'}); report: {site.render(args.profile)}")
     return 0
 
 

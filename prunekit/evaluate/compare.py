@@ -62,10 +62,6 @@ class Comparison:
     correlation: float
 
     @property
-    def distinguishable(self) -> bool:
-        return self.p < LEVEL
-
-    @property
     def verdict(self) -> str:
         """`lower`, `higher` or `indistinguishable` (one comparison; for several see `compare_many`)."""
         return verdict(self.p, self.ratio - 1)
@@ -278,11 +274,10 @@ def _mcnemar(only_first: int, only_second: int) -> float:
     return float(stats.binomtest(only_first, disagreeing).pvalue) if disagreeing else 1.0
 
 
-def _mcnemar_floor(n: int, power: float = 0.8) -> float:
-    """The difference at which n documents, disagreeing one way only, are significant with that
-    probability."""
+def _mcnemar_floor(n: int) -> float:
+    """The difference at which n documents, disagreeing one way only, are significant four times in five."""
     fewest = math.ceil(1 - math.log2(LEVEL))  # 2 / 2^6 < 0.05
-    return float(stats.beta.ppf(power, fewest, n - fewest + 1)) if n >= fewest else math.inf
+    return float(stats.beta.ppf(0.8, fewest, n - fewest + 1)) if n >= fewest else math.inf
 
 
 def compare_means(pairs: Mapping[Any, tuple[pd.DataFrame, pd.DataFrame]], metric: str = "acc"

@@ -15,15 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from prunekit.choices import TASKS
 from prunekit.errors import UsageError, did_you_mean
 from prunekit.hub import hub_or_cache
 
 # for lm-eval's own command line: --include_path
 EMBEDDED = Path(__file__).parents[1] / "embedded" / "lm_eval"
-# The seven tasks of the Wanda and Pruner-Zero papers, and their folders in lm-eval.
-PUBLISHED = {"boolq": "super_glue/boolq", "rte": "glue/rte", "hellaswag": "hellaswag",
-             "winogrande": "winogrande", "arc_easy": "arc", "arc_challenge": "arc",
-             "openbookqa": "openbookqa"}
 _SEEDS = {"python": 0, "numpy": 1234, "torch": 1234, "fewshot": 1234}  # lm-eval's own defaults
 
 
@@ -104,7 +101,7 @@ def _manager(everything: bool, include_path: str | None) -> Any:
     import lm_eval.tasks
 
     home = Path(lm_eval.tasks.__file__).parent
-    few = [] if everything else sorted({home / folder for folder in PUBLISHED.values()})
+    few = [] if everything else sorted({home / folder for folder in TASKS.values()})
     own = [Path(include_path).expanduser()] if include_path else []
     with quiet(progress=False):
         return lm_eval.tasks.TaskManager(include_path=[*few, EMBEDDED, *own], include_defaults=everything)

@@ -226,10 +226,6 @@ class Sources:
         total = sum(parts.values())
         return {name: part / total if total else 0.0 for name, part in parts.items()}
 
-    @property
-    def distinguishable(self) -> bool:
-        return self.p < LEVEL
-
 
 def sources(values: np.ndarray, *, running: bool = False) -> Sources:
     """Two-way analysis of variance, y_si = mu + a_s + b_i + e_si, for values (seeds, items), float.

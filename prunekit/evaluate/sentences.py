@@ -79,30 +79,36 @@ def claim(template: str, rows: pd.DataFrame, table: str, *, effect: str = "ratio
         raise UsageError(f"{len(rows)} rows of table {table} are compared without Holm's correction: give "
                          "them a column p_holm.")
     null = _NULLS.get(effect, 0.0)
-    low, high = (("holm_low", "holm_high") if "holm_low" in rows else ("low", "high"))
-    told = rows["p_holm"] < LEVEL if "p_holm" in rows else (rows[low] > null) | (rows[high] < null)
+    measured = rows[[effect, *(("holm_low", "holm_high") if "holm_low" in rows else ("low", "high"))]]
+    told = rows["p_holm"] < LEVEL if "p_holm" in rows else [
+        low > null or high < null for _, low, high in measured.to_numpy()]
     signs = [int(sure) * (1 if value > null else -1) for sure, value in zip(told, rows[effect], strict=True)]
     named = rows[list(name)].astype(object).fillna("").astype(str)
     labels = [tuple(percent(part) for part in parts if part) or ("",) for parts in named.to_numpy()]
-    sides = {side: [label for label, sign in zip(labels, signs, strict=True) if sign == side]
-             for side in (-1, 1, 0)}
-    short = [re.sub(r"^is | than.*| from.*", "", word) for word in words]
+    printed = [_value(value, ends, null, form) for value, *ends in measured.to_numpy(float)]
+    fields = _fields(labels, signs, printed, words)
+    how = {"effect": effect, "name": list(name), "words": list(words), "form": form}
+    return Claim(template.format(**fields), template, table, [int(i) for i in rows.index], how)
+
+
+def _fields(labels: Sequence[tuple[str, ...]], signs: Sequence[int], printed: Sequence[str],
+            words: Sequence[str]) -> dict[str, str]:
+    """What may stand in a template, from each row's names, its sign (0: cannot be told) and its effect."""
     phrases = dict(zip((-1, 1, 0), words, strict=True))
-    adjectives = dict(zip((-1, 1, 0), short, strict=True))
-    printed = [_value(value, ends, null, form) for value, *ends in rows[[effect, low, high]].to_numpy(float)]
-    fields = {
+    short = {side: re.sub(r"^is | than.*| from.*", "", phrase) for side, phrase in phrases.items()}
+    sides = {side: [label for label, sign in zip(labels, signs, strict=True) if sign == side]
+             for side in phrases}
+    return {
         **{field: _whole(field, side, signs) for field, side in _SIDES.items()},
         "verdict": phrases[signs[0]],
         "verdicts": ", ".join(f"**{phrases[side]}** {_listed(names)}"
                               for side, names in sides.items() if names),
-        "counts": _joined([f"{'is ' * bool(side)}{adjectives[side]} in **{len(names)}**"
+        "counts": _joined([f"{'is ' * bool(side)}{short[side]} in **{len(names)}**"
                            for side, names in sides.items()]),
         "value": printed[0],
-        "values": "; ".join(f"{_listed([label])} {value}, {adjectives[sign]}".strip()
+        "values": "; ".join(f"{_listed([label])} {value}, {short[sign]}".strip()
                             for label, value, sign in zip(labels, printed, signs, strict=True)),
     }
-    how = {"effect": effect, "name": list(name), "words": list(words), "form": form}
-    return Claim(template.format(**fields), template, table, [int(i) for i in rows.index], how)
 
 
 def percent(place: str) -> str:

@@ -107,13 +107,6 @@ def mean_over(frame: pd.DataFrame, metric: str | None = None) -> pd.Series:
                       "stderr": mean.error, "chance": rows["chance"].mean(), "n": rows["n"].sum()})
 
 
-def default_tasks(model: str) -> list[str]:
-    """What a model is asked unless said: the package's own world for its own models, else the papers'."""
-    from prunekit.evaluate.harness import PUBLISHED
-
-    return ["embedded"] if model.startswith("embedded/") else list(PUBLISHED)
-
-
 # --- from lm-eval's records ---------------------------------------------------------------------------------
 
 

@@ -48,7 +48,7 @@ def perplexity_curves(frame: pd.DataFrame, dense: float | None = None) -> Figure
 
 
 @style.figure
-def accuracy_panels(frame: pd.DataFrame, ylabel: str = "accuracy") -> Figure:
+def accuracy_panels(frame: pd.DataFrame) -> Figure:
     """A panel per task, accuracy against sparsity, one line per method with its interval; guessing is dashed.
 
     Columns: task, method, sparsity, value, low, high, chance (NaN: no line).
@@ -63,7 +63,7 @@ def accuracy_panels(frame: pd.DataFrame, ylabel: str = "accuracy") -> Figure:
         if rows["sparsity"].nunique() <= 4:  # room for all
             ax.set_xticks(sorted(rows["sparsity"].unique()))
     for ax in axes[:, 0]:
-        ax.set_ylabel(ylabel)
+        ax.set_ylabel("accuracy")
     made.supxlabel(f"{_SPARSITY}; dashed: guessing", fontsize=9)
     style.legend(axes.flat[0])
     return made

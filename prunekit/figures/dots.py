@@ -47,7 +47,7 @@ def ratios(frame: pd.DataFrame, to: str = "Wanda") -> Figure:
 
 
 @style.figure
-def findings(frame: pd.DataFrame, most: int = 10) -> Figure:
+def findings(frame: pd.DataFrame) -> Figure:
     """Traits with their effect and interval, one panel per kind, the most certain on top; filled: a signal.
 
     Columns as from `prunekit.findings`: kind ("correlation", "best tenth"; others have figures of their own),
@@ -55,7 +55,7 @@ def findings(frame: pd.DataFrame, most: int = 10) -> Figure:
     """
     units = {"correlation": "rank correlation with loss\n← lower     higher →",
              "best tenth": "log odds in the best tenth\n← rarer     more frequent →"}
-    parts = {kind: frame[frame["kind"] == kind].head(most) for kind in units if (frame["kind"] == kind).any()}
+    parts = {kind: frame[frame["kind"] == kind].head(10) for kind in units if (frame["kind"] == kind).any()}
     if not parts:
         return style.nothing()
     longest = max(map(len, parts.values()))

@@ -34,11 +34,11 @@ def table_map(frame: pd.DataFrame, unit: str, *, digits: int = 2, low: float | N
     return made
 
 
-def matrices(named: Mapping[str, Tensor], *, rows: int = 48, columns: int = 48) -> Figure:
+def matrices(named: Mapping[str, Tensor]) -> Figure:
     """The corner of several matrices (out, in) side by side, as `corner` shows them."""
     parts = []
     for name, matrix in named.items():
-        corner = matrix[:rows, :columns].cpu()
+        corner = matrix[:48, :48].cpu()
         values = pd.DataFrame(corner.float().numpy()).add_prefix("input ")
         parts.append(values.assign(name=name, mask=not corner.dtype.is_floating_point))
     return corners(pd.concat(parts, ignore_index=True))

@@ -5,9 +5,8 @@
     pk.recorded("history", "study")     every candidate of its searches
     pk.recorded("paired", "")           of all of them, with a column `study`
     pk.recorded_by("study")             one clause that says which run that was
-    pk.recorded("monomials", "monomials")  the grid's losses on several models, by `recipes.monomials`
-    pk.recorded("first-search", "first-search")  what one search found on a real model, by
-                                                 `recipes.first_search`
+    pk.recorded("monomials")            the grid's losses on several models, by `recipes.monomials`
+    pk.recorded("first-search")         what one search found on a real model, by `recipes.first_search`
 
 `prunekit record PROFILE` puts a profile's tables here; `make study` runs profile `study` and records it anew.
 """
@@ -46,8 +45,8 @@ def recorded(table: str, name: str = "study") -> pd.DataFrame:
     without columns that follow from the tree.
 
     name: of the study; "": of all that have the table, one after the other, with a column `study`. Rows of a
-    study that was tested on several texts say on which, in a column `text`. Raises UsageError for a table or
-    study that was not recorded.
+    study that was tested on several texts say on which, in a column `text`. A table that a recipe measured,
+    model by model, is of no study. Raises UsageError for what was not recorded.
     """
     import pandas as pd
 
@@ -55,7 +54,7 @@ def recorded(table: str, name: str = "study") -> pd.DataFrame:
         parts = {each: recorded(table, each) for each in studies() if table in _files(each)}
         if parts:
             return pd.concat(parts, names=["study"]).reset_index("study").reset_index(drop=True)
-    files = _files(name)
+    files = _files(name) | _measured()
     if table not in files:
         where = f" of {name!r:.60}" * (name != "study")
         raise UsageError(f"nothing is recorded as {table!r:.60}{where}{did_you_mean(table, files)}")
@@ -69,11 +68,15 @@ def row_names(rows: pd.DataFrame, *first: str) -> list[str]:
 
 
 def _files(name: str) -> dict[str, list[Path]]:
-    """By table. What is measured model by model, by a recipe, is a folder of the table's name."""
-    files = sorted(FOLDER.joinpath(name).glob("*.csv*")) if name else []
-    if name and not FOLDER.joinpath(name, "manifests.json").exists():
-        return {name: files} if files else {}
-    return {file.name.removesuffix(".gz").removesuffix(".csv"): [file] for file in files}
+    """The tables of a study."""
+    return {file.name.removesuffix(".gz").removesuffix(".csv"): [file]
+            for file in sorted(FOLDER.joinpath(name).glob("*.csv*"))}
+
+
+def _measured() -> dict[str, list[Path]]:
+    """The tables that recipes made: each a folder, with a file for each model."""
+    return {folder.name: sorted(folder.glob("*.csv*")) for folder in FOLDER.glob("*")
+            if not (folder / "manifests.json").exists()}
 
 
 def _made(name: str) -> dict[str, Any]:
@@ -118,7 +121,7 @@ def first_search() -> Claim:
     the lines that people wrote and the one that was evolved on the embedded model."""
     from prunekit.metric.tree import Tree
 
-    rows = recorded("first-search", "first-search")
+    rows = recorded("first-search")
     made = rows.iloc[0]
     n, _, length = made["test_windows"].split()
     found = claim(f"On {made['model']}, one search ({made['evaluated']} evaluations at "

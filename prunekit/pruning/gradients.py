@@ -211,16 +211,8 @@ def collect_gradients(model: nn.Module, windows: Tensor, *, norm: str = "l2", sc
     parameters = {id(layer.parameter): layer.parameter for layer in prunable}
     sums = {key: _zeros(p, Path(offload) / f"{place:05d}.f32" if offload else None)
             for place, (key, p) in enumerate(parameters.items())}
-
-    def add(parameter: nn.Parameter) -> None:
-        g, total = parameter.grad, sums[id(parameter)]
-        if total.device.type != "cuda" or g.device != total.device:  # there sums read g as it is
-            g = g.to(total)
-        total.addcmul_(g, g) if norm == "l2" else total.add_(g.abs_() if norm == "l1" else g)
-        parameter.grad = None
-
     losses = _block_norms(model, windows, progress) if local else _losses(model, windows, progress)
-    with (_differentiating(model, list(parameters.values()), add),
+    with (_differentiating(model, list(parameters.values()), partial(_add, sums, norm)),
           _recomputed(model, gradient_checkpointing and not local), closing(losses)):
         for index, loss in losses:
             if not torch.isfinite(loss):
@@ -231,10 +223,7 @@ def collect_gradients(model: nn.Module, windows: Tensor, *, norm: str = "l2", sc
         if norm != "l1":
             total.sqrt_() if norm == "l2" else total.abs_()
         if on_device:
-            sums[key] = total.to(parameters[key].device, on_device)
-            if not finite(sums[key]):
-                raise UsageError(f"{on_device} cannot hold G, which reaches {total.max():.3g}; use bfloat16 "
-                                 "or a smaller scale.")
+            sums[key] = _held(total, parameters[key].device, on_device)
     made = {"kind": "gradient", "norm": norm, "scale": scale, "n": len(windows), "seqlen": windows.shape[1],
             "dtype": str(model.dtype).removeprefix("torch."), **({"local": True} if local else {}),
             **(meta or {})}
@@ -280,6 +269,23 @@ def _zeros(parameter: Tensor, path: Path | None) -> Tensor:
     path.unlink(missing_ok=True)
     zeros = torch.from_file(str(path), shared=True, size=parameter.numel(), dtype=torch.float32)
     return zeros.view(parameter.shape)
+
+
+def _add(sums: dict[int, Tensor], norm: str, parameter: nn.Parameter) -> None:
+    """Take a sample's gradient from a parameter."""
+    g, total = parameter.grad, sums[id(parameter)]
+    if total.device.type != "cuda" or g.device != total.device:  # there sums read g as it is
+        g = g.to(total)
+    total.addcmul_(g, g) if norm == "l2" else total.add_(g.abs_() if norm == "l1" else g)
+    parameter.grad = None
+
+
+def _held(total: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    G = total.to(device, dtype)
+    if not finite(G):
+        raise UsageError(f"{dtype} cannot hold G, which reaches {total.max():.3g}; use bfloat16 or a smaller "
+                         "scale.")
+    return G
 
 
 def _oriented(layer: Layer, total: Tensor) -> Tensor:

@@ -175,9 +175,7 @@ class Search:
         if self.preset.evolve == "metric":
             tree, parents, operator = self._draw_tree(rng, index, fresh)
             return tree, None, parents, operator
-        # Few are enough to breed from: steps are small, and each is told from the last on the same windows
-        few = not self.ranked
-        if fresh or self.preset.random or few:
+        if fresh or self.preset.random or not self.ranked:  # one is enough to breed from: steps are small
             tree = self.first[0][0] if self.preset.evolve == "budget" else \
                 half_and_half(rng, self.preset.depths, self.preset.alphabet)
             return tree, random_budget(rng, self.places), (), "random"

@@ -236,11 +236,11 @@ MOST = 40_000  # values; more are not written, and the figure is kept as it is
 
 @dataclass(frozen=True)
 class Rebuilt:
-    """`outcome`: same (byte for byte), changed (drawn anew), or kept (it has no table)."""
+    """`word`: same (byte for byte), changed (drawn anew), or kept (it has no table)."""
 
     topic: str
     name: str
-    outcome: str
+    word: str
 
 
 def recipe(figure: Figure) -> tuple[dict[str, Any], pd.DataFrame] | None:

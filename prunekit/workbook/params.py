@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from prunekit.choices import CORPORA
+from prunekit.choices import CORPORA, default_tasks
 from prunekit.errors import UsageError, did_you_mean
 from prunekit.workbook import checks, project
 
@@ -255,7 +255,8 @@ def _from_folder(data: Setting, base: Path, defaults: Mapping[str, Any], setting
 
     found = {key: each(own, value) for key, value in values.items() if key in checks.PATHS}
     found = {key: value for key, value in found.items() if value != values[key]}
-    tasks = [task for task in values.get("zero_shot_tasks", ()) if not task.startswith("embedded")]
+    asked = default_tasks(values["model"]) if values.get("task_documents") else ()
+    tasks = [task for task in values.get("zero_shot_tasks", asked) if not task.startswith("embedded")]
     if tasks and not values["folders"]:
         found["folders"] = ",".join(f"{task}={there(f'zero_shot/{task}')}" for task in tasks)
     return {key: Setting(value, data.origin) for key, value in found.items()}

@@ -79,7 +79,13 @@ def test_every_row_says_where_its_windows_begin(tiny, tmp_path, capsys):
     file = tmp_path / "g.safetensors"
     assert main(["gradients", *embedded, "--bos=always", f"--output={file}"]) == 0
     assert pk.Gradients.load(file).meta["bos"] == "every window"
+    of_file = [*embedded, "--method=gradient", f"--gradients={file}"]
+    assert main(["prune", *of_file, "--bos=always", "--no-evaluate"]) == 0
     capsys.readouterr()
+    for asked in (["prune", *of_file], ["search", "start", *of_file, f"--output={tmp_path / 'found'}"]):
+        assert main(asked) == 2
+        assert (f"gradient file {file} was made with BOS in every window, and this run has it in no window: "
+                "give the --bos of then, or collect G again.") in capsys.readouterr().err
     assert main(["prune", *options(tiny, method="wanda", bos="always")]) == 2
     assert "bos = 'always' does not go with ready windows (windows=)" in capsys.readouterr().err
 

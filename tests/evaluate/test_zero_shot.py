@@ -17,10 +17,11 @@ from scipy import stats
 
 import prunekit as pk
 import prunekit.hub
+from prunekit.choices import default_tasks
 from prunekit.cli import main
 from prunekit.embedded import tasks
 from prunekit.evaluate import harness
-from prunekit.evaluate.zero_shot import by_limit, default_tasks, first_questions, log_probabilities
+from prunekit.evaluate.zero_shot import by_limit, first_questions, log_probabilities
 
 RTE = [{"sentence1": f"The {a} is in the box.", "sentence2": f"There is a {b}.", "label": int(a != b),
         "idx": i}

@@ -126,4 +126,10 @@ def test_tables_of_several_models_are_read_as_one(tmp_path, monkeypatch):
     for model in ("a", "b"):
         frame = pd.DataFrame({"model": [model], "target": ["2:4"]})
         frame.to_csv(tmp_path / "monomials" / f"{model}.csv.gz", index=False)
-    assert pk.recorded("monomials", "monomials")["model"].tolist() == ["a", "b"] and pk.studies() == []
+    shutil.copytree(RECORDED / "study", tmp_path / "study")
+    assert pk.recorded("monomials")["model"].tolist() == ["a", "b"] and pk.studies() == ["study"]
+    assert "study" not in pk.recorded("monomials", "")  # of no study, so once
+    with pytest.raises(UsageError, match="nothing is recorded as 'study'"):
+        pk.recorded("study")
+    with pytest.raises(UsageError, match="nothing is recorded as 'monomial' .did you mean 'monomials'"):
+        pk.recorded("monomial")

@@ -23,8 +23,8 @@ def test_a_comparison_raises_few_alarms_and_finds_what_is_detectable(n):
     noise = losses(np.random.default_rng(1), n, 0, True, 4000) * 0.05
     base = Perplexity(np.full(n, 3.0))
     found = [pk.compare(Perplexity(3.0 + y), base) for y in noise]
-    assert 0.02 <= np.mean([one.distinguishable for one in found]) <= 0.06
+    assert 0.02 <= np.mean([one.p < 0.05 for one in found]) <= 0.06
     shift = np.log(np.median([one.detectable for one in found]))  # what half of them say at most
-    power = np.mean([pk.compare(Perplexity(3.0 + y + by), base).distinguishable
+    power = np.mean([pk.compare(Perplexity(3.0 + y + by), base).p < 0.05
                      for y in noise for by in (shift, -shift)])
     assert power == pytest.approx(0.8, abs=0.03)

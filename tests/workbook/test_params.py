@@ -137,6 +137,10 @@ def test_a_folder_stands_for_all_that_the_hub_would_give(tmp_path, monkeypatch):
     assert values["01_data"]["test_corpus"] == ""
     assert values["01_data"]["test_corpora"] == [f"{there}/web/c4.jsonl", "embedded"]
     assert values["06_zero_shot"]["folders"] == ",".join(f"{task}={there}/zero_shot/{task}" for task in tasks)
+    assert values["07_lora"]["folders"] == ""  # which asks nothing unless it is told to
+    (tmp_path / "data/config.json").write_text("{}")
+    asked = overrides | {"model": there, "task_documents": "9"}
+    assert params.resolve_profile("smollm2", asked)["07_lora"]["folders"] == values["06_zero_shot"]["folders"]
     own = params.resolve_profile("smollm2", overrides | {"folders": f"rte={there}"})["06_zero_shot"]
     assert own["folders"] == f"rte={there}"
     assert params.resolve_profile("embedded", {"data": "data"}) == params.resolve_profile("embedded")

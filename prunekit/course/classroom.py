@@ -128,6 +128,7 @@ def write_class(grades: Sequence[Grade], folder: Path) -> Path:
     import pandas as pd
 
     names = _names([grade.folder for grade in grades])
+    grades = sorted(grades, key=lambda grade: (names[grade.folder], grade.topic, grade.number))
     frame = pd.DataFrame([{"student": names[grade.folder], "notebook": grade.topic, "exercise": grade.number,
                            "verdict": grade.word, "sentence": grade.sentence} for grade in grades])
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from prunekit.choices import percent
 from prunekit.errors import UsageError
 from prunekit.evaluate.intervals import LEVEL, decimals
 
@@ -56,6 +57,7 @@ def claim(template: str, rows: pd.DataFrame, table: str, *, effect: str = "ratio
       {is lower}, {is higher}: "is lower" if all rows are; "is not lower" if one is higher; else "cannot be
         told to be lower";
       {verdicts}: `words`, each followed by the names of its rows;
+      {measured}: the same, each name with its effect and interval;
       {verdict}: of one row, one of `words`;
       {counts}: "is lower in 7, is higher in 1 and cannot be told in 4";
       {value}: of one row, its effect with the interval;
@@ -88,10 +90,13 @@ def claim(template: str, rows: pd.DataFrame, table: str, *, effect: str = "ratio
     phrases = dict(zip((-1, 1, 0), words, strict=True))
     adjectives = dict(zip((-1, 1, 0), short, strict=True))
     printed = [_value(value, ends, null, form) for value, *ends in rows[[effect, low, high]].to_numpy(float)]
+    both = {label: f" ({effect} {value.replace(' (', ', ')}" for label, value in zip(labels, printed)}
     fields = {
         **{field: _whole(field, side, signs) for field, side in _SIDES.items()},
         "verdict": phrases[signs[0]],
         "verdicts": ", ".join(f"**{phrases[side]}** {_listed(names)}"
+                              for side, names in sides.items() if names),
+        "measured": ", ".join(f"**{phrases[side]}** {_joined([_listed([key]) + both[key] for key in names])}"
                               for side, names in sides.items() if names),
         "counts": _joined([f"{'is ' * bool(side)}{adjectives[side]} in **{len(names)}**"
                            for side, names in sides.items()]),
@@ -101,11 +106,6 @@ def claim(template: str, rows: pd.DataFrame, table: str, *, effect: str = "ratio
     }
     how = {"effect": effect, "name": list(name), "words": list(words), "form": form}
     return Claim(template.format(**fields), template, table, [int(i) for i in rows.index], how)
-
-
-def percent(place: str) -> str:
-    """A target as sentences have it: "0.5" as "50 %"; every other name as it is."""
-    return f"{100 * float(place):g} %" if re.fullmatch(r"0\.\d+", place) else place
 
 
 def _whole(field: str, side: int, signs: Sequence[int]) -> str:
@@ -128,5 +128,8 @@ def _joined(parts: Sequence[str]) -> str:
 
 
 def _value(value: float, ends: Sequence[float], null: float, form: str) -> str:
-    form = form or f"{'' if null else '+'}.{decimals((value, *ends), null, 2)}f"
+    places = decimals((value, *ends), null, 2)
+    while not form and places < 9 and f"{ends[0]:.{places}f}" == f"{ends[1]:.{places}f}":
+        places += 1  # an interval has two ends
+    form = form or f"{'' if null else '+'}.{places}f"
     return f"{value:{form}} ({ends[0]:{form}} to {ends[1]:{form}})"

@@ -17,7 +17,7 @@ MARKS = "<!-- recorded: make docs -->\n", "<!-- end of recorded -->\n"
 
 
 def bullets(said: list[Claim]) -> str:
-    """As a list; no line breaks inside a formula, whose minus sign would begin another list, or before a %."""
+    """As a list; no line breaks inside a formula, whose minus would begin a list, or before %."""
     whole = [re.sub("`[^`]*`| %", lambda found: found[0].replace(" ", "\0"), typeset(each.sentence))
              for each in said]
     return "\n".join(fill(f"- {each}", 110, subsequent_indent="  ", break_long_words=False,

@@ -90,14 +90,17 @@ def claim(template: str, rows: pd.DataFrame, table: str, *, effect: str = "ratio
     phrases = dict(zip((-1, 1, 0), words, strict=True))
     adjectives = dict(zip((-1, 1, 0), short, strict=True))
     printed = [_value(value, ends, null, form) for value, *ends in rows[[effect, low, high]].to_numpy(float)]
-    both = {label: f" ({effect} {value.replace(' (', ', ')}" for label, value in zip(labels, printed)}
+    with_value = [f"{_listed([label])} ({effect} {value.replace(' (', ', ')}"
+                  for label, value in zip(labels, printed, strict=True)]
+    measured = {side: [each for each, sign in zip(with_value, signs, strict=True) if sign == side]
+                for side in sides}
     fields = {
         **{field: _whole(field, side, signs) for field, side in _SIDES.items()},
         "verdict": phrases[signs[0]],
         "verdicts": ", ".join(f"**{phrases[side]}** {_listed(names)}"
                               for side, names in sides.items() if names),
-        "measured": ", ".join(f"**{phrases[side]}** {_joined([_listed([key]) + both[key] for key in names])}"
-                              for side, names in sides.items() if names),
+        "measured": ", ".join(f"**{phrases[side]}** {_joined(each)}"
+                              for side, each in measured.items() if each),
         "counts": _joined([f"{'is ' * bool(side)}{adjectives[side]} in **{len(names)}**"
                            for side, names in sides.items()]),
         "value": printed[0],

@@ -16,7 +16,7 @@ BUDGETS = {
     "__init__": 90, "__main__": 10, "errors": 20, "files": 160, "hub": 170, "parallel": 165, "choices": 175,
     "models": 500, "data": 495, "embedded": 840, "metric": 1610, "pruning": 1990, "streaming": 750,
     "evaluate": 1615, "search": 2135, "analysis": 945, "lora": 740, "figures": 695, "workbook": 1720,
-    "batch": 825, "report": 1050, "ledger": 525, "course": 960, "cli": 975, "progress": 20,
+    "batch": 825, "report": 1050, "ledger": 525, "course": 965, "cli": 975, "progress": 20,
 }
 
 

@@ -27,6 +27,23 @@ TASKS = {"boolq": "super_glue/boolq", "rte": "glue/rte", "hellaswag": "hellaswag
 def default_tasks(model: str) -> list[str]:
     """What a model is asked unless said: the package's own world for its own models, else the papers'."""
     return ["embedded"] if model.startswith("embedded/") else list(TASKS)
+# What people know a method as: from the literature, or by where it was found; and the pattern of such names.
+CALLED = {
+    "magnitude": "Magnitude", "wanda": "Wanda", "ria": "RIA", "sparsegpt": "SparseGPT", "admm": "ADMM",
+    "pruner-zero": "Pruner-Zero", "gblm": "GBLM-Pruner", "wanda++": "Wanda++", "grad-weight": "SNIP",
+    "fisher": "OBD, diagonal Fisher", "obd-layer": "OBD of the layer", "wanda-variant": "Wanda, variant",
+    "pruner-zero-variant": "Pruner-Zero, variant", "embedded line": "the embedded model's line"}
+NAMED = r"(?<![\w+/-])(?:{})(?![\w+/-])".format("|".join(map(re.escape, CALLED)))
+
+
+def called(name: str) -> str:
+    """A method, or one with something ("wanda, plain", "ria + obs"), as people name it."""
+    return re.sub(NAMED, lambda found: CALLED[found[0]], str(name))
+
+
+def percent(place: str) -> str:
+    """A target as sentences have it: "0.5" as "50 %"; every other name as it is."""
+    return f"{100 * float(place):g} %" if re.fullmatch(r"0\.\d+", place) else place
 
 
 def parse_pattern(pattern: str) -> tuple[int, int] | None:

@@ -123,7 +123,9 @@ def test_a_ratio_is_hollow_where_its_interval_holds_one():
                          columns=["method", "sparsity", "pattern", "ratio", "low", "high"])
     made = figures.ratios(frame)
     assert [ax.get_title(loc="left") for ax in made.axes] == ["50 %", "2:4"]
-    assert [tick.get_text() for tick in made.axes[0].get_yticklabels()] == ["wanda++", "ria"]   # from above
+    assert [tick.get_text() for tick in made.axes[0].get_yticklabels()] == ["Wanda++", "RIA"]   # from above
+    targets = frame.assign(target=["0.5", "0.5", "2:4"]).drop(columns=["sparsity", "pattern"])
+    assert texts(figures.ratios(targets)) == texts(figures.ratios(frame))
     assert list(made.axes[0].get_yticks()) == [1, 0]
     faces = {line.get_ydata()[0]: line.get_markerfacecolor() for line in made.axes[0].lines
              if len(line.get_xdata()) == 1}
@@ -133,7 +135,7 @@ def test_a_ratio_is_hollow_where_its_interval_holds_one():
 
 def test_shares_kept_by_hand():
     mask = torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0]], dtype=torch.bool)
-    lines = [drawn(figures.kept_shares({"wanda": mask}, bins=2), side)["wanda"] for side in (0, 1)]
+    lines = [drawn(figures.kept_shares({"wanda": mask}, bins=2), side)["Wanda"] for side in (0, 1)]
     assert [line.get_ydata().tolist() for line in lines] == [[0.75, 0.25], [0.75, 0.25]]
     assert lines[0].get_xdata().tolist() == [0.25, 0.75]
 

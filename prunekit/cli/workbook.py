@@ -113,7 +113,8 @@ def run_sweep(args: argparse.Namespace) -> int:
     if args.dry_run:
         return _estimate(planned, [unit for unit, state in states.items() if not state.fresh], args.workers)
     broken = 0
-    records = sweep.bring_up_to_date(planned, workers=args.workers, dask=args.dask, retry=args.retry)
+    records = sweep.bring_up_to_date(planned, workers=args.workers, dask=args.dask, retry=args.retry,
+                                     progress=True)
     for count, (unit, record) in enumerate(records, 1):
         broken += record.broken
         say(f"{count:>4}/{len(planned.units)}  {record.outcome:<8}{record.seconds:8.1f} s  "
@@ -237,7 +238,7 @@ def student(args: argparse.Namespace) -> int:
                            help="copies written by `prunekit student`, with answers"),
          argument("--profile", default="embedded", help="what the lessons run under (smoke: in less time)"),
          argument("--only", nargs="+", default=[], metavar="TOPIC", help="these notebooks, as 03_baselines"),
-         argument("--time-limit", type=float, default=60.0, metavar="SECONDS", help="for each answer"),
+         argument("--time-limit", type=float, default=20.0, metavar="SECONDS", help="for each answer"),
          argument("--output", type=Path, metavar="DIR", help="also write grades.csv and grades.html there"))
 def check(args: argparse.Namespace) -> int:
     """Grade the exercises of students' copies, a line for each as it comes.

@@ -38,7 +38,7 @@ class Grade:
 
 
 def check_copies(folders: Sequence[Path], profile: str = "embedded", topics: Sequence[str] = (),
-                 limit: float = 60.0, *, progress: bool = True) -> Iterator[Grade]:
+                 limit: float = 20.0, *, progress: bool = True) -> Iterator[Grade]:
     """Grade the exercises of students' copies behind the project's own lessons; each grade as it comes.
 
     The lessons run once for all copies, under `profile`, in a folder that is thrown away; only the students'
@@ -66,7 +66,7 @@ def _graded(folders: list[Path], profile: str, wanted: list[str], graded: dict[s
         bar = tqdm(total=len(asked), unit="answer", disable=None if progress else True)
 
         def lessons() -> None:
-            for record in schedule.run_profile(profile, wanted, progress=False):
+            for record in schedule.run_profile(profile, wanted, progress=False, workers=2):  # as make report
                 why[record.topic] = f"The lesson did not run: {record.reason.rstrip('.')}."
                 bar.set_description_str(f"lesson {record.topic} {record.outcome}")
 
@@ -128,6 +128,7 @@ def write_class(grades: Sequence[Grade], folder: Path) -> Path:
     import pandas as pd
 
     names = _names([grade.folder for grade in grades])
+    grades = sorted(grades, key=lambda grade: (names[grade.folder], grade.topic, grade.number))
     frame = pd.DataFrame([{"student": names[grade.folder], "notebook": grade.topic, "exercise": grade.number,
                            "verdict": grade.word, "sentence": grade.sentence} for grade in grades])
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
@@ -136,10 +137,11 @@ def write_class(grades: Sequence[Grade], folder: Path) -> Path:
     asked = sorted({(notebook, exercise) for _, notebook, exercise in cells_})
     right = Counter(name for row in cells_.values() if row.verdict == "right"
                     for name in (row.student, (row.notebook, row.exercise)))
-    wrong = frame[frame["verdict"] == "wrong"].groupby(["notebook", "exercise", "sentence"])["student"]
+    said = frame[frame["verdict"] == "wrong"].groupby(["notebook", "exercise", "sentence"])["student"]
+    wrong = sorted(((*key, list(who)) for key, who in said), key=lambda row: (*row[:2], -len(row[3])))
     page = template.render(
         students=list(dict.fromkeys(frame["student"])), asked=asked, cells=cells_, marks=_MARKS, right=right,
-        wrong=[(*key, list(who)) for key, who in wrong], on=time.strftime("%Y-%m-%d %H:%M"))
+        wrong=wrong, on=time.strftime("%Y-%m-%d %H:%M"))
     write_atomic(folder / "grades.csv", frame.to_csv(index=False))
     write_atomic(folder / "grades.html", page)
     return folder / "grades.html"

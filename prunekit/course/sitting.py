@@ -8,8 +8,9 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from types import FunctionType
@@ -20,20 +21,26 @@ import torch
 from prunekit.course.grading import Verdict, exercises, judge, said
 
 _MEMORY, _FILE = 4 << 30, 64 << 20  # bytes that an answer may take beside the lesson's, and put into a file
+_AT_A_TIME = max(2, os.cpu_count() or 1)  # copies, of which each takes one core
+_one = threading.Lock()
 _variables: dict[str, Any] = {}  # in a fork of the kernel: the lesson's, and what the answers make of them
 _untouched: dict[str, Any] = {}  # as the checks see them
 
 
 def examine(variables: dict[str, Any], topic: str, file: str, limit: float) -> None:
     """Behind a lesson: run the answers that `file` holds on its variables, and write a line of `file`l for
-    each verdict as it comes. file: for each copy its (exercise, answer) pairs, as JSON."""
+    each verdict as it comes. file: for each copy its (exercise, answer) pairs, as JSON. Some copies at a
+    time, so that one which hangs holds up no other."""
     copies = json.loads(Path(file).read_text(encoding="utf-8"))
     exercises(topic)  # imported here, once, and not in every fork
-    with open(f"{file}l", "a", encoding="utf-8") as lines:
-        for place, questions in enumerate(copies):
-            for verdict in _verdicts(variables, topic, questions, limit):
-                lines.write(json.dumps({"copy": place, **vars(verdict)}) + "\n")
-                lines.flush()
+    with open(f"{file}l", "a", encoding="utf-8") as lines, ThreadPoolExecutor(_AT_A_TIME) as desks:
+        def take(place: int) -> None:
+            for verdict in _verdicts(variables, topic, copies[place], limit):
+                with _one:
+                    lines.write(json.dumps({"copy": place, **vars(verdict)}) + "\n")
+                    lines.flush()
+
+        list(desks.map(take, range(len(copies))))
 
 
 def _verdicts(variables: dict[str, Any], topic: str, questions: list[list[Any]], limit: float
@@ -46,7 +53,9 @@ def _verdicts(variables: dict[str, Any], topic: str, questions: list[list[Any]],
         folder = tempfile.mkdtemp(prefix="prunekit-answers-")
         fork = multiprocessing.get_context("fork")
         with ProcessPoolExecutor(1, fork, _sit, (variables, folder)) as pool:
-            process, alive = pool.submit(os.getpid).result(), True
+            with _one:  # a fork made beside another would hold its pipes open, and hide its end
+                process = pool.submit(os.getpid).result()
+            alive = True
             while questions and alive:
                 (number, answer), *questions = questions
                 attempt = pool.submit(_attempt, topic, number, answer)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from prunekit.choices import percent
 from prunekit.errors import UsageError
 from prunekit.evaluate.intervals import LEVEL, decimals
 
@@ -56,6 +57,7 @@ def claim(template: str, rows: pd.DataFrame, table: str, *, effect: str = "ratio
       {is lower}, {is higher}: "is lower" if all rows are; "is not lower" if one is higher; else "cannot be
         told to be lower";
       {verdicts}: `words`, each followed by the names of its rows;
+      {measured}: the same, each name with its effect and interval;
       {verdict}: of one row, one of `words`;
       {counts}: "is lower in 7, is higher in 1 and cannot be told in 4";
       {value}: of one row, its effect with the interval;
@@ -86,34 +88,35 @@ def claim(template: str, rows: pd.DataFrame, table: str, *, effect: str = "ratio
     named = rows[list(name)].astype(object).fillna("").astype(str)
     labels = [tuple(percent(part) for part in parts if part) or ("",) for parts in named.to_numpy()]
     printed = [_value(value, ends, null, form) for value, *ends in measured.to_numpy(float)]
-    fields = _fields(labels, signs, printed, words)
+    fields = _fields(labels, signs, printed, words, effect)
     how = {"effect": effect, "name": list(name), "words": list(words), "form": form}
     return Claim(template.format(**fields), template, table, [int(i) for i in rows.index], how)
 
 
 def _fields(labels: Sequence[tuple[str, ...]], signs: Sequence[int], printed: Sequence[str],
-            words: Sequence[str]) -> dict[str, str]:
+            words: Sequence[str], effect: str) -> dict[str, str]:
     """What may stand in a template, from each row's names, its sign (0: cannot be told) and its effect."""
     phrases = dict(zip((-1, 1, 0), words, strict=True))
     short = {side: re.sub(r"^is | than.*| from.*", "", phrase) for side, phrase in phrases.items()}
     sides = {side: [label for label, sign in zip(labels, signs, strict=True) if sign == side]
              for side in phrases}
+    with_value = [f"{_listed([label])} ({effect} {value.replace(' (', ', ')}"
+                  for label, value in zip(labels, printed, strict=True)]
+    measured = {side: [each for each, sign in zip(with_value, signs, strict=True) if sign == side]
+                for side in sides}
     return {
         **{field: _whole(field, side, signs) for field, side in _SIDES.items()},
         "verdict": phrases[signs[0]],
         "verdicts": ", ".join(f"**{phrases[side]}** {_listed(names)}"
                               for side, names in sides.items() if names),
+        "measured": ", ".join(f"**{phrases[side]}** {_joined(each)}"
+                              for side, each in measured.items() if each),
         "counts": _joined([f"{'is ' * bool(side)}{short[side]} in **{len(names)}**"
                            for side, names in sides.items()]),
         "value": printed[0],
         "values": "; ".join(f"{_listed([label])} {value}, {short[sign]}".strip()
                             for label, value, sign in zip(labels, printed, signs, strict=True)),
     }
-
-
-def percent(place: str) -> str:
-    """A target as sentences have it: "0.5" as "50 %"; every other name as it is."""
-    return f"{100 * float(place):g} %" if re.fullmatch(r"0\.\d+", place) else place
 
 
 def _whole(field: str, side: int, signs: Sequence[int]) -> str:
@@ -124,13 +127,17 @@ def _whole(field: str, side: int, signs: Sequence[int]) -> str:
 
 
 def _listed(names: Sequence[tuple[str, ...]]) -> str:
-    """("a", "1"), ("a", "2"), ("b", "1") as "a at 1 and 2, b at 1"; ("a", "1", "x") as "a at 1 (x)"."""
+    """("a", "1"), ("a", "2"), ("b", "1") as "a at 1 and 2, b at 1"; ("a", "1", "x") as "a at 1 (x)";
+    ("2:4", "x"), where a target comes first, as "2:4 on x"."""
     places: dict[str, dict[str, list[str]]] = {}
     for first, *rest in names:
         at = places.setdefault(first, {})
         if rest:
             at.setdefault(rest[0], []).extend(rest[1:])
-    return _joined([f"{first} at {_joined([_on(*place) for place in at.items()])}" if at else first
+    def where(first: str) -> str:
+        return "on" if re.fullmatch(r"[\d.]+ %|\d+:\d+", first) else "at"
+
+    return _joined([f"{first} {where(first)} {_joined([_on(*each) for each in at.items()])}" if at else first
                     for first, at in places.items()])
 
 
@@ -143,5 +150,8 @@ def _joined(parts: Sequence[str]) -> str:
 
 
 def _value(value: float, ends: Sequence[float], null: float, form: str) -> str:
-    form = form or f"{'' if null else '+'}.{decimals((value, *ends), null, 2)}f"
+    places = decimals((value, *ends), null, 2)
+    while not form and places < 9 and f"{ends[0]:.{places}f}" == f"{ends[1]:.{places}f}":
+        places += 1  # an interval has two ends
+    form = form or f"{'' if null else '+'}.{places}f"
     return f"{value:{form}} ({ends[0]:{form}} to {ends[1]:{form}})"

@@ -8,6 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from prunekit.choices import called
 from prunekit.figures import style
 
 _SPARSITY = "sparsity (share of weights that are zero)"
@@ -75,7 +76,7 @@ def log_curves(frame: pd.DataFrame, xlabel: str, ylabel: str, *, left: float | N
     made, ((ax,),) = style.new(height=2.7, width=4.0)
     for name, look in style.looks(frame["name"].unique()).items():
         rows = frame[frame["name"] == name]
-        ax.plot(rows["x"], rows["y"], label=name, **look | {"marker": ""})
+        ax.plot(rows["x"], rows["y"], label=called(name), **look | {"marker": ""})
     ax.set(xscale="log", yscale="log", xlabel=xlabel, ylabel=ylabel)
     ax.set_xlim(left=left)
     ax.legend()

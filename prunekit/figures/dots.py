@@ -5,6 +5,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from prunekit.choices import percent
 from prunekit.figures import style
 
 
@@ -27,9 +28,11 @@ def ratios(frame: pd.DataFrame, to: str = "Wanda") -> Figure:
     """Perplexity divided by that of `to` on the same windows: a panel per setting, a row per method.
 
     Hollow: the interval holds 1, so the two cannot be told apart. Each panel has an axis of its own,
-    logarithmic where its ends lie far apart. Columns method, sparsity, pattern, ratio, low, high.
+    logarithmic where its ends lie far apart. Columns method, ratio, low, high, and target ("0.5") or sparsity
+    and pattern.
     """
-    setting = frame["pattern"].where(frame["pattern"] != "unstructured", frame["sparsity"].map(style.percent))
+    setting = frame["target"].map(percent) if "target" in frame else frame["pattern"].where(
+        frame["pattern"] != "unstructured", frame["sparsity"].map(style.percent))
     settings, methods = setting.unique(), frame["method"].unique()
     made, axes = style.panes(settings, 2, style.WIDE, 0.5 + 0.17 * len(methods), 0.3, sharex=False)
     for ax, name in zip(axes.flat, settings, strict=False):

@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from prunekit.choices import called
 from prunekit.figures import style
 
 
@@ -18,7 +19,7 @@ def table_map(frame: pd.DataFrame, unit: str, *, digits: int = 2, low: float | N
     """A DataFrame as a map of colours with its numbers in it; index down, columns across, blanks for NaN."""
     values = frame.to_numpy(dtype=float)
     texts = [["" if np.isnan(value) else f"{value:.{digits}f}" for value in row] for row in values]
-    down, across = [[str(name) for name in axis] for axis in (frame.index, frame.columns)]
+    down, across = [list(map(called, axis)) for axis in (frame.index, frame.columns)]
     cell = max(0.38, 0.06 * max(len(text) for row in texts for text in row) + 0.08)
     width = min(style.PAGE, 0.5 + 0.062 * max(map(len, down)) + max(1.0, cell * len(across)))
     made, ((ax,),) = style.new(width=width, height=0.9 + 0.22 * len(down))
@@ -63,7 +64,7 @@ def corner(ax: Any, title: str, matrix: np.ndarray) -> None:
     else:
         ranks = matrix.ravel().argsort(kind="stable").argsort()
         ax.imshow(ranks.reshape(matrix.shape), interpolation="nearest")
-    ax.set(title=title, xticks=[], yticks=[], xlabel="inputs")
+    ax.set(title=called(title), xticks=[], yticks=[], xlabel="inputs")
     ax.grid(visible=False)
 
 
@@ -90,7 +91,7 @@ def simplex(frame: pd.DataFrame, unit: str = "loss") -> Figure:
     for place, row in enumerate(labelled.itertuples(), 1):
         ax.scatter(row.x, row.y, s=85, color="white", edgecolor=style.COLOURS[1], linewidth=1.4, zorder=3)
         ax.text(row.x, row.y, str(place), ha="center", va="center_baseline", fontsize=7, zorder=4)
-        ax.text(-0.2, 0.98 - 0.075 * place, f"{place}  {row.label}", fontsize=8, va="center")
+        ax.text(-0.2, 0.98 - 0.075 * place, f"{place}  {called(row.label)}", fontsize=8, va="center")
     ax.set_aspect("equal")
     ax.set_axis_off()
     ax.set(xlim=(-0.22, 1.16), ylim=(-0.06, 1.02))

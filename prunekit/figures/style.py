@@ -14,6 +14,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
+from prunekit.choices import called
+
 # Okabe and Ito's colours, which stay apart under every common form of colour blindness.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#767676")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
@@ -119,7 +121,7 @@ def by_group(ax: Any, frame: pd.DataFrame, by: str, x: str, y: str) -> None:
         rows = frame[frame[by] == name].sort_values(x)
         if {"low", "high"} <= set(rows):
             ax.fill_between(rows[x], rows["low"], rows["high"], color=look["color"], alpha=0.1, linewidth=0)
-        ax.plot(rows[x], rows[y], label=name, markevery=1 + len(rows) // 10, **look)
+        ax.plot(rows[x], rows[y], label=called(name), markevery=1 + len(rows) // 10, **look)
 
 
 def percent(value: float, _: Any = None) -> str:
@@ -135,7 +137,7 @@ def thousands(value: float, _: Any = None) -> str:
 def rows_of(ax: Any, names: Sequence[Any], longest: int, below: float, above: float) -> np.ndarray:
     """The vertical axis as a list of names, the first on top where the longest list has it; their places."""
     places = np.arange(longest)[::-1][:len(names)]
-    ax.set_yticks(places, names)
+    ax.set_yticks(places, list(map(called, names)))
     ax.set_ylim(-below, longest - 1 + above)
     ax.grid(axis="y", visible=False)
     return places

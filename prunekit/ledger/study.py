@@ -16,9 +16,9 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prunekit.choices import EMBEDDED
+from prunekit.choices import EMBEDDED, percent
 from prunekit.errors import UsageError, did_you_mean
-from prunekit.evaluate.sentences import Claim, claim, percent
+from prunekit.evaluate.sentences import Claim, claim
 from prunekit.files import replacing
 from prunekit.workbook.protocol import label
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FOLDER = Path(__file__).with_name("recorded")
+FIRST = "first-search"  # one search on a real model, no study
 _TOPIC = "04_gp_search"
 _TABLES = ("seeds", "finalists", "result", "paired", "census", "redrawn", "update", "dtypes")
 _NEEDED = _TABLES[:4]
@@ -95,42 +96,70 @@ def recorded_by(name: str = "study") -> str:
 def subject(name: str) -> str:
     """As "embedded/llama, searched at 70 %": the model of a recorded study, and what it was searched at."""
     known = _made(name)["parameters"]
-    goals = " and ".join(map(percent, known.get("targets") or known["tasks"]))
-    return f"{label(known['model'])}, searched at {goals}"
+    return f"{label(known['model'])}, searched at {_goals(known)}"
+
+
+def _goals(known: dict[str, Any]) -> str:
+    return " and ".join(map(percent, known.get("targets") or known["tasks"]))
+
+
+def leading() -> list[str]:
+    """What speaks first: recorded studies of real models; while there is none, the one search on one."""
+    return [name for name in studies() if _made(name)["parameters"]["model"] not in EMBEDDED] or [FIRST]
+
+
+def finds() -> list[str]:
+    """All that was searched for and recorded, in the order in which it is told."""
+    return list(dict.fromkeys([*leading(), FIRST, *studies()]))
 
 
 def answer(name: str) -> Claim:
-    """One sentence: how the formula that a study's searches found does against the lines that people wrote
-    and the grid's points, on test windows; from its table `paired`, as a part of that of all studies."""
+    """What the searches of a study (or `FIRST`) found, and how it does against Wanda on test windows."""
     from prunekit.metric.tree import Tree
 
+    table, rows = _tested(name)
+    if name == FIRST:
+        made = rows.iloc[0]
+        n, _, length = made["test_windows"].split()
+        goals = " and ".join(map(percent, made["searched"].split(" and ")))
+        model, tree, search = made["model"], made["tree"], f"one search of {made['evaluated']} evaluations"
+        read = (f"{n} test windows of {length} tokens; recorded on {made['recorded']} on "
+                f"{made['machine'].partition(', ')[2]}, commit {made['commit']}")
+    else:
+        made = _made(name)["parameters"]
+        model, tree, goals = label(made["model"]), recorded("finalists", name).loc[0, "tree"], _goals(made)
+        seeds = made["repeats"]
+        search = f"{f'{seeds} searches' if seeds > 1 else 'one search'} of {made['budget']} evaluations"
+        count = " to ".join(dict.fromkeys(str(n) for n in (rows["n"].min(), rows["n"].max())))
+        read = (f"{count} test windows{' of each text' * ('text' in rows)} of {made['seqlen']} tokens; "
+                f"{recorded_by(name)}")
+    read += "; intervals by Holm's correction" * ("holm_low" in rows)
+    return _claim(f"On {model}, {search} at {goals} found the metric `{Tree.parse(tree).infix()}`. "
+                  f"On text that no search had seen its perplexity {{measured}}. ({read}.)",
+                  rows[rows["rival"] == "wanda"], table, name=row_names(rows),
+                  words=["is lower than Wanda's at", "is higher than Wanda's at",
+                         "cannot be told from Wanda's at"])
+
+
+def others(name: str) -> Claim:
+    """The same against every other line."""
+    table, rows = _tested(name)
+    model = rows["model"].iloc[0] if name == FIRST else subject(name)
+    return _claim(f"Against other lines its perplexity on {model} {{verdicts}}.",
+                  rows[rows["rival"] != "wanda"], table, name=row_names(rows, "rival"))
+
+
+def _tested(name: str) -> tuple[str, pd.DataFrame]:
+    """The table that 04 saves, and the rows of it that are of this search or study."""
+    if name == FIRST:
+        return "recorded-first-search", recorded(FIRST)
     paired = recorded("paired", "")
-    rows = paired[paired["study"] == name].dropna(axis=1, how="all")
-    count = " to ".join(dict.fromkeys(str(n) for n in (rows["n"].min(), rows["n"].max())))
-    windows = f"{count} test windows{' of each text' * ('text' in rows)}"
-    winner = Tree.parse(recorded("finalists", name).loc[0, "tree"]).infix()
-    found = claim(f"On {subject(name)}, search found `{winner}`, whose perplexity {{verdicts}} "
-                  f"({windows}; {recorded_by(name)}).", rows, "recorded-paired",
-                  name=row_names(rows, "rival"))
-    assert found, name  # a recorded study has the table
-    return found
+    return "recorded-paired", paired[paired["study"] == name].dropna(axis=1, how="all")
 
 
-def first_search() -> Claim:
-    """One sentence: how the formula that one search found on a real model does there on test windows, against
-    the lines that people wrote and the one that was evolved on the embedded model."""
-    from prunekit.metric.tree import Tree
-
-    rows = recorded("first-search")
-    made = rows.iloc[0]
-    n, _, length = made["test_windows"].split()
-    found = claim(f"On {made['model']}, one search ({made['evaluated']} evaluations at "
-                  f"{' and '.join(map(percent, made['searched'].split(' and ')))}) found "
-                  f"`{Tree.parse(made['tree']).infix()}`, whose perplexity {{verdicts}} ({n} test windows "
-                  f"of {length} tokens; recorded on {made['recorded']} on "
-                  f"{made['machine'].partition(', ')[2]}, commit {made['commit']}).",
-                  rows, "recorded-first-search", name=["rival", "target"])
-    assert found  # the table is shipped
+def _claim(*told: Any, **how: Any) -> Claim:
+    found = claim(*told, **how)
+    assert found, told  # the rows are shipped
     return found
 
 
@@ -141,17 +170,16 @@ def lead(name: str) -> Claim:
 
     known = searches(recorded("history", name))
     seeds = known["seed"].nunique()
-    found = claim(f"Over {seeds} seeds the minimum loss of `modern` on the search windows of "
+    return _claim(f"Over {seeds} seeds the minimum loss of `modern` on the search windows of "
                   f"{subject(name)}, minus that of another search after as many evaluations, is: {{values}}.",
                   leads(known, "modern"), "recorded-leads", effect="change", name=["search", "evaluated"],
                   form="+.4f")
-    assert found, name
-    return found
 
 
 def sentences(name: str) -> list[Claim]:
-    """All that the tables of a study license to be said of its winner, as README.md and docs/study.md do."""
-    there, said = _files(name), [answer(name), lead(name)]
+    """All that the tables of a study (or `FIRST`) license to be said of its winner, as docs/study.md does."""
+    there, said = _files(name), [answer(name), others(name)]
+    said += [lead(name)] if "history" in there else []
     if "redrawn" in there:
         rows = recorded("redrawn", name)
         said.append(claim(f"With {rows['draws'].iloc[0]} draws of calibration, gradient and test windows its "

@@ -119,8 +119,8 @@ def _table(shown: str) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Text in one line that Markdown says literally, but for formulas, which must not end a cell."""
-    parts = re.split(r"(\$[^$]*\$)", re.sub(r"\s+", " ", text))
+    """Text in one line that Markdown says literally, but for formulas and code, which must not end a cell."""
+    parts = re.split(r"(\$[^$]*\$|`[^`]*`)", re.sub(r"\s+", " ", text))
     parts[::2] = [re.sub(r"([|*_<\[\]`])", r"\\\1", part) for part in parts[::2]]
-    parts[1::2] = [formula.replace("|", r"\vert ") for formula in parts[1::2]]
+    parts[1::2] = [part.replace("|", r"\vert " if part[0] == "$" else r"\|") for part in parts[1::2]]
     return "".join(parts)

@@ -23,7 +23,6 @@ def _environment() -> Environment:
     environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True,
                               lstrip_blocks=True)
     environment.filters |= {"label": protocol.label, "counted": display.counted,
-                            "math": lambda text: finish(parsed(escape(text))),
                             "takeaway": lambda text: finish(parsed(display.marked_up(text)))}
     return environment
 
@@ -101,7 +100,7 @@ def _tidy_table(table: Tag) -> None:
     for column in range(width):
         cells, above = ([row[column] for row in part if len(row) == width] for part in (rows, heads))
         texts = [cell.get_text(strip=True) for cell in cells]
-        if any(texts) and all(map(_NUMBER.fullmatch, texts)):
+        if 2 * sum(map(bool, texts)) > len(texts) and all(map(_NUMBER.fullmatch, texts)):
             for cell in cells + above:
                 cell["class"] = "num"
         elif "num" not in cells[0].get("class", ()):

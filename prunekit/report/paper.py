@@ -17,6 +17,7 @@ from typing import Any
 
 from jinja2 import Template
 
+from prunekit.choices import CALLED, called
 from prunekit.errors import UsageError
 from prunekit.evaluate.compare import compare_many
 from prunekit.evaluate.perplexity import Perplexity
@@ -35,17 +36,12 @@ _BEYOND = {"−": "-", "×": r"\times", "±": r"\pm", "·": r"\cdot", "≤": r"\
            "λ": r"\lambda", "‖": r"\|", "²": "{}^2", "³": "{}^3", "∈": r"\in", "…": r"\dots",
            "“": "``", "”": "''", "‘": "`", "’": "'", "–": "--", "—": "---"}
 _TEXT = set("“”‘’–—")
-# How the literature calls a method, and the key of its paper in references.bib.
-_LITERATURE = {
-    "magnitude": ("Magnitude", "han2015"), "wanda": ("Wanda", "sun2024"), "ria": ("RIA", "zhang2024"),
-    "sparsegpt": ("SparseGPT", "frantar2023"), "pruner-zero": ("Pruner-Zero", "dong2024"),
-    "gblm": ("GBLM-Pruner", "das2023"), "wanda++": ("Wanda++", "yang2025"), "admm": ("ADMM", "boza2024"),
-    "grad-weight": ("SNIP", "lee2019"), "fisher": ("OBD, diagonal Fisher", "lecun1989"),
-    "obd-layer": ("OBD of the layer", "lecun1989"), "wanda-variant": ("Wanda, variant", "sun2024"),
-    "pruner-zero-variant": ("Pruner-Zero, variant", "dong2024")}
-_WORDS = {"magnitude", "fisher"}   # in prose; in a table of their own they are methods, too
-_NAMES = re.compile(r"\b({})(?![\w+-])".format(
-    "|".join(map(re.escape, sorted(_LITERATURE.keys() - _WORDS, reverse=True)))))
+# The key of a method's paper in references.bib.
+_CITED = {
+    "magnitude": "han2015", "wanda": "sun2024", "ria": "zhang2024", "sparsegpt": "frantar2023",
+    "pruner-zero": "dong2024", "gblm": "das2023", "wanda++": "yang2025", "admm": "boza2024",
+    "grad-weight": "lee2019", "fisher": "lecun1989", "obd-layer": "lecun1989", "wanda-variant": "sun2024",
+    "pruner-zero-variant": "dong2024"}
 _SOLVERS = "$w_{ij}^2 / U_{jj}^2$"
 _UPDATES = {None: "none", "obs": "OBS", "obs-iter": "OBS, by blocks", "admm": "ADMM"}
 _CORE = "03_baselines"    # whose perplexities are the main table
@@ -157,10 +153,10 @@ def _methods(names: Sequence[str]) -> list[str]:
     for name in names:
         method = METHODS.get(name)
         if method:
-            called, key = _LITERATURE.get(name, (latex(name), ""))
+            key = _CITED.get(name, "")
             score = f"${method.tree.latex()}$" if method.tree else _SOLVERS
-            rows.append(" & ".join([called + (f"~\\cite{{{key}}}" if key else ""), score, method.group,
-                                    _UPDATES[method.update]]))
+            cited = latex(called(name)) + (f"~\\cite{{{key}}}" if key else "")
+            rows.append(" & ".join([cited, score, method.group, _UPDATES[method.update]]))
     return rows
 
 
@@ -192,8 +188,7 @@ def _main_table(profile: str, made: Mapping[str, Any] | None) -> str:
             below[name, setting] = f"\\scriptsize {low} to {high}"
     lines = []
     for name in methods:
-        called = _LITERATURE[name][0] if name in _LITERATURE else _cell(latex(name))
-        for start, of, end in ((called, cells, ""), ("", below, "[2pt]")):
+        for start, of, end in ((_cell(latex(name)), cells, ""), ("", below, "[2pt]")):
             lines.append(" & ".join([start, *(of.get((name, setting), "") for setting in settings)])
                          + rf" \\{end}")
     dense = Perplexity(losses["dense"].to_numpy())
@@ -307,11 +302,9 @@ def latex(text: str) -> str:
 
 
 def _sentence(markdown: str) -> str:
-    """A takeaway or caption: `code` (a metric as a formula) and **strong**; methods as the literature has
-    them, minus signs as such."""
+    """A takeaway or caption: `code` (a metric as a formula) and **strong**; minus signs as such."""
     pieces = re.split(r"`(.+?)`", markdown)
-    pieces[::2] = [_minus(latex(_NAMES.sub(lambda name: _LITERATURE[name[1]][0], piece)))
-                   for piece in pieces[::2]]
+    pieces[::2] = [_minus(latex(piece)) for piece in pieces[::2]]
     pieces[1::2] = [_formula(code) or f"\\texttt{{{latex(code)}}}" for code in pieces[1::2]]
     return re.sub(r"\*\*(.+?)\*\*", r"\\textbf{\1}", "".join(pieces))
 
@@ -341,8 +334,8 @@ def _with_formulas(rules: str) -> str:
 
 
 def _cell(cell: str) -> str:
-    if cell in _LITERATURE:
-        return _LITERATURE[cell][0]
+    if cell in CALLED:
+        return latex(CALLED[cell])
     if cell == r"w² / U\_ii²":  # SparseGPT's own score, which is no tree
         return _SOLVERS
     return _formula(cell.replace(r"\_", "_").replace(r"\{", "{")) or _minus(cell)

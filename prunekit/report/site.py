@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from bs4 import BeautifulSoup
 from nbconvert.filters import strip_ansi
 
 from prunekit.batch import schedule
+from prunekit.evaluate.sentences import Claim
 from prunekit.files import replacing
 from prunekit.ledger import claims, study
 from prunekit.report import html, metrics_page
@@ -214,6 +215,17 @@ def worth_showing(output: Any) -> bool:
     return "application/vnd.jupyter.widget-view+json" not in output.get("data", {})
 
 
+def _answer(claim: Claim, entries: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Its sentences, the last one, in parentheses, apart; where its rows are, and their figure, if saved."""
+    said, _, read = claim.sentence.removesuffix(".)").rpartition(" (")
+    entry = next((entry for entry in entries
+                  if f"tables/{claim.table}" in entry["made"].get("artifacts", {})), None)
+    figure = entry and next((artifact for artifact in entry["artifacts"]
+                             if (artifact["kind"], artifact["name"]) == ("figure", claim.table)), None)
+    return {"sentence": claim.sentence, "said": said, "read": read, "figure": figure,
+            "rows": entry and f"{entry['topic']}.html#table-{claim.table}"}
+
+
 def _index(shared: Mapping[str, Any]) -> str:
     """The front page. Its pictures and table are the headlines of the first notebook that offers both;
     a headline figure of each other stands beside the first sentence of what came out of it."""
@@ -225,8 +237,6 @@ def _index(shared: Mapping[str, Any]) -> str:
     lead = next((entry for entry in entries if all(heads[entry["topic"]])), None)
     table = html.finish(html.parsed(heads[lead["topic"]][1][0]["html"])) if lead else ""
     made = next((entry["made"] for entry in reversed(entries) if entry["made"]), {})
-    answer = study.first_search()
-    rows = next((f"{entry['topic']}.html#table-{answer.table}" for entry in entries
-                 if f"tables/{answer.table}" in entry["made"].get("artifacts", {})), "")
+    answers = [_answer(study.answer(name), entries) for name in study.leading()]
     return html.template("index.html.j2", file="index.html", lead=lead, heads=heads, table_html=table,
-                         made=made, answer=answer.sentence, rows=rows, **shared)
+                         made=made, answers=answers, **shared)

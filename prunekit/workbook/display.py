@@ -14,6 +14,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prunekit.choices import NAMED, called, percent
 from prunekit.files import file_hash, replacing_file, write_atomic
 from prunekit.workbook import manifest, project
 
@@ -36,13 +37,17 @@ class Shown:
         return self.text
 
 
-_TYPESET = re.compile(r"`[^`]*`|\$[^$]*\$|(?P<share>(?<=\d)%)|"
+# A magnitude and Fisher's information need not be the methods.
+_TYPESET = re.compile(rf"`[^`]*`|\$[^$]*\$|(?!magnitude|fisher)(?P<name>{NAMED})|(?P<share>(?<=\d)%)|"
+                      r"(?:(?<=\bat )|(?<=\btargets ))(?P<goal>0\.\d\d?)(?!\d|\.\d)|"
                       r"(?<![\w.,:/+-])(?!(?:19|20)\d\d\b)(?P<whole>\d{4,})(?![\w:/-]|[.,]\d)")
 
 
 def typeset(text: str) -> str:
-    """Numbers of a sentence by one rule: 70 %, and 3,545 but for years; code and formulas stay."""
+    """Numbers of a sentence by one rule, 70 % (also of a target, "at 0.7"), and 3,545 but for years, and
+    methods by the names that people know; code and formulas stay."""
     return _TYPESET.sub(lambda found: " %" if found["share"] else f"{int(found[0]):,}" if found["whole"]
+                        else percent(found[0]) if found["goal"] else called(found[0]) if found["name"]
                         else found[0], text)
 
 
@@ -68,10 +73,10 @@ def figure_files(figure: Figure) -> dict[str, bytes]:
 
 
 def show_figure(svg: bytes, file: str, caption: str) -> Shown:
-    data, caption = base64.b64encode(svg).decode(), typeset(caption)
-    image = f'<img alt="{escape(caption)}" src="data:image/svg+xml;base64,{data}">'
+    data, plain = base64.b64encode(svg).decode(), typeset(caption)
+    image = f'<img alt="{escape(plain)}" src="data:image/svg+xml;base64,{data}">'
     return Shown(f'<figure class="pk-figure" data-file="{escape(file)}">{image}'
-                 f"<figcaption>{escape(caption)}</figcaption></figure>", caption)
+                 f"<figcaption>{marked_up(caption)}</figcaption></figure>", plain)
 
 
 def choose_from(draw: Callable[..., Figure], **choices: list[Any]) -> Shown | None:
@@ -141,6 +146,8 @@ HEADINGS = {
     "fitness": "loss", "i": "candidate", "rho": "rank correlation",
 }
 
+_NAMES = {"method", "rival", "first", "second", "target"}  # columns of methods, and what they prune to
+
 # Columns that say how far two things are apart, and what they hold where these are the same.
 _NULLS = {"ratio": 1.0, "difference": 0.0, "change": 0.0, "effect": 0.0}
 
@@ -166,15 +173,17 @@ def readable(frame: pd.DataFrame) -> list[tuple[str, list[str], bool]]:
             heading = "interval (Holm)" if name == "holm_low" else "95 % interval"
             columns.append((heading, [f"{low} to {top}" if low or top else "" for low, top in pairs], True))
         elif not (str(name).endswith("high") and f"{str(name)[:-4]}low" in frame and _numeric(frame[name])):
-            heading = HEADINGS.get(name, str(name).replace("_", " "))
+            heading = HEADINGS.get(name, percent(str(name).replace("_", " ")))
             cells = format_column(frame[name], null if name in _NULLS else None)
+            if name in _NAMES and not _numeric(frame[name]):
+                cells = [called(percent(cell)) for cell in cells]
             columns.append((heading, cells, _numeric(frame[name])))
     return columns
 
 
 def show_table(frame: pd.DataFrame, file: str, caption: str) -> Shown:
     """A table with its caption above it; numbers to the right."""
-    columns, caption = readable(frame), typeset(caption)
+    columns = readable(frame)
     classes = [' class="num"' if numeric else "" for *_, numeric in columns]
 
     def row(cells: Iterable[str], tag: str, scope: str = "") -> str:
@@ -186,8 +195,8 @@ def show_table(frame: pd.DataFrame, file: str, caption: str) -> Shown:
     body = "".join(f"<tr>{row(cells, 'td')}</tr>" for cells in rows)
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
     return Shown(f'<figure class="pk-table" id="table-{Path(file).stem}" data-file="{escape(file)}">'
-                 f"<figcaption>{escape(caption)}</figcaption>{table}</figure>",
-                 f"{caption}\n{frame.to_string(index=False)}")
+                 f"<figcaption>{marked_up(caption)}</figcaption>{table}</figure>",
+                 f"{typeset(caption)}\n{frame.to_string(index=False)}")
 
 
 def latex_table(frame: pd.DataFrame, name: str, caption: str) -> str:

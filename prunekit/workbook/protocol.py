@@ -60,7 +60,8 @@ def _of_windows(frame: pd.DataFrame, known: Mapping[str, Any]) -> dict[str, Any]
     import pandas as pd
 
     first = _text(known, "test_corpus", "corpus")
-    further = {text_name(text): _text({"text": text}, "text") for text in known.get("test_corpora", ())}
+    texts = filter(None, known.get("test_corpora", ()))
+    further = {text_name(text): _text({"text": text}, "text") for text in texts}
     names = frame["text"] if "text" in frame else pd.Series("", frame.index)
     corpus = names.map(lambda name: further.get(name, first))
     split = corpus.map(lambda text: "validation" if text == "c4" else "test")

@@ -52,6 +52,14 @@ def test_values_are_printed_on_their_own_side_of_no_difference():
     assert said("{values}", rows, name=[], form=".2f") == "1.00 (1.00 to 1.00), lower"
 
 
+def test_an_effect_is_said_with_an_interval_that_has_two_ends():
+    rows = ROWS.assign(low=[0.8, 0.9498, 0.96], high=[0.97, 0.9501, 1.2], p_holm=[0.001, 0.01, 0.3])
+    words = ["is lower at", "is higher at", "is open at"]
+    assert said("It {measured}.", rows, name=["target"], words=words) == (
+        "It **is lower at** 50 % (ratio 0.90, 0.80 to 0.97) and 2:4 (ratio 0.9500, 0.9498 to 0.9501), "
+        "**is open at** 50 % (ratio 0.98, 0.96 to 1.20).")
+
+
 def test_nothing_is_compared_without_a_test():
     with pytest.raises(UsageError, match="3 rows of table paired are compared without Holm's correction"):
         claim("{counts}", ROWS.drop(columns="p_holm"), "paired")

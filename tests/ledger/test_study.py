@@ -108,16 +108,39 @@ def test_several_studies_stand_side_by_side_a_real_model_first(tmp_path, monkeyp
     with pytest.raises(UsageError, match="nothing is recorded as 'redrawn' of 'study-real'"):
         pk.recorded("redrawn", "study-real")
     said = study.answer("study")
-    assert said.table == "recorded-paired" and said.rows == list(range(12, 24))
-    wanted = ("whose perplexity **is lower than that of** wanda at 50 %, 60 %, 70 % and 2:4 and pruner-zero "
-              "at 60 %, 70 % and 2:4, **is higher than that of** best of the grid at 50 %, **cannot be told "
-              "from that of** pruner-zero at 50 % and best of the grid at 60 %, 70 % and 2:4")
-    assert wanted in said.sentence
-    assert said.sentence.startswith("On embedded/llama, searched at 70 %, search found `")
-    assert "(512 test windows; recorded" in said.sentence
+    assert said.table == "recorded-paired" and said.rows == list(range(12, 16))
+    assert said.sentence.startswith(
+        "On embedded/llama, 5 searches of 350 evaluations at 70 % found the metric `W * sqrt(sqrt(G * sqrt(")
+    assert ("its perplexity **is lower than Wanda's at** 50 % (ratio 0.998, 0.997 to 0.999), 60 % (ratio"
+            in said.sentence)
+    wanted = ("**is lower than that of** pruner-zero at 60 %, 70 % and 2:4, **is higher than that of** best "
+              "of the grid at 50 %, **cannot be told from that of** pruner-zero at 50 % and best of the grid")
+    assert wanted in study.others("study").sentence
     texts = study.answer("study-real").sentence
-    assert "wanda at 50 % (ptb), 60 % (c4), 70 % (ptb) and 2:4 (c4)" in texts
-    assert "(72 to 96 test windows of each text; recorded" in texts
+    assert "50 % on ptb" in texts
+    assert "(72 to 96 test windows of each text" in texts
+
+
+def test_a_recorded_study_of_a_real_model_leads_else_the_one_search_on_one(tmp_path, monkeypatch):
+    assert study.leading() == ["first-search"] or "study" not in study.leading()
+    monkeypatch.setattr(study, "FOLDER", tmp_path)
+    for name in ("study", "first-search"):
+        shutil.copytree(RECORDED / name, tmp_path / name)
+    assert study.leading() == ["first-search"] and study.finds() == ["first-search", "study"]
+    first = study.answer("first-search").sentence
+    assert first.startswith("On SmolLM2-135M-Instruct, one search of 150 evaluations at 60 % and 2:4 found ")
+    assert "**is lower than Wanda's at** 2:4 (ratio 0.77, 0.60 to 0.98), **is higher than" in first
+    assert "**cannot be told from Wanda's at** 60 % (ratio 0.91, 0.83 to 1.01)" in first
+    for name in ("study-b", "study-a"):   # made up: two of real models
+        shutil.copytree(RECORDED / "study", tmp_path / name)
+        made = json.loads((tmp_path / "study" / "manifests.json").read_text())
+        made["04_gp_search"]["parameters"] |= {"model": f"/models/{name}", "repeats": 1}
+        (tmp_path / name / "manifests.json").write_text(json.dumps(made))
+    assert study.leading() == ["study-a", "study-b"]
+    assert study.finds() == ["study-a", "study-b", "first-search", "study"]
+    told = study.answer("study-a")
+    assert told.sentence.startswith("On study-a, one search of 350 evaluations at 70 % found the metric `")
+    assert told.rows == list(range(4))
 
 
 def test_tables_of_several_models_are_read_as_one(tmp_path, monkeypatch):

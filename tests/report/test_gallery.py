@@ -89,3 +89,7 @@ def test_nothing_is_replaced_by_what_is_not_whole(ran, monkeypatch):
 def test_a_column_of_numbers_is_right_and_text_is_literal():
     shown = display.show_table(pd.DataFrame({"f": ["$a|b$ *x*"], "n": [1.5]}), "tables/x.csv", "C.").html
     assert gallery._table(shown) == "**C.**\n\n| f | n |\n|---|---:|\n| $a\\vert b$ \\*x\\* | 1.5 |"
+
+
+def test_captions_keep_their_code_and_formulas():
+    assert gallery._escaped("a|b of `W | X` and $|w|$") == r"a\|b of `W \| X` and $\vert w\vert $"

@@ -185,9 +185,9 @@ def test_every_citation_is_in_the_bibliography():
     entries = (folder / "references.bib").read_text(encoding="utf-8")
     known = re.findall(r"^@\w+\{(\w+),$", entries, re.MULTILINE)
     cited = re.findall(r"\\cite\{(\w+)\}", (folder / "paper.tex.j2").read_text(encoding="utf-8"))
-    named = [key for _, key in paper._LITERATURE.values()]
+    named = list(paper._CITED.values())
     assert len(known) == len(set(known)) and set(cited + named) <= set(known)
-    assert paper._LITERATURE.keys() <= METHODS.keys()
+    assert paper._CITED.keys() <= METHODS.keys()
 
 
 def test_the_same_runs_give_the_same_bytes_and_a_second_call_replaces_the_first(runs, tmp_path):

@@ -18,6 +18,7 @@ from bs4 import BeautifulSoup
 
 from prunekit.batch import schedule
 from prunekit.cli import main
+from prunekit.ledger import study
 from prunekit.metric.catalogue import METHODS
 from prunekit.report import html, metrics_page, site
 from prunekit.workbook import manifest
@@ -295,6 +296,29 @@ def test_slips_are_noticed(tmp_path):
 def test_a_takeaway_on_the_front_page_shows_its_formulas():
     shown = html._environment().filters["takeaway"]("**Half** of $\\sqrt{G}$ is `<0`")
     assert "<strong>Half</strong> of <math" in shown and "<msqrt>" in shown and "<code>&lt;0</code>" in shown
+
+
+def test_the_front_page_leads_with_what_was_found_on_real_models(project, monkeypatch):
+    def front():
+        return BeautifulSoup(site.render("tiny").read_text(encoding="utf-8"), "html.parser").select(".answer")
+
+    (only,) = front()
+    assert only.p.text.startswith("On SmolLM2-135M-Instruct, one search of 150 evaluations")
+    assert only.p.text.endswith("(ratio 0.91, 0.83 to 1.01).")
+    assert "24 test windows of 512 tokens" in only.select_one(".read").text and not only.figure
+    monkeypatch.setattr(study, "leading", lambda: ["study", "first-search"])   # made up: a second study
+    assert [each.p.text.partition(",")[0] for each in front()] == [
+        "On embedded/llama", "On SmolLM2-135M-Instruct"]
+
+
+def test_an_answer_of_the_front_page_links_its_rows_and_shows_their_figure():
+    said = study.answer("first-search")
+    artifact = {"kind": "figure", "name": said.table, "caption": "a", "files": {}}
+    made = {"artifacts": {f"tables/{said.table}": {}, f"figures/{said.table}": {}}}
+    entry = {"topic": "04_gp_search", "made": made, "artifacts": [artifact]}
+    answer = site._answer(said, [{"topic": "03_baselines", "made": {}, "artifacts": []}, entry])
+    assert answer["rows"] == f"04_gp_search.html#table-{said.table}" and answer["figure"] is artifact
+    assert f"{answer['said']} ({answer['read']}.)" == answer["sentence"]
 
 
 def test_the_metrics_page_says_what_is_proven_equal_and_no_more(project):

@@ -23,6 +23,20 @@ TREES = pd.DataFrame({"i": [0, 3, 7], "formula": ["W", "W * G", "sqrt(W * $G)"],
                       "parents": ["", "", "0 3"], "fitness": [3.0, 1 / 3, 0.1], "main": [True, False, True]})
 
 
+def test_people_read_other_names_than_parameters_hold():
+    assert display.typeset("wanda, wanda++ and the magnitude, by `wanda`, of gblm at 70%: found/ria") == (
+        "Wanda, Wanda++ and the magnitude, by `wanda`, of GBLM-Pruner at 70 %: found/ria")
+    assert display.typeset("at 0.7, targets 0.65, at 0.125 of `at 0.5`; p 0.05") == (
+        "at 70 %, targets 65 %, at 0.125 of `at 0.5`; p 0.05")
+    frame = pd.DataFrame({"method": ["wanda-variant", "ria + obs"], "target": ["0.5", "2:4"],
+                          "0.7": [1.5, 2.0], "first": [0.5, 0.25]})
+    assert [(heading, cells) for heading, cells, _ in display.readable(frame)] == [
+        ("method", ["Wanda, variant", "RIA + obs"]), ("target", ["50 %", "2:4"]), ("70 %", ["1.5", "2.0"]),
+        ("first", ["0.50", "0.25"])]
+    shown = display.show_table(frame, "tables/a.csv", "Made by `prunekit run`.")
+    assert "<figcaption>Made by <code>prunekit run</code>.</figcaption>" in shown.html
+
+
 def interval(frame, value):
     return frame.assign(low=frame[value] - 0.1, high=frame[value] + 0.1)
 

@@ -3,10 +3,10 @@
     python benchmarks/updates.py --model DIR --corpus FOLDER [--windows FILE] [--targets 0.6 2:4]
         [--every 1] [--evaluations 0] [--output benchmarks/updates.json]
 
-Each part is pruned anew in the model's own process and measured on the same test windows, in float32 on one
-thread; ratios of perplexity are paired against SparseGPT. A cost is the time of pruning (of an evolved budget:
-with its search) by that of a dense pass of the calibration windows, taken just before it, since other work on
-the machine slows both. Targets that the output file has are kept, and measured no second time.
+Each part is pruned anew and measured on the same test windows, in float32 on one thread; ratios of
+perplexity are paired against SparseGPT. A cost is the time of pruning (of an evolved budget: with its search)
+by that of a dense pass of the calibration windows, taken just before it, since other work on the machine
+slows both. What the output file has is kept and not measured again, so a run that was ended goes on.
 """
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from shared import machine, show
 from torch import Tensor
@@ -27,6 +29,7 @@ from prunekit.models import as_it_was
 
 EVOLVED = {"on embedded/llama": "mul(W, sqrt(sqrt(mul(G, sqrt(mul(X, exp(G)))))))",
            "on SmolLM2-135M": "mul(W, sqrt(mul(G, mms(sub(X, G)))))"}  # docs/study.md
+BASELINE = "SparseGPT"
 LINEAR = 0.08  # from the first block to the last, around the mean
 
 
@@ -42,7 +45,10 @@ class World:
                         for role, n in (("calibration", args.calibration), ("gradient", args.calibration),
                                         ("search", 32), ("select", 32), ("test", None))}
         self.windows["test"] = self.windows["test"][::args.every]
-        self.gradients = pk.collect_gradients(self.model, self.windows["gradient"], progress=False)
+
+    @cached_property
+    def gradients(self) -> pk.Gradients:
+        return pk.collect_gradients(self.model, self.windows["gradient"], progress=False)
 
     def perplexity(self, windows: Tensor) -> pk.Perplexity:
         return pk.perplexity(self.model, windows, windows.shape[1], progress=False)
@@ -55,22 +61,26 @@ class World:
         return (time.perf_counter() - started) * len(self.windows["calibration"]) / len(part)
 
 
-def parts(world: World, target: Target) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
-    """(what it is called, what makes the arguments of `prune`)."""
+def parts(world: World, target: Target) -> dict[str, Callable[[], dict[str, Any]]]:
+    """What each is called, and what makes its arguments of `prune`."""
     whole: Any = target.sparsity if target.pattern == "unstructured" else str(target)
-    yield "SparseGPT", lambda: {"method": "sparsegpt", "sparsity": whole}
     wanda = {"method": "wanda", "sparsity": whole, "update": "admm"}
-    yield "admm, Wanda's mask first", lambda: wanda | {"admm": pk.AdmmOptions(growth=0)}
-    yield "admm, mask grown", lambda: wanda
-    for where, line in EVOLVED.items():
-        yield f"admm, metric evolved {where}", lambda line=line: wanda | {"method": line}
+    found = {BASELINE: lambda: {"method": "sparsegpt", "sparsity": whole},
+             "admm, Wanda's mask first": lambda: wanda | {"admm": pk.AdmmOptions(growth=0)},
+             "admm, mask grown": lambda: wanda}
     if target.pattern == "unstructured":
-        blocks = world.model.config.num_hidden_layers
-        slope = [target.sparsity + LINEAR * (2 * b / (blocks - 1) - 1) for b in range(blocks)]
-        yield "admm, linear budget", lambda: wanda | {"sparsity": slope}
-        yield "admm, OWL's budget", lambda: wanda | {"sparsity": owl(world, target)}
+        found["admm, linear budget"] = lambda: wanda | {"sparsity": linear(world, target)}
+        found["admm, OWL's budget"] = lambda: wanda | {"sparsity": owl(world, target)}
     if world.evaluations:
-        yield "admm, evolved budget", lambda: wanda | {"sparsity": evolved(world, target)}
+        found["admm, evolved budget"] = lambda: wanda | {"sparsity": evolved(world, target)}
+    for where, line in EVOLVED.items():
+        found[f"admm, metric evolved {where}"] = lambda line=line: wanda | {"method": line}
+    return found
+
+
+def linear(world: World, target: Target) -> list[float]:
+    blocks = world.model.config.num_hidden_layers
+    return [target.sparsity + LINEAR * (2 * block / (blocks - 1) - 1) for block in range(blocks)]
 
 
 def owl(world: World, target: Target) -> list[float]:
@@ -85,27 +95,31 @@ def evolved(world: World, target: Target) -> pk.Budget:
     first = [evaluator.budget(owl(world, target))] if target.pattern == "unstructured" else []
     *_, last = pk.evolve(evaluator, budget=world.evaluations, evolve="budget", budgets=first, lag=1,
                          progress=False)
-    best = sorted({one.index: one for one in (*last.population, last.best)}.values(), key=lambda one: one.order)
-    chosen = pk.choose(evaluator, best[:5], [world.windows["select"]])
-    return {one.index: one.budget for one in best}[int(chosen.loc[0, "i"])]
+    known = {one.index: one for one in (*last.population, last.best)}
+    best = sorted(known.values(), key=lambda one: one.order)[:5]
+    return known[int(pk.choose(evaluator, best, [world.windows["select"]]).loc[0, "i"])].budget
 
 
-def measure(world: World, word: str) -> Iterator[dict[str, Any]]:
-    target, baseline = Target.parse(word), None
+def measure(world: World, word: str, known: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The rows of a target that are not known yet. known: parts with their losses by window."""
+    target = Target.parse(word)
+    wanted = {part: make for part, make in parts(world, target).items() if part not in known}
     with as_it_was(world.model) as restore:
-        for part, arguments in parts(world, target):
+        for part, arguments in wanted.items():
             dense = world.dense_pass()
             started = time.perf_counter()
-            report = pk.prune(world.model, world.windows["calibration"], gradients=world.gradients,
-                              progress=False, **arguments())
+            setting = arguments()
+            needed = world.gradients if "G" in str(setting["method"]) else None
+            report = pk.prune(world.model, world.windows["calibration"], gradients=needed, progress=False,
+                              **setting)
             passes = (time.perf_counter() - started) / dense
             found = world.perplexity(world.windows["test"])
             restore()
-            baseline = baseline or found
-            pair = pk.compare(found, baseline)
-            low, high = pair.interval if found is not baseline else (1.0, 1.0)
-            yield {"target": word, "part": part, "ppl": found.value, "ratio": pair.ratio, "low": low,
-                   "high": high, "passes": passes, "sparsity": report.sparsity}
+            known[part] = [round(loss, 6) for loss in found.nll.tolist()]
+            pair = pk.compare(pk.Perplexity(np.array(known[part])), pk.Perplexity(np.array(known[BASELINE])))
+            yield {"target": word, "part": part, "ppl": found.value, "ratio": pair.ratio,
+                   "low": pair.interval[0], "high": pair.interval[1], "passes": round(passes, 2),
+                   "sparsity": report.sparsity}
 
 
 def main() -> None:
@@ -121,22 +135,19 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
     args = parser.parse_args()
     torch.set_num_threads(1)
-    result = json.loads(args.output.read_text()) if args.output.exists() else {"rows": []}
+    result = json.loads(args.output.read_text()) if args.output.exists() else {"rows": [], "nll": {}}
     world = World(args)
-    result |= {"model": args.model, "windows": len(world.windows["test"]), "machine": machine(1),
-               "dense": world.perplexity(world.windows["test"]).value}
+    if "dense" not in result:
+        result |= {"model": args.model, "windows": len(world.windows["test"]), "machine": machine(1),
+                   "dense": world.perplexity(world.windows["test"]).value}
     show("target", "part", "perplexity", "by SparseGPT's", "dense passes")
     show(*["---"] * 5)
     for word in args.targets:
-        if any(row["target"] == word for row in result["rows"]):
-            continue
-        rows = []
-        for row in measure(world, word):
-            rows.append(row)
+        for row in measure(world, word, result["nll"].setdefault(word, {})):
+            result["rows"].append(row)
+            args.output.write_text(json.dumps(result) + "\n")
             show(word, row["part"], f"{row['ppl']:.2f}",
                  f"{row['ratio']:.4f} ({row['low']:.4f} to {row['high']:.4f})", f"{row['passes']:.1f}")
-        result["rows"] += rows
-        args.output.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

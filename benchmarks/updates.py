@@ -25,6 +25,7 @@ from torch import Tensor
 
 import prunekit as pk
 from prunekit.choices import Target
+from prunekit.evaluate.perplexity import Perplexity
 from prunekit.models import as_it_was
 
 EVOLVED = {"on embedded/llama": "mul(W, sqrt(sqrt(mul(G, sqrt(mul(X, exp(G)))))))",
@@ -50,7 +51,7 @@ class World:
     def gradients(self) -> pk.Gradients:
         return pk.collect_gradients(self.model, self.windows["gradient"], progress=False)
 
-    def perplexity(self, windows: Tensor) -> pk.Perplexity:
+    def perplexity(self, windows: Tensor) -> Perplexity:
         return pk.perplexity(self.model, windows, windows.shape[1], progress=False)
 
     def dense_pass(self) -> float:
@@ -116,7 +117,7 @@ def measure(world: World, word: str, known: dict[str, Any]) -> Iterator[dict[str
             found = world.perplexity(world.windows["test"])
             restore()
             known[part] = [round(loss, 6) for loss in found.nll.tolist()]
-            pair = pk.compare(pk.Perplexity(np.array(known[part])), pk.Perplexity(np.array(known[BASELINE])))
+            pair = pk.compare(Perplexity(np.array(known[part])), Perplexity(np.array(known[BASELINE])))
             yield {"target": word, "part": part, "ppl": found.value, "ratio": pair.ratio,
                    "low": pair.interval[0], "high": pair.interval[1], "passes": round(passes, 2),
                    "sparsity": report.sparsity}

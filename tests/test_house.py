@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 BUDGETS = {
     "__init__": 90, "__main__": 10, "errors": 20, "files": 160, "hub": 185, "parallel": 165, "choices": 200,
     "models": 500, "data": 495, "embedded": 840, "metric": 1610, "pruning": 1995, "streaming": 750,
-    "evaluate": 1635, "search": 2170, "analysis": 1030, "lora": 740, "figures": 695, "workbook": 1755,
+    "evaluate": 1635, "search": 2245, "analysis": 1030, "lora": 740, "figures": 695, "workbook": 1755,
     "batch": 825, "report": 1050, "ledger": 540, "course": 965, "cli": 975, "progress": 20,
 }
 

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+
 from prunekit.choices import Target, parse_pattern
 from prunekit.errors import UsageError
 
@@ -24,6 +26,11 @@ if TYPE_CHECKING:
 
 _STEP = 0.02  # of a row's weights, unstructured: what a step moves; or twice, or four times that
 _MOST_MOVES = 8  # that a random budget is made of
+_PROBE = 4  # steps fewer in a probe
+_STRETCHES = 6  # of blocks, that probes tell apart
+_FEWEST = 6  # measured budgets that a slope may be learned from
+_SHRINKAGE = 0.1  # of the slope, as a share of what the measured budgets have in common
+_TRIES = 20  # to make shares whole
 
 
 class Place(NamedTuple):
@@ -252,11 +259,73 @@ def further(budget: Budget, before: Budget) -> Budget:
     return Budget(budget.places, tuple(2 * a - b for a, b in zip(budget.moved, before.moved, strict=True)))
 
 
-def varied(rng: random.Random, budget: Budget, other: Budget | None = None, before: Budget | None = None
-           ) -> tuple[Budget | None, str]:
+def whole(rng: random.Random, places: Places, moved: Sequence[float]) -> Budget | None:
+    """Parts of zeros per row made whole, at random up or down, and then moved by one until they add up to 0;
+    None if they do not."""
+    for _ in range(_TRIES):
+        near = [math.floor(more + rng.random()) for more in moved]
+        left = places.zeros(near)
+        while fitting := [at for at, place in enumerate(places.places) if place.rows <= abs(left)]:
+            at, sign = rng.choice(fitting), 1 if left > 0 else -1
+            near[at] -= sign
+            left -= sign * places.places[at].rows
+        if not left:
+            return Budget(places, tuple(near))
+    return None
+
+
+def probes(places: Places) -> list[Budget]:
+    """For every kind, and every stretch of blocks: fewer zeros there, as many more everywhere else.
+
+    What `downhill` learns a slope from soonest. None for N:M, whose steps are too large to be shared.
+    """
+    if parse_pattern(places.target.pattern):
+        return []
+    rng, blocks = random.Random(0), 1 + max(place.block for place in places.places)
+    stretches = min(_STRETCHES, blocks)
+    names = [(place.kind, place.block * stretches // blocks) for place in places.places]
+    size = np.array([place.rows * place.inputs for place in places.places])
+    inputs, found = np.array([place.inputs for place in places.places]), []
+    for name in dict.fromkeys(one for both in zip(*names, strict=True) for one in both):
+        share = -_PROBE * _STEP * np.array([name in both for both in names])
+        found.append(whole(rng, places, (share - np.average(share, weights=size)) * inputs))
+    return [budget for budget in dict.fromkeys(found) if budget and any(budget.moved) and budget.possible]
+
+
+def downhill(rng: random.Random, budget: Budget, measured: Sequence[tuple[Budget, float]]) -> Budget | None:
+    """Some steps down the slope that fits the measured losses best, places of a kind or block being alike.
+
+    Ridge regression of the loss on the weights that each place loses, whose slopes are the sum of one of the
+    place, one of its kind and one of its block, all shrunk alike. One more zero costs g there, so the share
+    changes by mean g - g, the largest change being 1, 2 or 4 steps.
+    """
+    all_places = budget.places.places
+    inputs = np.array([place.inputs for place in all_places])
+    size = np.array([place.rows * place.inputs for place in all_places])
+    size = size / size.sum()
+    kind, block = (np.array([getattr(place, name) for place in all_places]) for name in ("kind", "block"))
+    alike = np.eye(len(size)) + (kind[:, None] == kind) + (block[:, None] == block)
+    Z = np.array([each.moved for each, _ in measured]) / inputs * size
+    loss = np.array([loss for _, loss in measured])
+    Z, loss = Z - Z.mean(0), loss - loss.mean()
+    common = Z @ alike @ Z.T
+    common += _SHRINKAGE * common.trace() / len(Z) * np.eye(len(Z))
+    if not common.any():
+        return None
+    slope = alike @ Z.T @ np.linalg.solve(common, loss)
+    change = slope @ size - slope
+    if not (largest := np.abs(change).max()):
+        return None
+    change *= rng.choice((1, 2, 4)) * _STEP / largest
+    return whole(rng, budget.places, np.array(budget.moved) + change * inputs)
+
+
+def varied(rng: random.Random, budget: Budget, other: Budget | None = None, before: Budget | None = None,
+           measured: Sequence[tuple[Budget, float]] = ()) -> tuple[Budget | None, str]:
     """A neighbour by one operator, and the operator's name; None where it gives no budget that can be.
 
-    other: of another candidate; before: its parent's.
+    other: of another candidate; before: its parent's; measured: budgets with their losses. Where these are
+    enough to learn a slope from, every second neighbour is down it.
     """
     makers: dict[str, Callable[[], Budget | None]] = {
         name: lambda name=name: exchange(rng, budget, name) for name in budget.places.groups}
@@ -266,6 +335,8 @@ def varied(rng: random.Random, budget: Budget, other: Budget | None = None, befo
     if other is not None and other != budget:
         makers["join"] = lambda: join(budget, other)
     name = rng.choice(list(makers))
+    if len(measured) >= _FEWEST and not parse_pattern(budget.places.target.pattern) and rng.random() < 0.5:
+        name, makers["downhill"] = "downhill", lambda: downhill(rng, budget, measured)
     found = makers[name]()
     return (found if found is not None and found.possible else None), name
 

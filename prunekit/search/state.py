@@ -13,7 +13,7 @@ from prunekit.metric.rank import rank_key
 from prunekit.metric.simplify import simplify
 from prunekit.metric.tree import Tree
 from prunekit.search import journal as journals
-from prunekit.search.budgets import Budget, Places, random_budget, varied
+from prunekit.search.budgets import Budget, Places, probes, random_budget, varied
 from prunekit.search.operators import breed, crossover, point
 from prunekit.search.presets import Preset
 from prunekit.search.random_trees import grid, half_and_half, smallest_first
@@ -50,6 +50,8 @@ class Search:
             metrics += [(tree, "monomial") for tree in _monomials(preset)]
         self.first = [(tree, self.uniform, why) for tree, why in metrics]
         self.first += [(leading, budget, "given") for budget in budgets]
+        if preset.evolve == "budget" and not preset.random:
+            self.first += [(leading, budget, "probe") for budget in probes(places)]
         self.proposed: list[dict[str, Any]] = []
         self.candidates: dict[int, Candidate] = {}
         self.population: list[Candidate] = []  # oldest first
@@ -185,7 +187,9 @@ class Search:
         leaders = self.ranked[:_LEADERS]
         first, second = (leaders[int(rng.random()**2 * len(leaders))] for _ in range(2))
         before = self.candidates.get(first.parents[0]) if first.parents else None
-        budget, operator = varied(rng, first.budget, second.budget, before and before.budget)
+        alone = self.preset.evolve == "budget"  # only then it is the budget that makes losses differ
+        measured = [(one.budget, one.fitness) for one in self.candidates.values()] if alone else []
+        budget, operator = varied(rng, first.budget, second.budget, before and before.budget, measured)
         return first.tree, budget, (first, second) if operator == "join" else (first,), operator
 
     def _draw_tree(self, rng: random.Random, index: int, fresh: bool

@@ -11,7 +11,19 @@ import prunekit as pk
 from prunekit.choices import Target
 from prunekit.models import layers
 from prunekit.pruning.budgets import layer_targets
-from prunekit.search.budgets import Budget, Place, Places, exchange, join, random_budget, tilt, varied
+from prunekit.search.budgets import (
+    Budget,
+    Place,
+    Places,
+    downhill,
+    exchange,
+    join,
+    probes,
+    random_budget,
+    tilt,
+    varied,
+    whole,
+)
 from prunekit.search.controls import Shuffled
 from tests.pruning.families import FAMILIES
 from tests.search.toy import Sloped
@@ -44,7 +56,9 @@ def test_every_budget_has_the_uniform_ones_zeros_to_the_last(places, seed):
     for _ in range(12):
         found, _ = varied(rng, rng.choice(budgets), rng.choice(budgets))
         budgets += [] if found is None else [found]
-    budgets.append(random_budget(rng, places))
+    budgets += [random_budget(rng, places), *probes(places)]
+    found, _ = varied(rng, budgets[0], measured=[(budget, rng.random()) for budget in budgets])
+    budgets += [] if found is None else [found]
     for budget in budgets:
         assert places.zeros(budget.moved) == 0 and zeros(budget) == zeros(places.uniform)
         assert all(0 <= target.sparsity < 1 for target in budget.targets)
@@ -65,6 +79,25 @@ def test_a_move_by_hand():
         (sign * steps, -sign * steps) for sign in (1, -1) for steps in (1, 2)}
     assert join(Budget(places, (1, -1)), Budget(places, (2, -2))).moved == (3, -3)
     assert Budget(places, (4, -4)).possible and not Budget(places, (5, -5)).possible
+
+
+def test_parts_of_zeros_are_made_whole():
+    places = two(Target(0.5), (6, 4))
+    seen = {whole(random.Random(seed), places, (1.2, -1.8)) for seed in range(20)}
+    assert {budget.moved for budget in seen - {None}} == {(2, -3)}
+    assert whole(random.Random(0), two(Target(0.5), (3, 2)), (1, -1)) is None  # 1 is left, and no row is
+
+
+def test_probes_and_the_slope_that_they_show():
+    """Of 100 inputs 8 fewer in a block, less the mean, are 4; zeros of the first cost more: it gets fewer."""
+    places = Places(tuple(Place(f"layers.{at}.q", at, "q", 4, 100) for at in range(2)), Target(0.5))
+    assert [budget.moved for budget in probes(places)] == [(-4, 4), (4, -4)]
+    measured = [(Budget(places, (more, -more)), 0.5 + 0.1 * more) for more in (-4, 0, 4)]
+    seen = {downhill(random.Random(seed), places.uniform, measured).moved for seed in range(40)}
+    assert seen == {(-2, 2), (-4, 4), (-8, 8)}  # steps of 2
+    alike = [(budget, 1.0) for budget, _ in measured]
+    assert downhill(random.Random(0), places.uniform, alike) is None  # no slope
+    assert not probes(two(Target.parse("2:4")))
 
 
 def test_places_of_other_sizes_trade_whole_zeros():
@@ -112,6 +145,12 @@ def test_a_hidden_budget_is_approached_and_random_ones_are_further_away():
     assert evolved[0].budget == run(evolve="budget")[-1].best.budget
     shares = min(evolved, key=lambda best: best.fitness).budget.table().mean()
     assert max(shares[0], shares[2], shares[4]) < min(shares[1], shares[3])
+
+
+def test_forty_evaluations_are_enough_to_be_told_from_random_ones():
+    evolved, drawn = ([run(seed, 40, evolve="budget", random=random)[-1].best.fitness for seed in range(8)]
+                      for random in (False, True))
+    assert sum(evolved) < 0.5 * sum(drawn)
 
 
 def test_both_are_evolved_each_child_differs_in_one():

@@ -1,0 +1,155 @@
+"""What each part adds to SparseGPT: the update as a whole, its growing mask, evolved metrics, budgets.
+
+    python benchmarks/updates.py --model DIR --corpus FOLDER [--windows FILE] [--targets 0.6 2:4]
+        [--every 1] [--evaluations 0] [--output benchmarks/updates.json]
+
+Each part is pruned anew and measured on the same test windows, in float32 on one thread; ratios of
+perplexity are paired against SparseGPT. A cost is the time of pruning (of an evolved budget: with its search)
+by that of a dense pass of the calibration windows, taken just before it, since other work on the machine
+slows both. What the output file has is kept and not measured again, so a run that was ended goes on.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from shared import machine, show
+from torch import Tensor
+
+import prunekit as pk
+from prunekit.choices import Target
+from prunekit.evaluate.perplexity import Perplexity
+from prunekit.models import as_it_was
+
+EVOLVED = {"on embedded/llama": "mul(W, sqrt(sqrt(mul(G, sqrt(mul(X, exp(G)))))))",
+           "on SmolLM2-135M": "mul(W, sqrt(mul(G, mms(sub(X, G)))))"}  # docs/study.md
+BASELINE = "SparseGPT"
+LINEAR = 0.08  # from the first block to the last, around the mean
+
+
+class World:
+    """A model, its windows by role, and G."""
+
+    def __init__(self, args: argparse.Namespace):
+        self.name, self.evaluations = args.model, args.evaluations
+        self.model, tokenizer = pk.load_model(args.model, dtype="float32", device="cpu")
+        given = {"calibration", "gradient", "test"} if args.windows else set()
+        self.windows = {role: pk.token_windows(args.corpus, tokenizer, role, n, args.seqlen,
+                                               windows=args.windows if role in given else None).long()
+                        for role, n in (("calibration", args.calibration), ("gradient", args.calibration),
+                                        ("search", 32), ("select", 32), ("test", None))}
+        self.windows["test"] = self.windows["test"][::args.every]
+
+    @cached_property
+    def gradients(self) -> pk.Gradients:
+        return pk.collect_gradients(self.model, self.windows["gradient"], progress=False)
+
+    def perplexity(self, windows: Tensor) -> Perplexity:
+        return pk.perplexity(self.model, windows, windows.shape[1], progress=False)
+
+    def dense_pass(self) -> float:
+        """Seconds that the calibration windows take, from a quarter of them."""
+        part = self.windows["calibration"][::4]
+        started = time.perf_counter()
+        self.perplexity(part)
+        return (time.perf_counter() - started) * len(self.windows["calibration"]) / len(part)
+
+
+def parts(world: World, target: Target) -> dict[str, Callable[[], dict[str, Any]]]:
+    """What each is called, and what makes its arguments of `prune`."""
+    whole: Any = target.sparsity if target.pattern == "unstructured" else str(target)
+    wanda = {"method": "wanda", "sparsity": whole, "update": "admm"}
+    found = {BASELINE: lambda: {"method": "sparsegpt", "sparsity": whole},
+             "admm, Wanda's mask first": lambda: wanda | {"admm": pk.AdmmOptions(growth=0)},
+             "admm, mask grown": lambda: wanda}
+    if target.pattern == "unstructured":
+        found["admm, linear budget"] = lambda: wanda | {"sparsity": linear(world, target)}
+        found["admm, OWL's budget"] = lambda: wanda | {"sparsity": owl(world, target)}
+    if world.evaluations:
+        found["admm, evolved budget"] = lambda: wanda | {"sparsity": evolved(world, target)}
+    for where, line in EVOLVED.items():
+        found[f"admm, metric evolved {where}"] = lambda line=line: wanda | {"method": line}
+    return found
+
+
+def linear(world: World, target: Target) -> list[float]:
+    blocks = world.model.config.num_hidden_layers
+    return [target.sparsity + LINEAR * (2 * block / (blocks - 1) - 1) for block in range(blocks)]
+
+
+def owl(world: World, target: Target) -> list[float]:
+    return pk.owl_budget(world.model, world.windows["calibration"], target.sparsity, progress=False)
+
+
+def evolved(world: World, target: Target) -> pk.Budget:
+    """The best on select windows of the five with the lowest loss on search windows."""
+    bench = pk.Bench(world.name, world.windows["calibration"], world.windows["search"], dtype="fast",
+                     device="cpu")
+    evaluator = pk.Evaluator(bench, [str(target)], update="admm", rungs=(16,))
+    first = [evaluator.budget(owl(world, target))] if target.pattern == "unstructured" else []
+    *_, last = pk.evolve(evaluator, budget=world.evaluations, evolve="budget", budgets=first, lag=1,
+                         progress=False)
+    known = {one.index: one for one in (*last.population, last.best)}
+    best = sorted(known.values(), key=lambda one: one.order)[:5]
+    return known[int(pk.choose(evaluator, best, [world.windows["select"]]).loc[0, "i"])].budget
+
+
+def measure(world: World, word: str, known: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The rows of a target that are not known yet. known: parts with their losses by window."""
+    target = Target.parse(word)
+    wanted = {part: make for part, make in parts(world, target).items() if part not in known}
+    with as_it_was(world.model) as restore:
+        for part, arguments in wanted.items():
+            dense = world.dense_pass()
+            started = time.perf_counter()
+            setting = arguments()
+            needed = world.gradients if "G" in str(setting["method"]) else None
+            report = pk.prune(world.model, world.windows["calibration"], gradients=needed, progress=False,
+                              **setting)
+            passes = (time.perf_counter() - started) / dense
+            found = world.perplexity(world.windows["test"])
+            restore()
+            known[part] = [round(loss, 6) for loss in found.nll.tolist()]
+            pair = pk.compare(Perplexity(np.array(known[part])), Perplexity(np.array(known[BASELINE])))
+            yield {"target": word, "part": part, "ppl": found.value, "ratio": pair.ratio,
+                   "low": pair.interval[0], "high": pair.interval[1], "passes": round(passes, 2),
+                   "sparsity": report.sparsity}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--model", required=True, help="a directory, a hub id or embedded/llama")
+    parser.add_argument("--corpus", required=True, help="as for `token_windows`")
+    parser.add_argument("--windows", help="safetensors file with calibration, gradient and test windows")
+    parser.add_argument("--seqlen", type=int, default=256)
+    parser.add_argument("--calibration", type=int, default=64, help="windows, and of G as many")
+    parser.add_argument("--targets", nargs="+", default=["0.5", "0.6", "0.7", "2:4", "4:8"])
+    parser.add_argument("--every", type=int, default=1, help="of so many test windows one")
+    parser.add_argument("--evaluations", type=int, default=0, help="of a search for a budget; 0: none")
+    parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    result = json.loads(args.output.read_text()) if args.output.exists() else {"rows": [], "nll": {}}
+    world = World(args)
+    if "dense" not in result:
+        result |= {"model": args.model, "windows": len(world.windows["test"]), "machine": machine(1),
+                   "dense": world.perplexity(world.windows["test"]).value}
+    show("target", "part", "perplexity", "by SparseGPT's", "dense passes")
+    show(*["---"] * 5)
+    for word in args.targets:
+        for row in measure(world, word, result["nll"].setdefault(word, {})):
+            result["rows"].append(row)
+            args.output.write_text(json.dumps(result) + "\n")
+            show(word, row["part"], f"{row['ppl']:.2f}",
+                 f"{row['ratio']:.4f} ({row['low']:.4f} to {row['high']:.4f})", f"{row['passes']:.1f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -145,7 +145,7 @@ def others(name: str) -> Claim:
     """The same against every other line."""
     table, rows = _tested(name)
     model = rows["model"].iloc[0] if name == FIRST else subject(name)
-    return _claim(f"Against other lines its perplexity on {model} {{verdicts}}.",
+    return _claim(f"On {model}, the perplexity of the metric found there {{verdicts}}.",
                   rows[rows["rival"] != "wanda"], table, name=row_names(rows, "rival"))
 
 

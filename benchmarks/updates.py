@@ -27,6 +27,7 @@ import prunekit as pk
 from prunekit.choices import Target
 from prunekit.evaluate.perplexity import Perplexity
 from prunekit.models import as_it_was
+from prunekit.workbook.protocol import label
 
 EVOLVED = {"on embedded/llama": "mul(W, sqrt(sqrt(mul(G, sqrt(mul(X, exp(G)))))))",
            "on SmolLM2-135M": "mul(W, sqrt(mul(G, mms(sub(X, G)))))"}  # docs/study.md
@@ -139,7 +140,7 @@ def main() -> None:
     result = json.loads(args.output.read_text()) if args.output.exists() else {"rows": [], "nll": {}}
     world = World(args)
     if "dense" not in result:
-        result |= {"model": args.model, "windows": len(world.windows["test"]), "machine": machine(1),
+        result |= {"model": label(args.model), "windows": len(world.windows["test"]), "machine": machine(1),
                    "dense": world.perplexity(world.windows["test"]).value}
     show("target", "part", "perplexity", "by SparseGPT's", "dense passes")
     show(*["---"] * 5)

@@ -306,7 +306,7 @@ def model_properties(properties: pd.DataFrame, losses: pd.DataFrame) -> pd.DataF
     for model, part in properties.groupby("model", sort=False):
         middle = part[["kurtosis", "top", "outliers", "W~G", "W~X"]].median()
         rows.append({"model": model, "weights": part["size"].sum(), "blocks": part["block"].nunique(),
-                     **middle, "tails": part.groupby("kind")["top"].median().idxmax()})
+                     **middle, "tails": part.groupby("kind")["top"].median().idxmax().rpartition(".")[2]})
         mine = losses[losses["setting"] == model]
         if mine.empty:
             continue

@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-
 from prunekit.choices import Target, parse_pattern
 from prunekit.errors import UsageError
 
@@ -279,6 +277,8 @@ def probes(places: Places) -> list[Budget]:
 
     What `downhill` learns a slope from soonest. None for N:M, whose steps are too large to be shared.
     """
+    import numpy as np
+
     if parse_pattern(places.target.pattern):
         return []
     rng, blocks = random.Random(0), 1 + max(place.block for place in places.places)
@@ -299,6 +299,8 @@ def downhill(rng: random.Random, budget: Budget, measured: Sequence[tuple[Budget
     place, one of its kind and one of its block, all shrunk alike. One more zero costs g there, so the share
     changes by mean g - g, the largest change being 1, 2 or 4 steps.
     """
+    import numpy as np
+
     all_places = budget.places.places
     inputs = np.array([place.inputs for place in all_places])
     size = np.array([place.rows * place.inputs for place in all_places])

@@ -26,8 +26,10 @@ _FROM_PARAMETERS = ("model", "seqlen", "corpus", "seed")
 
 
 def label(value: Any) -> Any:
-    """A model or corpus as a table names it: a directory by its last part, everything else as it stands."""
-    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+    """A model or corpus as tables name it: a directory or GGUF file by its last part, all else as it is."""
+    if isinstance(value, str) and (Path(value).is_absolute() or value.endswith(".gguf")):
+        return Path(value).name.removesuffix(".gguf")
+    return value
 
 
 def with_protocol(frame: pd.DataFrame, name: str, known: Mapping[str, Any]) -> pd.DataFrame:

@@ -29,6 +29,7 @@ import prunekit as pk
 from prunekit.analysis.history import replay
 from prunekit.search.records import Candidate, Race, behind
 from prunekit.search.state import AUDIT, RACE_FEWEST, RACE_RANK, Search
+from prunekit.workbook.protocol import label
 
 MODEL, SEQLEN, SPARSITY, DTYPE = "embedded/llama", 128, 0.6, "float32"
 CALIBRATION, FITNESS, FULL, GRADIENT = 32, 128, 512, 64  # windows
@@ -116,7 +117,7 @@ def overhead(evaluator: pk.Evaluator, repeats: int) -> dict[str, object]:
         (*_, whole), (*_, part) = timed(lambda: evaluator(tree)), timed(bare)
         found.append((whole / part, whole))
     ratios, seconds = zip(*found[1:], strict=True)
-    return {"model": bench.name, "targets": list(map(str, evaluator.targets)), "repeats": repeats,
+    return {"model": label(bench.name), "targets": list(map(str, evaluator.targets)), "repeats": repeats,
             "candidate": round(statistics.median(seconds), 2), "ratio": round(statistics.median(ratios), 3),
             "lowest": round(min(ratios), 3), "highest": round(max(ratios), 3)}
 

@@ -22,11 +22,6 @@ DTYPES = ("float32", "bfloat16", "float16")
 # The seven tasks of the Wanda and Pruner-Zero papers, and their folders in lm-eval.
 TASKS = {"boolq": "super_glue/boolq", "rte": "glue/rte", "hellaswag": "hellaswag",
          "winogrande": "winogrande", "arc_easy": "arc", "arc_challenge": "arc", "openbookqa": "openbookqa"}
-
-
-def default_tasks(model: str) -> list[str]:
-    """What a model is asked unless said: the package's own world for its own models, else the papers'."""
-    return ["embedded"] if model.startswith("embedded/") else list(TASKS)
 # What people know a method as: from the literature, or by where it was found; and the pattern of such names.
 CALLED = {
     "magnitude": "Magnitude", "wanda": "Wanda", "ria": "RIA", "sparsegpt": "SparseGPT", "admm": "ADMM",
@@ -34,6 +29,11 @@ CALLED = {
     "fisher": "OBD, diagonal Fisher", "obd-layer": "OBD of the layer", "wanda-variant": "Wanda, variant",
     "pruner-zero-variant": "Pruner-Zero, variant", "embedded line": "the embedded model's line"}
 NAMED = r"(?<![\w+/-])(?:{})(?![\w+/-])".format("|".join(map(re.escape, CALLED)))
+
+
+def default_tasks(model: str) -> list[str]:
+    """What a model is asked unless said: the package's own world for its own models, else the papers'."""
+    return ["embedded"] if model.startswith("embedded/") else list(TASKS)
 
 
 def called(name: str) -> str:

@@ -231,10 +231,8 @@ def carried(losses: pd.DataFrame) -> pd.DataFrame:
     pairs = [(home, model) for home in best.index for model in best.index if home != model]
     found = [mean_of((wide.loc[(model, best[home])] - wide.loc[(model, "W8 X4")]).dropna().to_numpy(),
                      running=True) for home, model in pairs]
-    rows = [(home, best[home], model, *np.exp([mean.value, *mean.interval()]), p, verdict(p, mean.value))
-            for (home, model), mean, p in zip(pairs, found, holm(mean.p for mean in found), strict=True)]
-    return pd.DataFrame(rows, columns=["chosen on", "metric", "model", "ratio", "low", "high", "p_holm",
-                                       "verdict"])
+    rows = [(home, best[home], model) for home, model in pairs]
+    return _as_ratios(pd.DataFrame(rows, columns=["chosen on", "metric", "model"]), found)
 
 
 def one_for_all(losses: pd.DataFrame, published: str = "W8 G4") -> pd.DataFrame:

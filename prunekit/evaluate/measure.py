@@ -40,17 +40,19 @@ class Measured:
     def rows(self) -> list[dict[str, Any]]:
         """The rows of a result table, one for each text: setting, sparsity reached, perplexity with 95 %
         interval, windows; and the text's name, if it has one."""
-        meta = self.report.meta
-        return [{"method": meta["method"], "metric": "perplexity", "sparsity": self.report.target,
-                 "pattern": meta["pattern"], "ppl": ppl.value, "low": ppl.interval[0],
-                 "high": ppl.interval[1], "reached": self.report.sparsity, "n": len(ppl.nll),
-                 "calibration_windows": meta["n"], "tree": meta["tree"], "group": meta["group"],
-                 "update": meta["update"], "seconds": meta["seconds"], **({"text": text} if text else {})}
-                for text, ppl in self.perplexities.items()]
+        return [self._row(text, ppl) for text, ppl in self.perplexities.items()]
 
     def row(self) -> dict[str, Any]:
         """That of the first text."""
-        return self.rows()[0]
+        return self._row(*next(iter(self.perplexities.items())))
+
+    def _row(self, text: str, ppl: Perplexity) -> dict[str, Any]:
+        meta, (low, high) = self.report.meta, ppl.interval
+        return {"method": meta["method"], "metric": "perplexity", "sparsity": self.report.target,
+                "pattern": meta["pattern"], "ppl": ppl.value, "low": low, "high": high,
+                "reached": self.report.sparsity, "n": len(ppl.nll), "calibration_windows": meta["n"],
+                "tree": meta["tree"], "group": meta["group"], "update": meta["update"],
+                "seconds": meta["seconds"], **({"text": text} if text else {})}
 
 
 def prune_and_measure(model: nn.Module, calibration: Tensor, test: Tensor | Mapping[str, Tensor],

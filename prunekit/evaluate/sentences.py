@@ -8,7 +8,7 @@ and intervals. A sentence that compares without rows is refused where takeaways 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -134,11 +134,12 @@ def _listed(names: Sequence[tuple[str, ...]]) -> str:
         at = places.setdefault(first, {})
         if rest:
             at.setdefault(rest[0], []).extend(rest[1:])
-    def where(first: str) -> str:
-        return "on" if re.fullmatch(r"[\d.]+ %|\d+:\d+", first) else "at"
+    return _joined([" ".join([first, *_where(first, at)]) for first, at in places.items()])
 
-    return _joined([f"{first} {where(first)} {_joined([_on(*each) for each in at.items()])}" if at else first
-                    for first, at in places.items()])
+
+def _where(first: str, at: Mapping[str, Sequence[str]]) -> list[str]:
+    listed = _joined([_on(*each) for each in at.items()])
+    return ["on" if re.fullmatch(r"[\d.]+ %|\d+:\d+", first) else "at", listed] if at else []
 
 
 def _on(place: str, texts: Sequence[str]) -> str:

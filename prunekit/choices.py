@@ -41,9 +41,9 @@ def called(name: str) -> str:
     return re.sub(NAMED, lambda found: CALLED[found[0]], str(name))
 
 
-def percent(place: str) -> str:
-    """A target as sentences have it: "0.5" as "50 %"; every other name as it is."""
-    return f"{100 * float(place):g} %" if re.fullmatch(r"0\.\d+", place) else place
+def percent(place: object) -> str:
+    """A target as sentences have it: 0.5 as "50 %"; every other name as it is."""
+    return f"{100 * float(str(place)):g} %" if re.fullmatch(r"0\.\d+", str(place)) else str(place)
 
 
 def parse_pattern(pattern: str) -> tuple[int, int] | None:
@@ -94,6 +94,16 @@ def check_texts(first: str, further: Sequence[str], windows: object = None) -> N
     if twice := [name for name in names if names.count(name) > 1]:
         raise UsageError(f"test_corpora and the first test text have two texts called {twice[0]!r}, which "
                          "results could not tell apart: leave one out, or rename its file.")
+
+
+def task_folders(entries: str | Sequence[str]) -> dict[str, str]:
+    """By task, of TASK=FOLDER: a list, or a text with commas. UsageError names what is none."""
+    named = {}
+    for entry in filter(None, entries.split(",") if isinstance(entries, str) else entries):
+        name, _, named[name] = entry.partition("=")
+        if not (name and named[name]):
+            raise UsageError(f"data set {entry!r} is not TASK=FOLDER.")
+    return named
 
 
 class Target(NamedTuple):

@@ -136,11 +136,13 @@ def choose(evaluator: Evaluator, finalists: Sequence[Candidate], select: Sequenc
 
 def searches(history: pd.DataFrame) -> pd.DataFrame:
     """With a column `search`, from the names that notebook 04 gives its journals: `journal-KIND`, and of
-    further seeds `journal-KIND-SEED`. Of what is given its points only these are kept, not what replaced
-    refused ones.
+    further seeds `journal-KIND-SEED`. Of a search that was given its points and draws nothing only these
+    are kept, not what replaced refused ones.
     """
     named = history.assign(search=history["journal"].str.split("-").str[1])
-    return named[~named["search"].isin(["grid", "parametric"]) | (named["operator"] == "given")]
+    given, bred = named["operator"] == "given", named["parents"] != ""
+    listed, bred = (which.groupby(named["journal"]).transform("any") for which in (given, bred))
+    return named[given | bred | ~listed]
 
 
 def convergence(history: pd.DataFrame) -> pd.DataFrame:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunekit import hub
-from prunekit.choices import default_tasks, read_sparsity
+from prunekit.choices import default_tasks, read_sparsity, task_folders
 from prunekit.cli.options import DATA, argument, check_options, command, flags, say, stored_rows
 from prunekit.errors import UsageError
 from prunekit.files import check_folder, write_atomic, writing_to
@@ -25,7 +25,7 @@ _TASKS = ("lm-eval's tasks, separated by commas (default: the papers' seven; for
 _SIZE = "limit num_fewshot batch_size"
 _OF_TASKS = (
     _SIZE,
-    argument("--datasets", action="append", default=[], metavar="NAME=FOLDER",
+    argument("--datasets", action="append", default=[], metavar="TASK=FOLDER",
              help="a task's data set (or hub id) from this disk"),
     argument("--include-path", metavar="DIR", help="a folder of lm-eval YAML tasks of your own"),
     *flags(allow_code="also tasks that run code"))
@@ -123,11 +123,8 @@ def _tasks(args: argparse.Namespace) -> dict[str, Any]:
         return {}
     from prunekit.evaluate import harness
 
-    wrong = [entry for entry in args.datasets if not all(entry.partition("=")[::2])]
-    if wrong:
-        raise UsageError(f"--datasets {wrong[0]} is not NAME=FOLDER.")
-    data = {"datasets": dict(entry.split("=", 1) for entry in args.datasets),
-            "include_path": args.include_path, "allow_code": args.allow_code}
+    data = {"datasets": task_folders(args.datasets), "include_path": args.include_path,
+            "allow_code": args.allow_code}
     named = [name.strip() for name in args.zero_shot.split(",") if name.strip()]
     tasks = named or default_tasks(args.model)
     with harness.quiet(progress=False):

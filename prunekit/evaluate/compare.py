@@ -87,10 +87,15 @@ def compare(a: Perplexity, b: Perplexity) -> Comparison:
     return Comparison(ratio, tuple(interval), len(differences), mean.p, least, neighbours(differences))
 
 
-def compare_many(pairs: Mapping[Any, tuple[Perplexity, Perplexity]]) -> pd.DataFrame:
+COMPARED = ["ratio", "holm_low", "holm_high", "p_holm", "verdict"]  # what people read of `compare_many`
+
+
+def compare_many(pairs: Mapping[Any, tuple[Perplexity, Perplexity]], names: Sequence[str] = ()
+                 ) -> pd.DataFrame:
     """`compare` for every pair: columns name, ratio, low, high, n, correlation, p, p_holm, holm_low,
     holm_high, detectable, verdict (by p_holm).
 
+    names: of columns, for the parts of a key that is a tuple; they stand last, in the place of name.
     low, high: 95 %, of this pair alone; holm_low, holm_high: at the level that Holm's correction leaves it,
     so that they exclude 1 exactly where p_holm is below 0.05.
     """
@@ -104,8 +109,15 @@ def compare_many(pairs: Mapping[Any, tuple[Perplexity, Perplexity]]) -> pd.DataF
         rows.append({"name": name, "ratio": c.ratio, "low": c.interval[0], "high": c.interval[1], "n": c.n,
                      "correlation": c.correlation, "p": c.p, "p_holm": p_holm, "holm_low": low,
                      "holm_high": high, "detectable": c.detectable, "verdict": verdict(p_holm, c.ratio - 1)})
-    return pd.DataFrame(rows, columns=["name", "ratio", "low", "high", "n", "correlation", "p", "p_holm",
-                                       "holm_low", "holm_high", "detectable", "verdict"])
+    columns = ["name", "ratio", "low", "high", "n", "correlation", "p", "p_holm", "holm_low", "holm_high",
+               "detectable", "verdict"]
+    return _named(pd.DataFrame(rows, columns=columns), names)
+
+
+def _named(frame: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
+    if names:
+        frame[list(names)] = frame.pop("name").tolist() or np.empty((0, len(names)), dtype=str)
+    return frame
 
 
 def compare_targets(measured: Mapping[tuple[str, str], Measured], pairs: Iterable[tuple[str, str]]
@@ -115,8 +127,8 @@ def compare_targets(measured: Mapping[tuple[str, str], Measured], pairs: Iterabl
     compared = compare_many({(first, second, target, text): (ppl, measured[second, target].perplexities[text])
                              for first, second in pairs
                              for (name, target), result in measured.items() if name == first
-                             for text, ppl in result.perplexities.items()})
-    compared[["first", "second", "target", "text"]] = compared.pop("name").tolist()
+                             for text, ppl in result.perplexities.items()},
+                            ["first", "second", "target", "text"])
     return compared if compared["text"].any() else compared.drop(columns="text")
 
 
@@ -133,10 +145,9 @@ def leaders(measured: Mapping[tuple[str, str], Perplexity]) -> pd.DataFrame:
     ranked = {setting: sorted(names, key=lambda name: measured[name, setting].value)
               for setting, names in everyone.items()}
     pairs = [(setting, *pair) for setting, names in ranked.items() for pair in combinations(names, 2)]
-    frame = compare_many({(setting, first, second): (measured[first, setting], measured[second, setting])
-                          for setting, first, second in pairs})
     columns = ["setting", "first", "second"]
-    frame[columns] = frame.pop("name").tolist() or np.empty((0, 3), dtype=str)
+    frame = compare_many({(setting, first, second): (measured[first, setting], measured[second, setting])
+                          for setting, first, second in pairs}, columns)
     first = [ranked[setting][0] == name for setting, name, _ in pairs]
     return frame.loc[first, [*columns, *frame.columns.drop(columns)]].reset_index(drop=True)
 
@@ -280,8 +291,8 @@ def _mcnemar_floor(n: int) -> float:
     return float(stats.beta.ppf(0.8, fewest, n - fewest + 1)) if n >= fewest else math.inf
 
 
-def compare_means(pairs: Mapping[Any, tuple[pd.DataFrame, pd.DataFrame]], metric: str = "acc"
-                  ) -> pd.DataFrame:
+def compare_means(pairs: Mapping[Any, tuple[pd.DataFrame, pd.DataFrame]], metric: str = "acc", *,
+                  names: Sequence[str] = ()) -> pd.DataFrame:
     """The mean over tasks of `compare_documents` for every pair, as `compare_many` does for perplexities.
 
     A row per pair: name, and the columns of `compare_documents` without task; p_holm, holm_low, holm_high and
@@ -297,4 +308,4 @@ def compare_means(pairs: Mapping[Any, tuple[pd.DataFrame, pd.DataFrame]], metric
     corrected = [mean(*at) for at in zip(pairs.values(), holm_levels(frame["p"]), strict=True)]
     frame[["holm_low", "holm_high"]] = [(row["low"], row["high"]) for row in corrected]
     frame["verdict"] = [verdict(row.p_holm, row.difference) for row in frame.itertuples()]
-    return frame
+    return _named(frame, names)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from prunekit.choices import Target
+from prunekit.choices import Target, percent
 from prunekit.evaluate.perplexity import Perplexity, perplexity
 from prunekit.models import as_it_was, layers
 from prunekit.progress import tqdm
@@ -39,7 +39,7 @@ class Measured:
 
     def rows(self) -> list[dict[str, Any]]:
         """The rows of a result table, one for each text: setting, sparsity reached, perplexity with 95 %
-        interval, windows; and the text's name, if it has one."""
+        interval, windows; and the text's name, if it has one. setting: what it was pruned to, in words."""
         return [self._row(text, ppl) for text, ppl in self.perplexities.items()]
 
     def row(self) -> dict[str, Any]:
@@ -48,10 +48,11 @@ class Measured:
 
     def _row(self, text: str, ppl: Perplexity) -> dict[str, Any]:
         meta, (low, high) = self.report.meta, ppl.interval
-        return {"method": meta["method"], "metric": "perplexity", "sparsity": self.report.target,
-                "pattern": meta["pattern"], "ppl": ppl.value, "low": low, "high": high,
-                "reached": self.report.sparsity, "n": len(ppl.nll), "calibration_windows": meta["n"],
-                "tree": meta["tree"], "group": meta["group"], "update": meta["update"],
+        target, pattern = self.report.target, meta["pattern"]
+        return {"method": meta["method"], "metric": "perplexity", "sparsity": target, "pattern": pattern,
+                "setting": percent(Target(round(target, 4), pattern)), "ppl": ppl.value, "low": low,
+                "high": high, "reached": self.report.sparsity, "n": len(ppl.nll), "tree": meta["tree"],
+                "calibration_windows": meta["n"], "group": meta["group"], "update": meta["update"],
                 "seconds": meta["seconds"], **({"text": text} if text else {})}
 
 

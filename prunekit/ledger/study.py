@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -114,7 +115,14 @@ def finds() -> list[str]:
 
 
 def answer(name: str) -> Claim:
-    """What the searches of a study (or `FIRST`) found, and how it does against Wanda on test windows."""
+    """Both parts of `found` as one."""
+    said, read = found(name)
+    return replace(said, **{part: f"{getattr(said, part)} ({read}.)" for part in ("sentence", "template")})
+
+
+def found(name: str) -> tuple[Claim, str]:
+    """What the searches of a study (or `FIRST`) found, and how it does against Wanda on test windows; and on
+    which, recorded when and how."""
     from prunekit.metric.tree import Tree
 
     table, rows = _tested(name)
@@ -134,11 +142,12 @@ def answer(name: str) -> Claim:
         read = (f"{count} test windows{' of each text' * ('text' in rows)} of {made['seqlen']} tokens; "
                 f"{recorded_by(name)}")
     read += "; intervals by Holm's correction" * ("holm_low" in rows)
-    return _claim(f"On {model}, {search} at {goals} found the metric `{Tree.parse(tree).infix()}`. "
-                  f"On text that no search had seen its perplexity {{measured}}. ({read}.)",
+    said = _claim(f"On {model}, {search} at {goals} found the metric `{Tree.parse(tree).infix()}`. "
+                  "On text that no search had seen its perplexity {measured}.",
                   rows[rows["rival"] == "wanda"], table, name=row_names(rows),
                   words=["is lower than Wanda's at", "is higher than Wanda's at",
                          "cannot be told from Wanda's at"])
+    return said, read
 
 
 def others(name: str) -> Claim:

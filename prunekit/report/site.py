@@ -215,14 +215,13 @@ def worth_showing(output: Any) -> bool:
     return "application/vnd.jupyter.widget-view+json" not in output.get("data", {})
 
 
-def _answer(claim: Claim, entries: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Its sentences, the last one, in parentheses, apart; where its rows are, and their figure, if saved."""
-    said, _, read = claim.sentence.removesuffix(".)").rpartition(" (")
+def _answer(claim: Claim, read: str, entries: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Its sentences, and how it was measured; where its rows are, and their figure, if saved."""
     entry = next((entry for entry in entries
                   if f"tables/{claim.table}" in entry["made"].get("artifacts", {})), None)
     figure = entry and next((artifact for artifact in entry["artifacts"]
                              if (artifact["kind"], artifact["name"]) == ("figure", claim.table)), None)
-    return {"sentence": claim.sentence, "said": said, "read": read, "figure": figure,
+    return {"said": claim.sentence, "read": read, "figure": figure,
             "rows": entry and f"{entry['topic']}.html#table-{claim.table}"}
 
 
@@ -237,6 +236,6 @@ def _index(shared: Mapping[str, Any]) -> str:
     lead = next((entry for entry in entries if all(heads[entry["topic"]])), None)
     table = html.finish(html.parsed(heads[lead["topic"]][1][0]["html"])) if lead else ""
     made = next((entry["made"] for entry in reversed(entries) if entry["made"]), {})
-    answers = [_answer(study.answer(name), entries) for name in study.leading()]
+    answers = [_answer(*study.found(name), entries) for name in study.leading()]
     return html.template("index.html.j2", file="index.html", lead=lead, heads=heads, table_html=table,
                          made=made, answers=answers, **shared)

@@ -73,11 +73,12 @@ def existing_file(value: str) -> str | None:
 
 
 def data_folders(value: str) -> str | None:
-    for pair in value.split(","):
-        name, _, folder = pair.partition("=")
-        if not (name and folder and Path(folder).expanduser().is_dir()):
-            return f"must be TASK=FOLDER (several separated by commas), folders that exist; '{pair}' is not"
-    return None
+    try:
+        folders = choices.task_folders(value).values()
+    except UsageError as error:
+        return f"must be TASK=FOLDER (several separated by commas): {str(error).rstrip('.')}"
+    wrong = next((folder for folder in folders if not Path(folder).expanduser().is_dir()), None)
+    return wrong and f"must name folders that exist; '{wrong}' does not"
 
 
 def preset(value: str) -> str | None:

@@ -113,6 +113,13 @@ def test_many_comparisons_are_corrected():
     assert list(pk.compare_many({}).columns)[:2] == ["name", "ratio"]
 
 
+def test_the_parts_of_a_pairs_key_become_columns():
+    a, b = (Perplexity(nll) for nll in RNG(1).normal(3, 0.5, (2, 9)))
+    frame = pk.compare_many({("wanda", "0.5"): (a, b), ("ria", "2:4"): (b, a)}, ["rival", "target"])
+    assert frame[["rival", "target"]].values.tolist() == [["wanda", "0.5"], ["ria", "2:4"]]
+    assert "name" not in frame and list(pk.compare_many({}, ["rival", "target"]))[-2:] == ["rival", "target"]
+
+
 # ------------------------------------------------------------ documents
 
 def test_mcnemar_by_hand():

@@ -78,6 +78,7 @@ def test_methods_at_targets_are_settings_and_two_names_of_one_metric_are_measure
     assert list(results) == [(name, target) for name in methods for target in ("0.5", "2:4")]
     assert len(measured) == 6 and results["mine", "2:4"] is results["its twin", "2:4"]
     assert results["wanda", "2:4"].report.meta["pattern"] == "2:4"
+    assert [results["W", target].row()["setting"] for target in ("0.5", "2:4")] == ["50 %", "2:4"]
     paired = compare.compare_targets(results, [("wanda", "W"), ("mine", "W")])
     assert list(zip(paired["first"], paired["second"], paired["target"], strict=True)) == [
         (first, "W", target) for first in ("wanda", "mine") for target in ("0.5", "2:4")]

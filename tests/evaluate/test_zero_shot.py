@@ -333,7 +333,7 @@ def test_a_pruned_model_is_evaluated_at_once(tmp_path, capsys):
 
 @pytest.mark.parametrize(("options", "message"), [
     (["--tasks=embedded_rar"], "lm-eval has no task 'embedded_rar' (did you mean 'embedded_rare'?)."),
-    (["--tasks=rte", "--datasets=rte"], "--datasets rte is not NAME=FOLDER."),
+    (["--tasks=rte", "--datasets=rte"], "data set 'rte' is not TASK=FOLDER."),
     (["--tasks", "--limit=0"], "--limit 0.0 must be greater than 0 (documents, or a share below 1)."),
 ])
 def test_the_command_line_refuses_before_a_model_is_loaded(few_tasks, monkeypatch, capsys, options, message):

@@ -312,13 +312,13 @@ def test_the_front_page_leads_with_what_was_found_on_real_models(project, monkey
 
 
 def test_an_answer_of_the_front_page_links_its_rows_and_shows_their_figure():
-    said = study.answer("first-search")
+    said, read = study.found("first-search")
     artifact = {"kind": "figure", "name": said.table, "caption": "a", "files": {}}
     made = {"artifacts": {f"tables/{said.table}": {}, f"figures/{said.table}": {}}}
     entry = {"topic": "04_gp_search", "made": made, "artifacts": [artifact]}
-    answer = site._answer(said, [{"topic": "03_baselines", "made": {}, "artifacts": []}, entry])
+    answer = site._answer(said, read, [{"topic": "03_baselines", "made": {}, "artifacts": []}, entry])
     assert answer["rows"] == f"04_gp_search.html#table-{said.table}" and answer["figure"] is artifact
-    assert f"{answer['said']} ({answer['read']}.)" == answer["sentence"]
+    assert f"{answer['said']} ({answer['read']}.)" == study.answer("first-search").sentence
 
 
 def test_the_metrics_page_says_what_is_proven_equal_and_no_more(project):

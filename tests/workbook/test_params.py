@@ -8,8 +8,9 @@ import sys
 import pytest
 import yaml
 
+from prunekit import choices
 from prunekit.errors import UsageError
-from prunekit.workbook import params, project
+from prunekit.workbook import checks, params, project
 from tests.tiny_project import DATA, profile, write_notebook
 
 OWN = "params/tiny/03_baselines.yaml: "
@@ -211,3 +212,12 @@ def test_bad_parameters_are_refused_before_torch_is_imported(home):
 def test_yaml_traps_are_as_described():
     """The traps that the hints speak of are there in the YAML library that papermill uses."""
     assert yaml.safe_load("[2:4, 1e-4, no]") == [124, "1e-4", False]
+
+
+def test_folders_of_tasks_are_split_alike_everywhere(tmp_path):
+    named = {"rte": "a=b", "boolq": "c"}
+    assert choices.task_folders("rte=a=b,boolq=c") == choices.task_folders(["rte=a=b", "boolq=c"]) == named
+    assert checks.problem("folders", f"rte={tmp_path}") is None
+    assert checks.problem("folders", "rte").endswith("data set 'rte' is not TASK=FOLDER")
+    assert checks.problem("folders", f"rte={tmp_path}/no") == (
+        f"must name folders that exist; '{tmp_path}/no' does not")

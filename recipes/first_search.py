@@ -63,7 +63,7 @@ def first_search(model: str, corpus: str, folder: Path, output: Path, *,
     journal = folder / f"journal-modern-{seed}.jsonl"
     found = list(pk.evolve(evaluator, "modern", budget, seed, journal, population=population,
                            progress=progress))[-1]
-    best = sorted(pk.finalists(pk.replay(journal).candidates.values()), key=lambda each: each.fitness)
+    best = sorted(pk.finalists(journal), key=lambda each: each.fitness)
     if not (file := folder / "finalists.csv").exists():
         pk.choose(evaluator, best[:finalists], [of["select"]]).to_csv(file, index=False)
     winner = pd.read_csv(file).loc[0, "tree"]

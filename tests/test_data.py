@@ -465,3 +465,16 @@ def test_documents_cannot_be_closed_without_an_end_of_text_token(tmp_path):
     for corpus in (tmp_path / "texts.jsonl", "embedded"):
         with pytest.raises(pk.UsageError, match="no end-of-text token, which closes every document"):
             pk.token_windows(corpus, tokenizer, "train", 2, 8)
+
+
+def test_windows_are_drawn_again_as_many_and_as_long():
+    _, tokenizer = pk.load_model("embedded/llama")
+    old = {role: pk.token_windows("embedded", tokenizer, role, n, 16) for role, n in
+           (("calibration", 2), ("gradient", 3))}
+    same, new = (data.drawn_again(old, "embedded", tokenizer, seed) for seed in (0, 1))
+    for role, ids in old.items():
+        assert torch.equal(same[role], ids) and not torch.equal(new[role], ids)
+        assert new[role].shape == ids.shape
+    beside = data.drawn_again(old, "embedded", tokenizer, 1, "published", "always")
+    assert all(torch.equal(ids, pk.token_windows("embedded", tokenizer, role, len(ids), 16, 1, bos="never"))
+               for role, ids in beside.items())

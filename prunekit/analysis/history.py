@@ -100,9 +100,11 @@ def _rows(path: Path, name: str) -> list[dict[str, Any]]:
     return rows
 
 
-def finalists(candidates: Iterable[Candidate], count: int = 10) -> list[Candidate]:
+def finalists(candidates: Iterable[Candidate] | str | Path, count: int = 10) -> list[Candidate]:
     """The Pareto front of size against loss and the `count` lowest losses, of the completely measured, also
-    of several searches with one evaluator (the same tree once); best first."""
+    of several searches with one evaluator (the same tree once), or of a journal; best first."""
+    if isinstance(candidates, (str, Path)):
+        candidates = replay(candidates).candidates.values()
     measured = (candidate for candidate in candidates if candidate.complete and candidate.same is None)
     best: dict[tuple[Tree, Budget | None], Candidate] = {}
     for candidate in sorted(measured, key=lambda candidate: candidate.order):
@@ -143,6 +145,16 @@ def searches(history: pd.DataFrame) -> pd.DataFrame:
     given, bred = named["operator"] == "given", named["parents"] != ""
     listed, bred = (which.groupby(named["journal"]).transform("any") for which in (given, bred))
     return named[given | bred | ~listed]
+
+
+def lowest(history: pd.DataFrame) -> dict[str, Tree]:
+    """The metrics of lowest loss of `searches`: of each but `modern`; of all, those without G, without X."""
+    ranked = history[history["complete"]].sort_values("fitness", kind="stable")
+    names = {"grid": "the grid", "parametric": "the parametric form"}
+    parts = {f"best of {names.get(search, search)}": rows for search, rows in ranked.groupby("search")
+             if search != "modern"}
+    parts |= {f"best without {read}": ranked[~ranked["terminals"].str.contains(read)] for read in "GX"}
+    return {name: Tree.parse(rows["tree"].iloc[0]) for name, rows in parts.items() if len(rows)}
 
 
 def convergence(history: pd.DataFrame) -> pd.DataFrame:

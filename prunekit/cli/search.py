@@ -85,8 +85,7 @@ def _start(args: argparse.Namespace, pool: Any) -> int:
     seeds = [first.tree] if args.method else []
     changes = {} if args.evolve == "metric" else {"evolve": args.evolve}
     _evolve(evaluator, journal, args.preset, args.budget, args.seed, pool, seeds, given, **changes)
-    best = pk.choose(evaluator, pk.finalists(pk.replay(journal).candidates.values()),
-                     [windows("select", args.search_windows)]).iloc[0]
+    best = pk.choose(evaluator, pk.finalists(journal), [windows("select", args.search_windows)]).iloc[0]
     pk.Tree.parse(best["tree"]).to_json(winner, meta={"journal": journal.name, "select": best["select"]})
     say(f"winner on the select windows: {best['tree']} (ln ppl ratio {best['select']:.4f}, "
         f"on search {best['search']:.4f}); written to {winner}")

@@ -120,15 +120,15 @@ def _named(frame: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
     return frame
 
 
-def compare_targets(measured: Mapping[tuple[str, str], Measured], pairs: Iterable[tuple[str, str]]
-                    ) -> pd.DataFrame:
-    """`compare_many` of pairs of names at every target and on every text of `measure_targets`: columns first,
-    second, target, text (where there are several), and its own but name."""
+def compare_targets(measured: Mapping[tuple[str, str], Measured], pairs: Iterable[tuple[str, str]],
+                    names: tuple[str, str] = ("first", "second")) -> pd.DataFrame:
+    """`compare_many` of pairs of names at every target and on every text of `measure_targets`: its columns
+    but name, and `names` (those of a pair), target, text (where there are several)."""
     compared = compare_many({(first, second, target, text): (ppl, measured[second, target].perplexities[text])
                              for first, second in pairs
                              for (name, target), result in measured.items() if name == first
                              for text, ppl in result.perplexities.items()},
-                            ["first", "second", "target", "text"])
+                            [*names, "target", "text"])
     return compared if compared["text"].any() else compared.drop(columns="text")
 
 

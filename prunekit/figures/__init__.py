@@ -5,6 +5,7 @@ text is embedded.
 """
 from prunekit.figures.curves import (
     accuracy_panels,
+    convergence,
     kept_shares,
     lines,
     log_curves,
@@ -19,8 +20,8 @@ from prunekit.figures.style import COLOURS, DASHES, MARKERS, NAMES, STYLE
 from prunekit.figures.trees import anatomy, family_tree, pareto, trees
 
 __all__ = [
-    "COLOURS", "DASHES", "MARKERS", "NAMES", "STYLE", "accuracy_panels", "anatomy", "corners", "family_tree",
-    "findings", "intervals", "kept_shares", "lines", "log_curves", "matrices", "pareto",
+    "COLOURS", "DASHES", "MARKERS", "NAMES", "STYLE", "accuracy_panels", "anatomy", "convergence", "corners",
+    "family_tree", "findings", "intervals", "kept_shares", "lines", "log_curves", "matrices", "pareto",
     "perplexity_curves", "rank_frequency", "ratios", "recovery", "seen_and_unseen", "shares", "simplex",
     "table_map", "tails", "trees",
 ]

@@ -32,6 +32,12 @@ def lines(frame: pd.DataFrame, x: str, y: str, by: str, xlabel: str, ylabel: str
     return made
 
 
+def convergence(frame: pd.DataFrame) -> Figure:
+    """How low searches have come, as `analysis.history.convergence` has it."""
+    return lines(frame, x="evaluated", y="loss", by="search", xlabel="distinct evaluations",
+                 ylabel="best ln(ppl / dense ppl)", ylog=True)
+
+
 @style.figure
 def perplexity_curves(frame: pd.DataFrame, dense: float | None = None) -> Figure:
     """Perplexity (log) against sparsity, one line per method; columns method, sparsity, ppl, low, high."""

@@ -341,6 +341,13 @@ def test_searches_are_known_by_their_journals_and_the_grid_by_its_points():
     assert named["search"].tolist() == ["modern"] * 5 + ["grid"]
 
 
+def test_the_lowest_of_every_other_search_and_of_those_that_read_less():
+    rows = several().assign(terminals=["GW", "W", "GWX", "WX", "W", "GX", "X"],
+                            tree=["mul(W, G)", "W", "mul(G, mul(W, X))", "mul(W, X)", "W", "mul(G, X)", "X"])
+    found = {name: str(tree) for name, tree in history.lowest(history.searches(rows)).items()}
+    assert found == {"best of the grid": "mul(G, X)", "best without G": "W", "best without X": "W"}
+
+
 def test_curves_and_ends_of_several_seeds_by_hand():
     named = history.searches(several())
     curves = history.convergence(named)

@@ -10,7 +10,9 @@ import pytest
 
 import prunekit as pk
 from prunekit.errors import UsageError
-from prunekit.ledger import study
+from prunekit.evaluate.sentences import comparing
+from prunekit.ledger import exhibits, study
+from prunekit.workbook import display
 
 RECORDED = study.FOLDER
 
@@ -156,3 +158,24 @@ def test_tables_of_several_models_are_read_as_one(tmp_path, monkeypatch):
         pk.recorded("study")
     with pytest.raises(UsageError, match="nothing is recorded as 'monomial' .did you mean 'monomials'"):
         pk.recorded("monomial")
+
+
+@pytest.mark.parametrize("shown", [
+    *(exhibits.table(name) for name in ("first-search", "paired", "redrawn", "update")), exhibits.leads(),
+    exhibits.convergence(), exhibits.ratios("first-search"), exhibits.ratios("study")],
+    ids=lambda shown: shown["name"])
+def test_what_is_shown_of_a_study_says_which_and_compares_nothing_itself(shown):
+    assert shown["name"].startswith("recorded-") and shown["caption"].startswith("Recorded ")
+    assert not comparing(shown["caption"])
+    if "frame" in shown:
+        assert set(shown.get("columns", [])) <= set(shown["frame"]) and len(shown["frame"]) > 1
+    else:
+        assert display.recipe(shown["figure"])
+
+
+def test_the_figure_of_ratios_has_holms_intervals_where_there_are_any():
+    drawn = exhibits.ratios("first-search")["figure"].drawn["arguments"]["frame"]
+    rows = pk.recorded("first-search")
+    assert drawn["low"].tolist() == rows["holm_low"].tolist() != rows["low"].tolist()
+    plain = exhibits.ratios("study")["figure"].drawn["arguments"]["frame"]
+    assert plain["low"].tolist() == pk.recorded("paired")["low"].tolist()

@@ -21,7 +21,7 @@ from scipy import stats
 
 from prunekit.analysis.traits import SHAPE, counted, first_parents
 from prunekit.errors import UsageError
-from prunekit.evaluate.intervals import LEVEL, Mean, holm, wilson
+from prunekit.evaluate.intervals import LEVEL, Mean, holm
 
 LEAST = 10  # distinct metrics with a trait, and without it, before it is asked about
 FEWEST = 50  # distinct metrics before anything is asked
@@ -168,17 +168,6 @@ def _answer(mean: Mean, n: int, has: int, families: int) -> dict[str, Any]:
     low, high = mean.interval()
     return {"effect": mean.value, "low": low, "high": high, "n": n, "with": has, "families": families,
             "p": mean.p}
-
-
-def improvements(frame: pd.DataFrame) -> pd.DataFrame:
-    """What each operator brought: columns operator, n (children), improved (on their first parent), share,
-    low, high (Wilson), median (change of loss against the first parent)."""
-    rows = []
-    for name, part in frame[frame["gain"].notna()].groupby("operator"):
-        n, improved = len(part), int((part["gain"] > 0).sum())
-        rows.append((name, n, improved, improved / n, *wilson(improved, n), -part["gain"].median()))
-    table = pd.DataFrame(rows, columns=["operator", "n", "improved", "share", "low", "high", "median"])
-    return table.sort_values("share", ascending=False, ignore_index=True)
 
 
 def _odds(has: np.ndarray, hit: np.ndarray, family: pd.Series) -> dict[str, Any]:

@@ -146,9 +146,9 @@ def front(frame: pd.DataFrame) -> pd.DataFrame:
 def lineage(history: pd.DataFrame, i: int) -> pd.DataFrame:
     """The ancestors of candidate i and itself, oldest first; history: of one journal.
 
-    Columns: i, tree, operator, parents, fitness, gain (loss of the first parent minus its own), main (on the
-    line of first parents), best (lower loss than all before it on that line). Raises UsageError if there is
-    no such candidate, or if there are several journals.
+    Columns: i, tree, formula (as people write it), operator, parents, fitness, gain (loss of the first parent
+    minus its own), main (on the line of first parents), best (lower loss than all before it on that line).
+    Raises UsageError if there is no such candidate, or if there are several journals.
     """
     if (history["i"] == i).sum() != 1 or history["journal"].nunique() > 1:
         raise UsageError(f"there is not one candidate {i} here: give its number and the history of its "
@@ -162,5 +162,6 @@ def lineage(history: pd.DataFrame, i: int) -> pd.DataFrame:
     rows = history.assign(gain=_gains(history), main=history["i"].isin(main))[history["i"].isin(family)]
     line = rows["fitness"].where(rows["main"])
     rows["best"] = rows["main"] & ~(line >= line.cummin().shift().ffill())
-    columns = ["i", "tree", "operator", "parents", "fitness", "gain", "main", "best"]
+    rows["formula"] = [Tree.parse(tree).infix() for tree in rows["tree"]]
+    columns = ["i", "tree", "formula", "operator", "parents", "fitness", "gain", "main", "best"]
     return rows[columns].reset_index(drop=True)

@@ -186,9 +186,11 @@ def _resampled(ours: np.ndarray, theirs: np.ndarray, statistic: Callable[[np.nda
 # From model to model, as `recipes.monomials` records it -----------------------------------------------------
 
 
-def monomial_losses(frame: pd.DataFrame, target: str) -> pd.DataFrame:
+def monomial_losses(frame: pd.DataFrame, target: str = "") -> pd.DataFrame:
     """A table of `recipes.monomials`, of one model or several, as `transfer` has it: columns metric (as
-    "W8 X4": exponents), setting (the model), window (the group of windows), loss (nll pruned - nll dense)."""
+    "W8 X4": exponents), setting (the model), window (the group of windows), loss (nll pruned - nll dense);
+    and target (unless one is named, the first)."""
+    target = target or next(goal for goal in frame["target"] if goal != "dense")
     mean = frame.assign(mean=frame["nll"] / frame["tokens"])
     dense = mean[mean["target"] == "dense"].set_index(["model", "group"])["mean"]
     rows = mean[mean["target"] == target]
@@ -196,7 +198,7 @@ def monomial_losses(frame: pd.DataFrame, target: str) -> pd.DataFrame:
                for powers in rows[["W", "G", "X"]].to_numpy()]
     before = dense.loc[pd.MultiIndex.from_frame(rows[["model", "group"]])].to_numpy()
     return pd.DataFrame({"metric": spelled, "setting": rows["model"], "window": rows["group"],
-                         "loss": rows["mean"] - before}).reset_index(drop=True)
+                         "loss": rows["mean"] - before, "target": target}).reset_index(drop=True)
 
 
 def model_agreement(losses: pd.DataFrame, top: int | None = None) -> pd.DataFrame:
@@ -216,6 +218,14 @@ def model_agreement(losses: pd.DataFrame, top: int | None = None) -> pd.DataFram
         tables.append(pd.concat([itself, rank_agreement(leading, first)]).assign(first=first))
     table = pd.concat(tables, ignore_index=True)
     return table[["first", "setting", "tau", "low", "high", "metrics"]]
+
+
+def orders(of_all: pd.DataFrame, of_few: pd.DataFrame, top: int) -> str:
+    """`model_agreement` of every two models in words: of all metrics, and of the first `top`."""
+    few, said = of_few.set_index(["first", "setting"]), "{tau:.2f} ({low:.2f} to {high:.2f})".format
+    return "; ".join(f"{row['first']} and {row['setting']} {said(**row)}, of the first {top} on the former "
+                     f"{said(**few.loc[(row['first'], row['setting'])])}"
+                     for row in of_all.to_dict("records") if row["first"] < row["setting"])
 
 
 def carried(losses: pd.DataFrame) -> pd.DataFrame:
@@ -320,29 +330,22 @@ def model_properties(properties: pd.DataFrame, losses: pd.DataFrame) -> pd.DataF
                                        *"GX"])
 
 
-def winners_curse(frame: pd.DataFrame, home: str, other: str,
-                  chosen: Sequence[str]) -> tuple[pd.DataFrame, dict[str, float]]:
+def winners_curse(frame: pd.DataFrame, home: str, other: str, chosen: Sequence[str]) -> pd.DataFrame:
     """What choosing by `home`'s loss has flattered: losses of `transfer` there and in `other` (new windows).
 
-    Returns a table (metric, chosen, search, other, low, high: 95 % interval of other) and {"excess", "low",
-    "high"}: the ratio of the chosen metrics' losses (geometric mean of other / home) to that of the metrics
-    that nobody chose by these windows, minus 1. Ratios, since harder windows raise large losses more; the
-    others measure how hard the windows are, and what remains is luck. The interval resamples windows. NaN
-    without both kinds of metrics, or where a mean loss is not positive.
+    One row with excess, low, high (95 %): the ratio of the chosen metrics' losses (geometric mean of other /
+    home) to that of the metrics that nobody chose by these windows, minus 1. Ratios, since harder windows
+    raise large losses more; the others measure how hard the windows are, and what remains is luck. The
+    interval resamples windows. NaN without both kinds of metrics, or where a mean loss is not positive.
     """
-    both = frame[frame["setting"].isin([home, other])]
-    wide = both.pivot(index="metric", columns=["setting", "window"], values="loss")
-    wide = wide.reindex(both["metric"].unique()).dropna()
-    ours = wide.index.isin(chosen)
-    new = atlas(both[both["setting"] == other]).set_index("metric").loc[wide.index].reset_index()
-    new = new.rename(columns={"loss": "other"}).assign(chosen=ours, search=wide[home].mean(axis=1).to_numpy())
-    table = new[["metric", "chosen", "search", "other", "low", "high"]]
-    if ours.all() or not ours.any():
-        return table, dict.fromkeys(("excess", "low", "high"), np.nan)
+    wide = frame.pivot(index="metric", columns=["setting", "window"], values="loss")[[home, other]]
+    wide = wide.reindex(frame["metric"].unique()).dropna()
+    ours, value, interval = wide.index.isin(chosen), np.nan, (np.nan, np.nan)
 
     def excess(before: np.ndarray, after: np.ndarray) -> float:
         growth = np.log(np.where((before > 0) & (after > 0), after / before, np.nan))
         return float(np.expm1(growth[ours].mean() - growth[~ours].mean()))
 
-    value, (low, high) = _resampled(wide[home].to_numpy(), wide[other].to_numpy(), excess)
-    return table, {"excess": value, "low": low, "high": high}
+    if 0 < ours.sum() < len(ours):
+        value, interval = _resampled(wide[home].to_numpy(), wide[other].to_numpy(), excess)
+    return pd.DataFrame([(value, *interval)], columns=["excess", "low", "high"])

@@ -14,7 +14,7 @@ from prunekit.figures.curves import (
     shares,
     tails,
 )
-from prunekit.figures.dots import findings, intervals, ratios, recovery, seen_and_unseen
+from prunekit.figures.dots import findings, intervals, ratios, recovery
 from prunekit.figures.maps import corners, matrices, simplex, table_map
 from prunekit.figures.style import COLOURS, DASHES, MARKERS, NAMES, STYLE
 from prunekit.figures.trees import anatomy, family_tree, pareto, trees
@@ -22,6 +22,6 @@ from prunekit.figures.trees import anatomy, family_tree, pareto, trees
 __all__ = [
     "COLOURS", "DASHES", "MARKERS", "NAMES", "STYLE", "accuracy_panels", "anatomy", "convergence", "corners",
     "family_tree", "findings", "intervals", "kept_shares", "lines", "log_curves", "matrices", "pareto",
-    "perplexity_curves", "rank_frequency", "ratios", "recovery", "seen_and_unseen", "shares", "simplex",
+    "perplexity_curves", "rank_frequency", "ratios", "recovery", "shares", "simplex",
     "table_map", "tails", "trees",
 ]

@@ -10,12 +10,13 @@ from prunekit.figures import style
 
 
 @style.figure
-def intervals(frame: pd.DataFrame, label: str, unit: str, reference: float | None = None) -> Figure:
-    """Points with intervals, one row per line of the frame: columns `label`, value, low, high."""
+def intervals(frame: pd.DataFrame, label: str, unit: str, reference: float | None = None,
+              value: str = "value") -> Figure:
+    """Points with intervals, one row per line of the frame: columns `label`, `value`, low, high."""
     made, ((ax,),) = style.new(width=style.WIDE, height=0.6 + 0.24 * len(frame))
     places = style.rows_of(ax, frame[label], len(frame), 0.6, 0.6)
-    error = np.abs(frame[["low", "high"]].to_numpy().T - frame["value"].to_numpy())
-    ax.errorbar(frame["value"], places, xerr=error, fmt="o", color=style.COLOURS[0], ecolor="#666666",
+    error = np.abs(frame[["low", "high"]].to_numpy().T - frame[value].to_numpy())
+    ax.errorbar(frame[value], places, xerr=error, fmt="o", color=style.COLOURS[0], ecolor="#666666",
                 capsize=2)
     if reference is not None:
         ax.axvline(reference, linestyle="--", **style.RULE)
@@ -76,35 +77,6 @@ def findings(frame: pd.DataFrame) -> Figure:
         ax.locator_params(axis="x", nbins=4)
         ax.set(xlabel=units[kind], title=kind)
     made.legend(shown.values(), shown, loc="outside upper center", ncols=2)
-    return made
-
-
-@style.figure
-def seen_and_unseen(frame: pd.DataFrame) -> Figure:
-    """The loss that chose a metric against its loss on other windows.
-
-    The dashed line is where other windows are as hard; the dotted one, how hard they are for metrics that
-    nobody chose (a proportion, where all losses are positive). What the chosen ones lie above it, was luck.
-    Columns metric, search, other, low, high, chosen (bool).
-    """
-    made, ((ax,),) = style.new(height=3.4)
-    ends = np.array([frame["search"].min(), frame["search"].max()])
-    ax.plot(ends, ends, linestyle="--", label="as hard", **style.RULE)
-    unchosen, positive = frame[~frame["chosen"]], (frame[["search", "other"]] > 0).all(axis=None)
-    if len(unchosen) and positive:
-        growth = np.exp(np.log(unchosen["other"] / unchosen["search"]).mean())
-        ax.plot(ends, growth * ends, ":", color=style.COLOURS[0], lw=1, label="as for those fixed before")
-    for place, label in enumerate(("fixed before the search", "chosen by the search")):
-        rows = frame[frame["chosen"] == bool(place)]
-        if len(rows):
-            error = [rows["other"] - rows["low"], rows["high"] - rows["other"]]
-            ax.errorbar(rows["search"], rows["other"], yerr=error, fmt=style.MARKERS[place], label=label,
-                        color=style.COLOURS[place], ecolor="#999999", zorder=3, capsize=2)
-    ax.set(xlabel="loss on the search windows", ylabel="loss on windows that no search saw")
-    if positive and frame["low"].min() > 0:  # proportions count, and they are distances on logarithmic axes
-        style.log_scale(ax.xaxis, ends)
-        style.log_scale(ax.yaxis, [*ends, *frame["other"]])
-    style.legend(ax)
     return made
 
 

@@ -153,12 +153,9 @@ def compared(first: str = "paper") -> pd.DataFrame:
     """A row per field in which presets differ, as text: of one preset all, of the others what they change."""
     import pandas as pd
 
-    def said(value: Any) -> str:
-        if isinstance(value, dict):
-            return said([f"{name} {said(one)}" for name, one in value.items()])
-        if isinstance(value, list):
-            return ", ".join(map(str, value)) or "none"
-        return f"{value:,}" if type(value) is int else str(value)
+    def said(value: Any) -> str:  # as Python prints it, without its brackets
+        text = f"{value:,}" if type(value) is int else re.sub(r"\[\]|\{\}", "none", str(value))
+        return re.sub(r"[][{}':]", "", text)
 
     known = {name: {"budget": one.budget} | one.as_dict() for name, one in PRESETS.items()}
     table = pd.DataFrame(known).map(said).drop("name")

@@ -15,11 +15,11 @@ def planned(names: Iterable[str], budget: int, population: int, seed: int = 0, r
     names: `modern`, `paper` (Algorithm 1), `random` (expressions that are provably different), and, drawing
     nothing and so once each, `grid` (monomials whose exponents add up to `steps`) and `parametric`.
     """
-    points = {"grid": grid(steps), "parametric": parametric()}
+    points = {"grid": [*grid(steps).values()], "parametric": [*parametric().values()]}
     asked: dict[str, dict[str, Any]] = {
         "modern": {"preset": "modern", "population": population}, "random": {"preset": "random-distinct"},
         "paper": {"preset": "paper", "population": min(50, budget // 3)},
-        **{name: {"preset": "random-distinct", "seeds": list(given.values())[:budget]}
+        **{name: {"preset": "random-distinct", "seeds": given[:budget]}
            for name, given in points.items()}}
     return {f"journal-{name}" + f"-{own}" * (own > seed): {
         "budget": len(asked[name].get("seeds", ())) or budget, "seed": own, **asked[name]}

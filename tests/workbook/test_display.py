@@ -69,9 +69,6 @@ DRAWN = {
                                                    "front": [True, True, False],
                                                    "formula": ["W", "W * G", ""]})),
     "family_tree": lambda: figures.family_tree(TREES),
-    "seen_and_unseen": lambda: figures.seen_and_unseen(interval(pd.DataFrame(
-        {"metric": ["W", "G"], "search": [0.1, 0.2], "other": [1 / 3, 0.3], "chosen": [True, False]}),
-        "other")),
     "anatomy": lambda: figures.anatomy(pd.DataFrame({"row": [0, 0, 1, 1], "column": [0, 1, 0, 1],
                                                      "score": RNG.normal(size=4),
                                                      "kept": [True, False, False, True]}), "mul(W, sqrt(X))"),

@@ -49,8 +49,7 @@ def ratios(name: str) -> dict[str, Any]:
         f"`{Tree.parse(rows['tree'].iloc[0]).infix()}`,")
     by = " by Holm's correction" * (not levels.empty)
     return {"figure": drawn, "name": f"recorded-{name if name == FIRST else 'paired'}",
-            "caption": f"{whose} divided by that of each other line, with intervals"
-                       f"{by} (lower is better)."}
+            "caption": f"{whose} divided by that of each other line, with intervals{by} (lower is better)."}
 
 
 def convergence() -> dict[str, Any]:

@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, field, fields, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
@@ -14,9 +14,6 @@ from prunekit.errors import UsageError, did_you_mean
 from prunekit.metric.tree import MAX_DEPTH, MAX_SIZE
 from prunekit.search.operators import OPERATORS
 from prunekit.search.random_trees import MOST_STEPS, Alphabet
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 _EXACT_COPIES = ("pow", "skp")  # of sqr, and of nothing at all
 _DEEPEST = (MAX_SIZE + 1).bit_length() - 2  # of trees that are full, and binary throughout
@@ -147,18 +144,3 @@ def preset(name: str | Preset, /, **changes: Any) -> Preset:
         place = "".join(f"[{part!r}]" if at else part for at, part in enumerate(parts))
         value = f"{place} = {first['input']!r:.60} " if place else ""
         raise UsageError(f"preset '{name.name}': {value}{what}.") from None
-
-
-def compared(first: str = "paper") -> pd.DataFrame:
-    """A row per field in which presets differ, as text: of one preset all, of the others what they change."""
-    import pandas as pd
-
-    def said(value: Any) -> str:  # as Python prints it, without its brackets
-        text = f"{value:,}" if type(value) is int else re.sub(r"\[\]|\{\}", "none", str(value))
-        return re.sub(r"[][{}':]", "", text)
-
-    known = {name: {"budget": one.budget} | one.as_dict() for name, one in PRESETS.items()}
-    table = pd.DataFrame(known).map(said).drop("name")
-    table = table[table.nunique(axis=1) > 1]
-    others = table.drop(columns=first).where(lambda rows: rows.ne(table[first], axis=0), "")
-    return table[[first]].join(others).reset_index(names="field")

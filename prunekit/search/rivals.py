@@ -1,10 +1,14 @@
 """Preset `modern` and what it is held against, with one evaluator and at an equal budget."""
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
+import pandas as pd
+
 from prunekit.search.parametric import parametric
+from prunekit.search.presets import PRESETS
 from prunekit.search.random_trees import GRID_STEPS, grid
 
 
@@ -24,3 +28,16 @@ def planned(names: Iterable[str], budget: int, population: int, seed: int = 0, r
     return {f"journal-{name}" + f"-{own}" * (own > seed): {
         "budget": len(asked[name].get("seeds", ())) or budget, "seed": own, **asked[name]}
         for name in names for own in range(seed, seed + (1 if name in points else repeats))}
+
+
+def compared(first: str = "paper") -> pd.DataFrame:
+    """A row per field in which presets differ, as text: of one preset all, of the others what they change."""
+    def said(value: Any) -> str:  # as Python prints it, without its brackets
+        text = f"{value:,}" if type(value) is int else re.sub(r"\[\]|\{\}", "none", str(value))
+        return re.sub(r"[][{}':]", "", text)
+
+    known = {name: {"budget": preset.budget} | preset.as_dict() for name, preset in PRESETS.items()}
+    table = pd.DataFrame(known).map(said).drop("name")
+    table = table[table.nunique(axis=1) > 1]
+    others = table.drop(columns=first).where(lambda rows: rows.ne(table[first], axis=0), "")
+    return table[[first]].join(others).reset_index(names="field")

@@ -15,7 +15,7 @@ from prunekit.metric.tree import Tree
 from prunekit.search import journal as journals
 from prunekit.search.engine import DECIDING
 from prunekit.search.operators import factor, power
-from prunekit.search.presets import PRESETS, Preset, compared, preset
+from prunekit.search.presets import PRESETS, Preset, preset
 from prunekit.search.random_trees import Alphabet, half_and_half, random_tree, smallest_first
 from prunekit.search.records import Outcome, Race, behind, pareto
 from prunekit.search.state import Search
@@ -349,12 +349,3 @@ def test_power_and_factor_step_one_exponent():
         reached.add(tuple((4 * exponents).round().int().tolist()))
     # in quarters; the base is (4, 2, 0)
     assert {(5, 2, 0), (4, 3, 0), (4, 2, 1), (8, 2, 0), (4, 4, 0), (8, 4, 0)} <= reached
-
-
-def test_presets_side_by_side_show_what_each_changes():
-    table = compared().set_index("field")
-    assert list(table) == list(PRESETS) and "name" not in table.index
-    assert table.loc["budget"].tolist() == ["350", "1,080", "500", "", "500"]
-    weights = table.loc["weights"]
-    assert weights["paper"] == "none" and weights["modern"].startswith("crossover 3, point 2, ")
-    assert table.loc["depths", ["paper", "lpzero"]].tolist() == ["3, 4", ""]

@@ -7,7 +7,6 @@ import torch
 from scipy import stats
 
 import prunekit as pk
-from prunekit.analysis.budgets import worth
 from prunekit.analysis.census import census, distinct
 from prunekit.choices import Target
 from prunekit.search import journal as journals
@@ -318,21 +317,3 @@ def test_the_fast_data_type_is_never_an_emulated_one(monkeypatch, native, wanted
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native[0])
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: native[1])
     assert fast_dtype("cpu") == wanted
-
-
-def test_an_evolved_budget_is_held_against_what_takes_no_search_and_luck(parts):
-    model, windows, _ = parts
-    evaluator = make(parts, ["0.7", "2:4"])
-    budgets, table = worth(evaluator, model, windows["calibration"], windows["select"], 6)
-    assert list(budgets) == ["uniform", "OWL", "best of random", "evolved"]
-    assert table["name"].tolist() == ["OWL by uniform", "best of random by uniform", "evolved by uniform",
-                                      "evolved by best of random"]
-    ratios = table.set_index("name")["ratio"]
-    assert ratios.iloc[3] == pytest.approx(ratios.iloc[2] / ratios.iloc[1])
-    settings = [{"method": "wanda", "sparsity": budgets[name]} for name in ("OWL", "uniform")]
-    owl, even = pk.prune_and_measure(model, windows["calibration"], windows["select"], settings,
-                                     progress=False)
-    assert ratios.iloc[0] == owl.perplexity.value / even.perplexity.value
-    assert owl.report.sparsity == even.report.sparsity
-    pattern = evaluator.on(targets=["2:4"])
-    assert "OWL" not in worth(pattern, model, windows["calibration"], windows["select"], 2)[0]

@@ -2,7 +2,6 @@ import pytest
 import torch
 
 import prunekit as pk
-from prunekit.search import rivals
 
 
 def test_the_points_of_the_parametric_form_are_metrics_of_their_own_and_hold_the_known_ones():
@@ -31,17 +30,3 @@ def test_a_search_tries_every_point_and_nothing_else(tmp_path):
     *_, last = pk.evolve(hidden, "random-distinct", len(points), 0, journal, seeds=points, progress=False)
     assert last.best.fitness == 0 and last.evaluated == len(points)
     assert set(pk.history(journal)["operator"]) == {"given"}
-
-
-def test_searches_at_an_equal_budget_draw_as_often_as_asked_or_not_at_all():
-    names = ["modern", "paper", "random", "grid", "parametric"]
-    plan = rivals.planned(names, 60, 12, seed=3, repeats=2, steps=3)
-    assert list(plan) == ["journal-modern", "journal-modern-4", "journal-paper", "journal-paper-4",
-                          "journal-random", "journal-random-4", "journal-grid", "journal-parametric"]
-    assert [asked["seed"] for asked in plan.values()] == [3, 4, 3, 4, 3, 4, 3, 3]
-    assert [plan[f"journal-{name}"]["budget"] for name in ("paper", "random", "grid", "parametric")] == [
-        60, 60, len(pk.grid(3)), 60]
-    assert plan["journal-modern"]["population"] == 12 and plan["journal-paper"]["population"] == 20
-    hidden = pk.Planted(pk.METHODS["wanda"].tree)
-    *_, last = pk.evolve(hidden, progress=False, **plan["journal-grid"])
-    assert last.evaluated == len(pk.grid(3)) and last.best.fitness == 0

@@ -117,8 +117,13 @@ def measure(world: World, word: str, known: dict[str, Any]) -> Iterator[dict[str
             started = time.perf_counter()
             setting = arguments()
             needed = world.gradients if "G" in str(setting["method"]) else None
-            report = pk.prune(world.model, world.windows["calibration"], gradients=needed, progress=False,
-                              **setting)
+            try:
+                report = pk.prune(world.model, world.windows["calibration"], gradients=needed, progress=False,
+                                  **setting)
+            except pk.UsageError as error:  # a line that overflows on this model, say
+                restore()
+                show(word, part, "", f"none: {error}", "", "")
+                continue
             passes = (time.perf_counter() - started) / dense
             known[part] = {text: [round(loss, 6) for loss in world.perplexity(windows).nll.tolist()]
                            for text, windows in world.texts.items()}

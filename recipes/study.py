@@ -113,7 +113,8 @@ def study(model: str, corpus: str, folder: Path, output: Path, *, texts: Sequenc
               "result": pd.DataFrame(rows).assign(**said), "paired": paired}
     tables = {name: table if len(held_out) > 1 else table.drop(columns="text", errors="ignore")
               for name, table in tables.items()}
-    made = {"id": "", **manifest.commit(), "parameters": asked | {"model": label(model), "kinds": kinds},
+    made = {"id": "", **manifest.commit(), "parameters": asked | {
+        "model": label(model), "kinds": kinds, "corpus": text_name(corpus), "texts": list(held_out)[1:]},
             "versions": manifest.versions(), "machine": manifest.machine(),
             "device": bench.identity["device"], "threads": 1, "started": started,
             "seconds": round(time.time() - began, 1),

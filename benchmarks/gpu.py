@@ -1,12 +1,15 @@
 """What pruning and searching cost on one GPU, in dense passes of the same run; and whether it finds the same.
 
-    python benchmarks/gpu.py [--model DIR] [--minutes 8] [--device cuda] [--output benchmarks/gpu.json]
+    python benchmarks/gpu.py [--model DIR] [--only 135M …] [--minutes 8] [--device cuda]
+        [--output benchmarks/gpu.json]
 
 Random LLaMAs in bfloat16: the widths of 7B with 4 blocks, the shape of SmolLM2-135M, 7B whole; before them a
 model from a directory, if given. Windows are 128 of 2,048 tokens, the unit is one pass of them through the
 decoder blocks. Each figure is the median of three after a warm-up on few windows; of one, where three would
 take too long. The files (JSON, a Markdown table beside it) are written anew after every row, and a row that
-fails says why, so that a time limit or a missing feature loses nothing. --tiny: models of nothing, to try it.
+fails says why, so that a time limit or a missing feature loses nothing. --only: these parts (among them
+"results", the comparison); what the file has of others, made on the same card, stays. --tiny: models of
+nothing, to try it.
 """
 from __future__ import annotations
 
@@ -43,7 +46,7 @@ SHAPES = {"7B widths, 4 blocks": WIDE | {"num_hidden_layers": 4},
 TINY = {"hidden_size": 48, "intermediate_size": 96, "num_attention_heads": 3, "num_hidden_layers": 2,
         "vocab_size": 128}
 TREES = ("mul(W, sqrt(X))", "mul(abs(mul(W, W)), mms(G))", "mul(W, mul(G, sqrt(X)))")
-LONG = 15.0  # seconds: what takes longer is measured once
+LONG = 6.0  # seconds: what takes longer is measured once
 Row = dict[str, Any]
 
 
@@ -52,16 +55,26 @@ class Sheet:
 
     def __init__(self, args: argparse.Namespace, device: torch.device):
         self.args, self.device, self.started = args, device, time.perf_counter()
+        self.kept: list[Row] = []  # of parts not asked for
         self.rows: list[Row] = []
         self.unit = 0.0  # seconds of a dense pass
         self.about = {"date": date.today().isoformat(), "card": card(device), "driver": driver(device),
                       "torch": torch.__version__, "cuda": torch.version.cuda, "triton": triton_version(),
                       "python": platform.python_version(), "tiny": args.tiny}
+        if args.only and args.output.exists():
+            before = json.loads(args.output.read_text())
+            others = [key for key, value in self.about.items() if key != "date" and before[key] != value]
+            if others:
+                raise SystemExit(f"{args.output} is of another {' and '.join(others)}: give a new --output.")
+            self.kept = [row for row in before["rows"] if row["part"] not in args.only]
 
     def add(self, **row: Any) -> None:
         self.rows.append(row)
-        self.args.output.write_text(json.dumps(self.about | {"rows": self.rows}, indent=1) + "\n")
-        self.args.output.with_suffix(".md").write_text(markdown(self.about, self.rows))
+        order = ["results", *SHAPES]
+        rows = sorted(self.kept + self.rows,
+                      key=lambda row: order.index(row["part"]) if row["part"] in order else -1)
+        self.args.output.write_text(json.dumps(self.about | {"rows": rows}, indent=1) + "\n")
+        self.args.output.with_suffix(".md").write_text(markdown(self.about, rows))
         print(row, flush=True)
 
     def guarded(self, part: str, what: str, task: Callable[[], Row]) -> Row:
@@ -355,6 +368,8 @@ def cases(args: argparse.Namespace, device: torch.device) -> Iterator[tuple[str,
         name = Path(args.model).name
         yield name, lambda: pk.load_model(args.model, dtype=str(dtype)[6:], device=str(device))[0]
     for name, shape in list(SHAPES.items())[2 * args.tiny:]:
+        if args.only and name not in args.only:
+            continue
         yield name, lambda shape=shape: random_model(TINY if args.tiny else shape, device, dtype, 2048)
 
 
@@ -377,6 +392,13 @@ def measure(sheet: Sheet, name: str, make: Callable[[], nn.Module]) -> None:
         G[0] = pk.collect_gradients(case.model, windows, on_device=case.model.dtype, progress=False)
 
     sheet.time(name, f"G of {len(few)} windows", collect, warm=lambda: collect(few[:1]))
+    if not whole:
+        def twice() -> Row:
+            found = [pk.collect_gradients(case.model, few[:4], on_device=torch.float32, progress=False)
+                     for _ in range(2)]
+            return {"same to the last bit": all(torch.equal(*(one[layer] for one in found))
+                                                for layer in found[0])}
+        sheet.guarded(name, "G of 4 windows, twice", twice)
     if G:
         candidate(sheet, name, case, ["0.5"] if whole else ["0.6", "2:4"], G[0])
 
@@ -384,6 +406,7 @@ def measure(sheet: Sheet, name: str, make: Callable[[], nn.Module]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", help="a model directory, measured first")
+    parser.add_argument("--only", nargs="+", default=[], choices=["results", *SHAPES])
     parser.add_argument("--minutes", type=float, default=8.0, help="no row begins after so many")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--tiny", action="store_true", help="models of nothing, to see that all of it runs")
@@ -395,7 +418,8 @@ def main() -> None:
     elif not args.tiny:
         parser.error("there is no GPU here: give --tiny to see that all of it runs")
     sheet = Sheet(args, device)
-    compare(sheet, args.tiny)
+    if not args.only or "results" in args.only:
+        compare(sheet, args.tiny)
     for name, make in cases(args, device):
         try:
             measure(sheet, name, make)

@@ -1,12 +1,13 @@
 """What each part adds to SparseGPT: the update as a whole, its growing mask, evolved metrics, budgets.
 
-    python benchmarks/updates.py --model DIR --corpus FOLDER [--windows FILE] [--targets 0.6 2:4]
-        [--every 1] [--evaluations 0] [--output benchmarks/updates.json]
+    python benchmarks/updates.py --model DIR --corpus FOLDER [--texts FOLDER …] [--windows FILE]
+        [--targets 0.6 2:4] [--every 1] [--evaluations 0] [--output benchmarks/updates.json]
 
-Each part is pruned anew and measured on the same test windows, in float32 on one thread; ratios of
-perplexity are paired against SparseGPT. A cost is the time of pruning (of an evolved budget: with its search)
-by that of a dense pass of the calibration windows, taken just before it, since other work on the machine
-slows both. What the output file has is kept and not measured again, so a run that was ended goes on.
+Each part is pruned anew and measured on the same test windows of the corpus and of further texts, by default
+in float32 on one thread; ratios of perplexity are paired against SparseGPT. A cost is the time of pruning (of
+an evolved budget: with its search) by that of a dense pass of the calibration windows, taken just before it,
+since other work on the machine slows both. What the output file has is kept and not measured again, so a run
+that was ended goes on.
 """
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ from shared import machine, show
 from torch import Tensor
 
 import prunekit as pk
-from prunekit.choices import Target
+from prunekit.choices import Target, text_name
 from prunekit.evaluate.perplexity import Perplexity
 from prunekit.models import as_it_was
 from prunekit.workbook.protocol import label
@@ -40,13 +41,16 @@ class World:
 
     def __init__(self, args: argparse.Namespace):
         self.name, self.evaluations = args.model, args.evaluations
-        self.model, tokenizer = pk.load_model(args.model, dtype="float32", device="cpu")
+        self.model, tokenizer = pk.load_model(args.model, dtype=args.dtype, device=args.device)
         given = {"calibration", "gradient", "test"} if args.windows else set()
         self.windows = {role: pk.token_windows(args.corpus, tokenizer, role, n, args.seqlen,
                                                windows=args.windows if role in given else None).long()
                         for role, n in (("calibration", args.calibration), ("gradient", args.calibration),
                                         ("search", 32), ("select", 32), ("test", None))}
         self.windows["test"] = self.windows["test"][::args.every]
+        further = {text_name(text): pk.token_windows(text, tokenizer, "test", None, args.seqlen).long()
+                   for text in args.texts}
+        self.texts = {text_name(args.corpus): self.windows["test"], **further}
 
     @cached_property
     def gradients(self) -> pk.Gradients:
@@ -58,6 +62,7 @@ class World:
     def dense_pass(self) -> float:
         """Seconds that the calibration windows take, from a quarter of them."""
         part = self.windows["calibration"][::4]
+        self.perplexity(part[:1])  # a GPU compiles at first
         started = time.perf_counter()
         self.perplexity(part)
         return (time.perf_counter() - started) * len(self.windows["calibration"]) / len(part)
@@ -92,7 +97,7 @@ def owl(world: World, target: Target) -> list[float]:
 def evolved(world: World, target: Target) -> pk.Budget:
     """The best on select windows of the five with the lowest loss on search windows."""
     bench = pk.Bench(world.name, world.windows["calibration"], world.windows["search"], dtype="fast",
-                     device="cpu")
+                     device=str(world.model.device))
     evaluator = pk.Evaluator(bench, [str(target)], update="admm", rungs=(16,))
     first = [evaluator.budget(owl(world, target))] if target.pattern == "unstructured" else []
     *_, last = pk.evolve(evaluator, budget=world.evaluations, evolve="budget", budgets=first, lag=1,
@@ -103,7 +108,7 @@ def evolved(world: World, target: Target) -> pk.Budget:
 
 
 def measure(world: World, word: str, known: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The rows of a target that are not known yet. known: parts with their losses by window."""
+    """The rows of a target that are not known yet. known: parts with their losses by text and window."""
     target = Target.parse(word)
     wanted = {part: make for part, make in parts(world, target).items() if part not in known}
     with as_it_was(world.model) as restore:
@@ -112,22 +117,32 @@ def measure(world: World, word: str, known: dict[str, Any]) -> Iterator[dict[str
             started = time.perf_counter()
             setting = arguments()
             needed = world.gradients if "G" in str(setting["method"]) else None
-            report = pk.prune(world.model, world.windows["calibration"], gradients=needed, progress=False,
-                              **setting)
+            try:
+                report = pk.prune(world.model, world.windows["calibration"], gradients=needed, progress=False,
+                                  **setting)
+            except pk.UsageError as error:  # a line that overflows on this model, say
+                restore()
+                show(word, part, "", f"none: {error}", "", "")
+                continue
             passes = (time.perf_counter() - started) / dense
-            found = world.perplexity(world.windows["test"])
+            known[part] = {text: [round(loss, 6) for loss in world.perplexity(windows).nll.tolist()]
+                           for text, windows in world.texts.items()}
             restore()
-            known[part] = [round(loss, 6) for loss in found.nll.tolist()]
-            pair = pk.compare(Perplexity(np.array(known[part])), Perplexity(np.array(known[BASELINE])))
-            yield {"target": word, "part": part, "ppl": found.value, "ratio": pair.ratio,
-                   "low": pair.interval[0], "high": pair.interval[1], "passes": round(passes, 2),
-                   "sparsity": report.sparsity}
+            for text, nll in known[part].items():
+                found = Perplexity(np.array(nll))
+                pair = pk.compare(found, Perplexity(np.array(known[BASELINE][text])))
+                yield {"target": word, "part": part, "text": text, "ppl": found.value, "ratio": pair.ratio,
+                       "low": pair.interval[0], "high": pair.interval[1], "passes": round(passes, 2),
+                       "sparsity": report.sparsity}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", required=True, help="a directory, a hub id or embedded/llama")
     parser.add_argument("--corpus", required=True, help="as for `token_windows`")
+    parser.add_argument("--texts", nargs="*", default=[], help="further texts to test on, likewise")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--windows", help="safetensors file with calibration, gradient and test windows")
     parser.add_argument("--seqlen", type=int, default=256)
     parser.add_argument("--calibration", type=int, default=64, help="windows, and of G as many")
@@ -140,15 +155,18 @@ def main() -> None:
     result = json.loads(args.output.read_text()) if args.output.exists() else {"rows": [], "nll": {}}
     world = World(args)
     if "dense" not in result:
-        result |= {"model": label(args.model), "windows": len(world.windows["test"]), "machine": machine(1),
-                   "dense": world.perplexity(world.windows["test"]).value}
-    show("target", "part", "perplexity", "by SparseGPT's", "dense passes")
-    show(*["---"] * 5)
+        where = torch.cuda.get_device_name() if world.model.device.type == "cuda" else "cpu"
+        result |= {"model": label(args.model), "machine": machine(1) | {"device": where},
+                   "dtype": args.dtype, "seqlen": args.seqlen, "calibration": args.calibration,
+                   "windows": {text: len(windows) for text, windows in world.texts.items()},
+                   "dense": {text: world.perplexity(windows).value for text, windows in world.texts.items()}}
+    show("target", "part", "text", "perplexity", "by SparseGPT's", "dense passes")
+    show(*["---"] * 6)
     for word in args.targets:
         for row in measure(world, word, result["nll"].setdefault(word, {})):
             result["rows"].append(row)
             args.output.write_text(json.dumps(result) + "\n")
-            show(word, row["part"], f"{row['ppl']:.2f}",
+            show(word, row["part"], row["text"], f"{row['ppl']:.2f}",
                  f"{row['ratio']:.4f} ({row['low']:.4f} to {row['high']:.4f})", f"{row['passes']:.1f}")
 
 

@@ -80,8 +80,7 @@ def first_search(model: str, corpus: str, folder: Path, output: Path, *,
         measured |= {(name, target): Perplexity(dense + more, {"seqlen": test_seqlen})
                      for target, more in zip(test_targets, added, strict=True)}
     table = compare_many({key: (measured["winner", key[1]], measured[key]) for key in measured
-                          if key[0] != "winner"})
-    table[["rival", "target"]] = table.pop("name").tolist()
+                          if key[0] != "winner"}, ["rival", "target"])
     table["winner_ppl"] = [measured["winner", target].value for target in table["target"]]
     table["ppl"] = [measured[key].value for key in zip(table["rival"], table["target"], strict=True)]
     table = table.assign(

@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -90,7 +91,8 @@ def recorded_by(name: str = "study") -> str:
     tables are from."""
     made = _made(name)
     machine = made["machine"].partition(", ")[2] or made["machine"]
-    return (f"recorded on {made['started'][:10]} with prunekit run {name} on {machine}, commit "
+    command = made.get("command", f"prunekit run {name}")
+    return (f"recorded on {made['started'][:10]} with {command} on {machine}, commit "
             f"{(made['commit'] or 'unknown')[:7]}")
 
 
@@ -224,15 +226,24 @@ def record(profile: str = "study") -> int:
                          "study is run.")
     journals = [source / f"{name}.jsonl" for name in artifacts
                 if name.startswith("journal-") and name != "journal-update"]
-    written = {"index": False, "float_format": "%.6g"}
+    found = {name: pd.read_csv(source / next(iter(artifact["files"])))
+             for name, artifact in tables.items() if artifact}
     FOLDER.mkdir(exist_ok=True)
     with replacing(FOLDER / profile) as folder:
-        for name, artifact in tables.items():
-            if artifact:
-                read = pd.read_csv(source / next(iter(artifact["files"])))
-                read.to_csv(folder / f"{name}.csv", **written)
-        history(journals).drop(columns=_DROPPED).to_csv(
-            folder / "history.csv.gz", compression={"method": "gzip", "mtime": 0}, **written)
-        kept = {topic: {key: made[key] for key in _KEPT} for topic, made in manifests.items()}
-        (folder / "manifests.json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+        write(folder, found | {"history": history(journals)}, manifests)
     return sum(file.stat().st_size for file in (FOLDER / profile).iterdir())
+
+
+def write(folder: Path, tables: Mapping[str, pd.DataFrame], manifests: Mapping[str, Mapping[str, Any]]
+          ) -> None:
+    """Tables and what made them, as a recorded study has them."""
+    written = {"index": False, "float_format": "%.6g"}
+    for name, table in tables.items():
+        if name == "history":
+            table.drop(columns=_DROPPED).to_csv(folder / "history.csv.gz", **written,
+                                                compression={"method": "gzip", "mtime": 0})
+        else:
+            table.to_csv(folder / f"{name}.csv", **written)
+    kept = {topic: {key: made[key] for key in (*_KEPT, "command", "dense") if key in made}
+            for topic, made in manifests.items()}
+    (folder / "manifests.json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")

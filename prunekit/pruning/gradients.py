@@ -3,8 +3,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,7 @@ from prunekit.pruning.walk import InputGroup, Walk
 
 GRADIENT_NORMS = ("l2", "l1", "signed")
 ACTIVATION_NORMS = ("l2", "l1")
+_ORDERED_ON = ("cuda",)  # kinds of devices where torch has faster sums that differ from run to run
 # --- tensors by layer name, with how they were made ---------------------------------------------------------
 
 
@@ -200,6 +202,9 @@ def collect_gradients(model: nn.Module, windows: Tensor, *, norm: str = "l2", sc
     per weight; yours to delete). on_device: a dtype, such as torch.bfloat16, in which G then stays where its
     layer is instead of going to the processor's memory; sums are float32 all the same, and so is a score.
 
+    On a GPU the backward pass adds in a fixed order, so that G is the same to the last bit each time; where a
+    model has a step without such an order, it is as torch makes it and meta has `repeatable`: False.
+
     Raises UsageError on an unknown norm, a model parts of which are offloaded, windows that it cannot read, a
     loss that is not finite, or a dtype that cannot hold G.
     """
@@ -211,14 +216,18 @@ def collect_gradients(model: nn.Module, windows: Tensor, *, norm: str = "l2", sc
     parameters = {id(layer.parameter): layer.parameter for layer in prunable}
     sums = {key: _zeros(p, Path(offload) / f"{place:05d}.f32" if offload else None)
             for place, (key, p) in enumerate(parameters.items())}
-    losses = _block_norms(model, windows, progress) if local else _losses(model, windows, progress)
-    with (_differentiating(model, list(parameters.values()), partial(_add, sums, norm)),
-          _recomputed(model, gradient_checkpointing and not local), closing(losses)):
-        for index, loss in losses:
-            if not torch.isfinite(loss):
-                raise UsageError(f"the loss of gradient window {index} is {loss.item()}; load the model in "
-                                 "float32.")
-            (loss * scale).backward()
+
+    def run() -> None:
+        losses = _block_norms(model, windows, progress) if local else _losses(model, windows, progress)
+        with (_differentiating(model, list(parameters.values()), partial(_add, sums, norm)),
+              _recomputed(model, gradient_checkpointing and not local), closing(losses)):
+            for index, loss in losses:
+                if not torch.isfinite(loss):
+                    raise UsageError(f"the loss of gradient window {index} is {loss.item()}; load the model "
+                                     "in float32.")
+                (loss * scale).backward()
+
+    repeats = _repeatedly(run, model.get_input_embeddings().weight.device, sums.values())
     for key, total in sums.items():
         if norm != "l1":
             total.sqrt_() if norm == "l2" else total.abs_()
@@ -226,7 +235,7 @@ def collect_gradients(model: nn.Module, windows: Tensor, *, norm: str = "l2", sc
             sums[key] = _held(total, parameters[key].device, on_device)
     made = {"kind": "gradient", "norm": norm, "scale": scale, "n": len(windows), "seqlen": windows.shape[1],
             "dtype": str(model.dtype).removeprefix("torch."), **({"local": True} if local else {}),
-            **(meta or {})}
+            **({} if repeats else {"repeatable": False}), **(meta or {})}
     found = {layer.name: _oriented(layer, sums[id(layer.parameter)]) for layer in prunable}
     return Gradients(found if on_device else {name: G.cpu() for name, G in found.items()}, made)
 
@@ -243,6 +252,34 @@ def _block_norms(model: nn.Module, windows: Tensor, progress: bool) -> Iterator[
     for step in Walk(model, windows, one_shot=True, progress=progress, batch=1):
         for index, output in enumerate(step.outputs()):
             yield index, output.float().norm()
+
+
+def _repeatedly(run: Callable[[], None], device: torch.device, sums: Iterable[Tensor]) -> bool:
+    """Run with operations that give the same bits each time, where a device has others; has it worked?
+
+    Else the first window has said so, and it runs again from empty sums, with what there is.
+    """
+    if device.type not in _ORDERED_ON:
+        run()
+        return True
+    memory = torch.utils.deterministic  # new memory is not filled: all of it gets written
+    before = torch.are_deterministic_algorithms_enabled(), memory.fill_uninitialized_memory
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch asks for it by this name
+    try:
+        torch.use_deterministic_algorithms(True)
+        memory.fill_uninitialized_memory = False
+        run()
+        return True
+    except RuntimeError as error:
+        if "deterministic" not in str(error):
+            raise
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        memory.fill_uninitialized_memory = before[1]
+    for total in sums:
+        total.zero_()
+    run()
+    return False
 
 
 @contextmanager

@@ -23,9 +23,12 @@ from prunekit.models import check_windows, fingerprint, layers, load_model
 from prunekit.pruning.decide import SOLVERS, Decision, Known, decide
 from prunekit.pruning.gradients import Gradients
 from prunekit.pruning.inputs import InputStatistics, collect_inputs
+from prunekit.pruning.masks import keep_mask
 from prunekit.pruning.walk import Walk, batch_noted, batch_tokens
 
 _REMEMBERED = 3  # decisions about every layer, each as large as the prunable weights
+_ONE_BY_ONE = ("cpu",)  # kinds of devices where layers are decided one by one
+_STACKED = 2**24  # scores that a GPU ranks at once: of small layers many, where each launch would be a wait
 
 
 def fast_dtype(device: str = "auto") -> str:
@@ -116,30 +119,50 @@ class Bench:
         self._made.move_to_end(key)
         return self._made[key]
 
-    def decide(self, method: Method, index: int, targets: Sequence[Target], options: Any = None,
-               later: list[Tensor] | None = None) -> list[Decision]:
-        """What becomes of one layer, target by target. Raises UsageError if the metric is none there.
-
-        later: if given, the bounds of the scores are put there instead of looked at, for `check`.
-        """
+    def decide(self, method: Method, index: int, targets: Sequence[Target], options: Any = None
+               ) -> list[Decision]:
+        """What becomes of one layer, target by target. Raises UsageError if the metric is none there."""
         known = self.known(index)
         method = known.ranked_by(method)
         S = known.score(method.tree, check=False)
-        if later is not None:
-            later.append(torch.stack(S.aminmax()))
-        elif why := defect(S):
+        if why := defect(S):
             raise UsageError(f"{why} in layer {self.layers[index].name}")
         return [decide(known, method, target, options, S) for target in targets]
 
     def decide_all(self, method: Method, targets: Sequence[Target], options: Any = None
                    ) -> list[list[Decision]]:
-        """`decide` of every layer; on a GPU, which would wait at every question, all are asked at the end."""
-        later: list[Tensor] | None = None if self.model.device.type == "cpu" or method.update else []
-        decided = [self.decide(method, i, targets, options, later) for i in range(len(self.layers))]
-        for layer, bounds in zip(self.layers, together(later), strict=True) if later else ():
-            if why := defect(bounds):
-                raise UsageError(f"{why} in layer {layer.name}")
+        """`decide` of every layer. On a GPU, to which small layers are launches rather than arithmetic, the
+        rows of several are ranked as one matrix, and whether all scores are sound is asked at the end."""
+        if self.model.device.type in _ONE_BY_ONE or method.update:
+            return [self.decide(method, i, targets, options) for i in range(len(self.layers))]
+        decided: list[list[Decision]] = [[] for _ in self.layers]
+        asked: list[int] = []
+        bounds: list[Tensor] = []
+        for stack in self.stacks:
+            known = [self.known(i) for i in stack]
+            scores = [each.score(each.ranked_by(method).tree, check=False) for each in known]
+            asked += stack
+            bounds += [torch.stack(S.aminmax()) for S in scores]
+            S = torch.cat(scores)  # (rows of all, in)
+            for target in targets:
+                masks = keep_mask(S, *target, check=False).split([len(part) for part in scores])
+                for i, keep in zip(stack, masks, strict=True):
+                    decided[i].append(Decision(keep))
+        for i, found in zip(asked, together(bounds), strict=True):
+            if why := defect(found):
+                raise UsageError(f"{why} in layer {self.layers[i].name}")
         return decided
+
+    @cached_property
+    def stacks(self) -> list[list[int]]:
+        """Layers of one width and device, in groups of at most `_STACKED` weights or of one."""
+        by_width: dict[tuple[int, torch.device], list[list[int]]] = {}
+        for i, layer in enumerate(self.layers):
+            found = by_width.setdefault((layer.weight.shape[1], layer.weight.device), [[]])
+            if sum(self.dense[other].numel() for other in found[-1]) + self.dense[i].numel() > _STACKED:
+                found.append([])
+            found[-1].append(i)
+        return [stack for stacks in by_width.values() for stack in stacks if stack]
 
     @torch.no_grad()
     def apply(self, decisions: Sequence[Decision]) -> None:

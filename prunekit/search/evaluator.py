@@ -182,7 +182,7 @@ class Evaluator:
             else:
                 by_layer = [[bench.decide_again(method, i, budget.of(layer), self.options)]
                             for i, layer in enumerate(bench.layers)]
-            for content in () if self.update else identifying([each.keep for each in chain(*by_layer)]):
+            for content in () if self.update else identifying(by_layer, bench.stacks):
                 sha.update(content)
             decided.append(list(zip(*by_layer, strict=True)))
         return decided, "" if self.update else sha.hexdigest()
@@ -296,11 +296,15 @@ class Evaluator:
         return self
 
 
-def identifying(masks: Sequence[Tensor]) -> Iterable[bytes | np.ndarray]:
-    """What the hash of all masks is made of: their bits or, not to bring these from a GPU, their sums."""
-    if all(keep.device.type == "cpu" for keep in masks):
-        return (np.packbits(keep.numpy()) for keep in masks)
-    return [together(list(map(mask_sums, masks))).numpy().tobytes()]
+def identifying(decided: Sequence[Sequence[Decision]], stacks: Sequence[Sequence[int]]
+                ) -> Iterable[bytes | np.ndarray]:
+    """What the hash of all masks is made of: their bits or, not to bring these from a GPU, sums of stacks."""
+    masks = [[each.keep for each in by_target] for by_target in decided]  # by layer and target
+    if all(keep.device.type == "cpu" for keep in chain(*masks)):
+        return (np.packbits(keep.numpy()) for keep in chain(*masks))
+    by_target = zip(*masks, strict=True)
+    sums = [mask_sums(torch.cat([keeps[i] for i in stack])) for keeps in by_target for stack in stacks]
+    return [together(sums).numpy().tobytes()]
 
 
 @lru_cache(maxsize=2)

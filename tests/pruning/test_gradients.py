@@ -9,6 +9,7 @@ from torch import nn
 
 import prunekit as pk
 from prunekit.models import layers
+from prunekit.pruning import gradients
 from prunekit.pruning.masks import keep_mask
 from tests.pruning.families import BLOCKS, FAMILIES, block_outputs, windows
 
@@ -163,3 +164,33 @@ def test_gradients_of_16_bits_stay_where_they_are_and_rank_alike(model: nn.Modul
 def test_a_dtype_that_cannot_hold_the_gradients_is_refused(model: nn.Module):
     with pytest.raises(pk.UsageError, match="torch.float16 cannot hold G, which reaches"):
         pk.collect_gradients(model, windows(2), scale=1e7, on_device=torch.float16, progress=False)
+
+
+@pytest.mark.parametrize("local", [False, True])
+def test_where_sums_are_ordered_g_is_that_of_plain_sums(model: nn.Module, local: bool,
+                                                        monkeypatch: pytest.MonkeyPatch):
+    plain = pk.collect_gradients(model, windows(), local=local, progress=False)
+    asked = []
+    model.get_submodule(NAME).register_forward_pre_hook(
+        lambda *_: asked.append(torch.are_deterministic_algorithms_enabled()))
+    monkeypatch.setattr(gradients, "_ORDERED_ON", ("cpu",))
+    ordered = pk.collect_gradients(model, windows(), local=local, progress=False)
+    assert asked and all(asked) and not torch.are_deterministic_algorithms_enabled()
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    assert ordered.meta == plain.meta and all(torch.equal(ordered[name], plain[name]) for name in plain)
+
+
+def test_a_model_without_ordered_sums_begins_again_and_says_so(model: nn.Module,
+                                                               monkeypatch: pytest.MonkeyPatch):
+    plain = pk.collect_gradients(model, windows(), progress=False)
+
+    def refuse(module: nn.Module, before: object) -> None:
+        if torch.are_deterministic_algorithms_enabled():
+            raise RuntimeError("index_add_cuda_ does not have a deterministic implementation")
+
+    model.model.layers[1].register_full_backward_pre_hook(refuse)  # when the last layer has its sums
+    monkeypatch.setattr(gradients, "_ORDERED_ON", ("cpu",))
+    found = pk.collect_gradients(model, windows(), progress=False)
+    assert found.meta == plain.meta | {"repeatable": False}
+    assert all(torch.equal(found[name], plain[name]) for name in plain)
+    assert not torch.are_deterministic_algorithms_enabled()

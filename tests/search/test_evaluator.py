@@ -9,6 +9,8 @@ from scipy import stats
 import prunekit as pk
 from prunekit.analysis.census import census, distinct
 from prunekit.choices import Target
+from prunekit.metric.catalogue import Method
+from prunekit.search import bench as benches
 from prunekit.search import journal as journals
 from prunekit.search.bench import fast_dtype, without_gradients
 from prunekit.search.budgets import random_budget
@@ -79,6 +81,36 @@ def test_a_mixture_is_searched_as_it_is_pruned(tree, update):
     assert {True, False} <= set(pruned.report.to_frame()["unseen"].dropna())
     assert np.allclose(evaluator.losses(tree), pruned.perplexity.nll - bench.nll, atol=1e-5)
     assert not evaluator(tree).defect and not bench.known(bench.smallest).unseen("GX")
+
+
+@pytest.mark.parametrize("family", ["LLaMA", "Mixtral"])
+def test_small_layers_ranked_as_one_matrix_are_ranked_as_each(family, monkeypatch):
+    """As on a GPU: the same masks, also of experts without a token, and defects; no group above its size."""
+    model, targets = FAMILIES[family].model(), [Target.parse(text) for text in ("0.6", "2:4")]
+    gradients = pk.collect_gradients(model, windows(3, 3), progress=False)
+    evaluator = pk.Evaluator(pk.Bench(model, windows(1, 3), windows(6, 12), gradients=gradients), ["0.5"])
+    bench = evaluator.benches[0]
+    method = Method("", pk.Tree.parse("mul(W, sqrt(mul(X, mms(G))))"))
+    alone = bench.decide_all(method, targets)
+    monkeypatch.setattr(benches, "_ONE_BY_ONE", ())
+    for most in (1, 3 * bench.dense[0].numel(), 2**24):
+        monkeypatch.setattr(benches, "_STACKED", most)
+        bench.__dict__.pop("stacks", None)
+        sizes = [sum(bench.dense[i].numel() for i in stack) for stack in bench.stacks]
+        assert sorted(i for stack in bench.stacks for i in stack) == list(range(len(bench.layers)))
+        assert all(size <= most or len(stack) == 1 for size, stack in zip(sizes, bench.stacks, strict=True))
+        together = bench.decide_all(method, targets)
+        assert all(torch.equal(mine.keep, other.keep) for found, expected in zip(together, alone, strict=True)
+                   for mine, other in zip(found, expected, strict=True))
+    assert len(bench.stacks) < len(bench.layers) / 2
+    broken = Method("", pk.Tree.parse("div(W, sub(G, G))"))
+    said = []
+    for kinds in (("cpu",), ()):
+        monkeypatch.setattr(benches, "_ONE_BY_ONE", kinds)
+        with pytest.raises(pk.UsageError, match="not finite in layer ") as refused:
+            bench.decide_all(broken, targets)
+        said.append(str(refused.value))
+    assert len(set(said)) == 1
 
 
 @pytest.mark.parametrize("target", [0.6, "2:4"])

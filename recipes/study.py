@@ -130,8 +130,11 @@ class Tested:
                  gradients: pk.Gradients):
         self.file, self.network, self.calibration = file, network, calibration
         self.texts, self.gradients = dict(texts), gradients
-        lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-        known = [read_json(line) for line in lines if line.endswith("}")]  # but for one that was cut
+        text = file.read_text(encoding="utf-8") if file.exists() else ""
+        if not text.endswith("\n"):  # a line that was cut
+            text = text[:text.rfind("\n") + 1]
+            write_atomic(file, text)
+        known = [read_json(line) for line in text.splitlines()]
         self.rows = {(line["tree"], line["target"]): line for line in known}
         self.dense = {text: pk.perplexity(network, ids, ids.shape[1], progress=False).nll
                       for text, ids in texts.items()}

@@ -1,6 +1,8 @@
 """Recipes that make recorded tables."""
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,9 +13,10 @@ from scipy.stats import kurtosis, spearmanr
 
 import prunekit as pk
 from prunekit.errors import UsageError
+from prunekit.ledger import study as recorded
 from recipes import common
-from recipes.first_search import first_search
 from recipes.monomials import EXPONENTS, monomials
+from recipes.study import study
 
 ASKED = {"windows": 8, "groups": 4, "seqlen": 32, "calibration": 4, "gradient": 4, "steps": 2,
          "progress": False}
@@ -68,37 +71,52 @@ def test_monomials_are_measured_as_perplexity_says_and_go_on_after_a_kill(tmp_pa
     assert row["W~G"] == pytest.approx(np.mean(within), abs=1e-3)
 
 
-def test_one_search_is_tested_as_prune_and_perplexity_say_and_goes_on_after_a_kill(tmp_path):
-    asked = {"targets": ["0.6"], "test_targets": ["0.5", "2:4"], "budget": 16, "population": 6,
-             "finalists": 2, "calibration": 4, "gradient": 4, "search": 8, "select": 4, "seqlen": 32,
-             "test": 8, "test_seqlen": 48, "progress": False}
-    file, folder = tmp_path / "found.csv", tmp_path / "kept"
-    asked["rivals"] = ["wanda", "mine=mul(W, G)"]
-    table = first_search("embedded/llama", "embedded", folder, file, **asked)
-    assert table[["rival", "target"]].to_numpy().tolist() == [
-        [rival, target] for rival in ("wanda", "mine") for target in ("0.5", "2:4")]
+def test_a_study_is_tested_as_prune_and_perplexity_say_and_goes_on_after_a_kill(tmp_path, monkeypatch):
+    text = tmp_path / "text"
+    text.mkdir()
+    (text / "test.txt").write_text("The quick brown fox jumps over the lazy dog. " * 60)
+    asked = {"texts": [str(text)], "targets": ["0.6"], "test_targets": ["0.5", "2:4"], "budget": 8,
+             "population": 4, "grid_steps": 2, "repeats": 2, "kinds": ["modern", "grid"], "calibration": 4,
+             "gradient": 4, "search": 8, "select": 4, "seqlen": 32, "test": 8, "progress": False}
+    output, folder = tmp_path / "found", tmp_path / "kept"
+    table = study("embedded/llama", "embedded", folder, output, **asked)
+    monkeypatch.setattr(recorded, "FOLDER", tmp_path)
+    assert recorded.studies() == ["found"]
+    finalists, result, history = (recorded.recorded(name, "found")
+                                  for name in ("finalists", "result", "history"))
+    assert set(history["journal"]) == {"journal-modern", "journal-modern-1", "journal-grid"}
+    assert list(recorded.recorded("seeds", "found")["seeds"]) == [2, 1]
+    today = time.strftime("%Y-%m-%d")
+    assert recorded.recorded_by("found").startswith(f"recorded on {today} with python -m recipes.study on ")
+    assert "Wanda" in recorded.answer("found").sentence
     model, tokenizer = pk.load_model("embedded/llama")
-    read, test = (pk.token_windows("embedded", tokenizer, role, n, seqlen)
-                  for role, n, seqlen in (("calibration", 4, 32), ("test", 8, 48)))
+    read, test = (pk.token_windows("embedded", tokenizer, role, n, 32)
+                  for role, n in (("calibration", 4), ("test", 8)))
+    texts = {"embedded": test, "text": pk.token_windows(text, tokenizer, "test", 8, 32)}
     dense = {layer.name: layer.weight.clone() for layer in pk.models.layers(model)}
     measured = {}
-    for name, tree in (("winner", table["tree"].iloc[0]), ("wanda", "wanda")):
+    for name, tree in (("winner", finalists.loc[0, "tree"]), ("wanda", "wanda")):
         for layer in pk.models.layers(model):
             layer.weight.data.copy_(dense[layer.name])
         pk.prune(model, read, tree, 0.5, "2:4", gradients=pk.Gradients.load(folder / "G.safetensors"),
-                 one_shot=True, progress=False)
-        measured[name] = pk.perplexity(model, test, 48, progress=False)
-    pair = pk.compare(measured["winner"], measured["wanda"])
-    row = table.set_index(["rival", "target"]).loc[("wanda", "2:4")]
-    assert row[["ppl", "winner_ppl", "ratio"]].to_numpy(float) == pytest.approx(
-        [measured["wanda"].value, measured["winner"].value, pair.ratio], rel=1e-4)
+                 progress=False)
+        measured |= {(name, text): pk.perplexity(model, ids, 32, progress=False)
+                     for text, ids in texts.items()}
+    found = result.set_index(["method", "target", "text"])["ppl"]
+    for text in texts:
+        pair = pk.compare(measured["winner", text], measured["wanda", text])
+        row = table.set_index(["rival", "target", "text"]).loc[("wanda", "2:4", text)]
+        assert row["ratio"] == pytest.approx(pair.ratio, rel=1e-4)
+        assert found["winner", "2:4", text] == pytest.approx(measured["winner", text].value, rel=1e-4)
     with pytest.raises(UsageError, match=r"was computed with another test \(8\): ask for the same"):
-        first_search("embedded/llama", "embedded", folder, file, **asked | {"test": 6})
-    other = first_search("embedded/llama", "embedded", folder, file, **asked | {"rivals": ["mine=W"]})
-    assert other["ppl"].iloc[0] != table["ppl"].iloc[2]  # another line under the same name
-    (folder / "losses.npz").unlink()
-    again = first_search("embedded/llama", "embedded", folder, file, **asked)
+        study("embedded/llama", "embedded", folder, output, **asked | {"test": 6})
+    lines = (folder / "tested.jsonl").read_text().splitlines(keepends=True)
+    (folder / "tested.jsonl").write_text("".join(lines[:3]) + lines[3][:40])  # as if killed while writing
+    again = study("embedded/llama", "embedded", folder, output, **asked)
     pd.testing.assert_frame_equal(again, table)
+    whole = [json.loads(line) for line in (folder / "tested.jsonl").read_text().splitlines()]
+    assert {(line["tree"], line["target"]) for line in whole} == set(
+        (line["tree"], line["target"]) for line in map(json.loads, lines)) and len(whole) == len(lines)
 
 
 def test_a_recipes_parameters_are_its_command_line(capsys):
@@ -121,7 +139,7 @@ def test_a_recipes_parameters_are_its_command_line(capsys):
             common.command(recipe, 1, wrong)
         assert told in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        common.command(first_search, 1, ["--help"])
+        common.command(study, 1, ["--help"])
     told = " ".join(capsys.readouterr().out.split())
-    assert told.startswith("usage: python -m recipes.first_search") and "(default: 150)" in told
+    assert told.startswith("usage: python -m recipes.study") and "(default: 200)" in told
     assert "--model MODEL a name or directory, as for load_model --corpus" in told

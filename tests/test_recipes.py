@@ -115,8 +115,8 @@ def test_a_study_is_tested_as_prune_and_perplexity_say_and_goes_on_after_a_kill(
     again = study("embedded/llama", "embedded", folder, output, **asked)
     pd.testing.assert_frame_equal(again, table)
     whole = [json.loads(line) for line in (folder / "tested.jsonl").read_text().splitlines()]
-    assert {(line["tree"], line["target"]) for line in whole} == set(
-        (line["tree"], line["target"]) for line in map(json.loads, lines)) and len(whole) == len(lines)
+    assert {(line["tree"], line["target"]) for line in whole} == {
+        (line["tree"], line["target"]) for line in map(json.loads, lines)} and len(whole) == len(lines)
 
 
 def test_a_recipes_parameters_are_its_command_line(capsys):

@@ -8,35 +8,31 @@ from typing import TYPE_CHECKING, Any
 
 from prunekit import figures
 from prunekit.analysis import history
-from prunekit.evaluate.compare import COMPARED
 from prunekit.ledger.study import FIRST, recorded, recorded_by, studies, subject
 from prunekit.metric.tree import Tree
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_NAMING = ("study", "rival", "metric", "target", "text")  # columns that say what a row is of
-# What is in a table, and the columns that people read.
 _TABLES = {
-    FIRST: (("perplexity of what one search found there, divided by the rival's on the same windows; "
-             "interval, p and verdict by Holm's correction (`python -m recipes.first_search`)"),
-            "winner_ppl", "ppl", *COMPARED),
-    "paired": (("perplexity of the winner divided by the rival's on the same test windows, and the verdict "
-                "by Holm's correction"), "ratio", "low", "high", "p_holm", "detectable", "verdict"),
-    "redrawn": (("perplexity of the winner by the rival's, for new draws of calibration, gradient and test "
-                 "windows"), "draws", "ratio", "low", "high", "p_holm"),
-    "update": ("perplexity under the update by SparseGPT's, of a metric evolved with it, and of the winner",
-               "ratio", "low", "high", "p_holm", "verdict"),
-}
+    FIRST: ("perplexity of what one search found there, divided by the rival's on the same windows; "
+            "interval, p and verdict by Holm's correction (`python -m recipes.first_search`)"),
+    "paired": ("perplexity of the winner divided by the rival's on the same test windows, and the verdict by "
+               "Holm's correction"),
+    "redrawn": "perplexity of the winner by the rival's, for new draws of all windows",
+    "update": "perplexity under the update by SparseGPT's, of a metric evolved with it, and of the winner"}
+_READ = ("study", "rival", "metric", "target", "text", "draws", "winner_ppl", "ppl", "ratio", "low", "high",
+         "p_holm", "detectable", "verdict")  # as far as they are there; intervals by Holm, if recorded so
 
 
 def table(name: str) -> dict[str, Any]:
     """A table of all studies that have it (or that of `FIRST`), as `recorded-NAME`."""
-    rows, (caption, *read) = recorded(name, ""), _TABLES[name]
+    rows = recorded(name, "")
     whose = f"Recorded studies ({'; '.join(map(recorded_by, studies()))})" if "study" in rows else (
         "Recorded on {model} (test windows: {test_windows} tokens)".format(**rows.iloc[0]))
-    return {"frame": rows, "name": f"recorded-{name}", "caption": f"{whose}: {caption}.",
-            "columns": [*(column for column in _NAMING if column in rows), *read]}
+    read = [f"holm_{column}" if f"holm_{column}" in rows else column for column in _READ if column in rows]
+    return {"frame": rows, "name": f"recorded-{name}", "columns": read,
+            "caption": f"{whose}: {_TABLES[name]}."}
 
 
 def ratios(name: str) -> dict[str, Any]:

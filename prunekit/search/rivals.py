@@ -1,4 +1,4 @@
-"""Preset `modern` and what it is held against, with one evaluator and at an equal budget."""
+"""What a search is held against, with one evaluator and as many evaluations."""
 from __future__ import annotations
 
 import re
@@ -6,7 +6,14 @@ from collections.abc import Iterable
 from typing import Any
 
 import pandas as pd
+from torch import Tensor, nn
 
+from prunekit.evaluate.compare import compare_many
+from prunekit.evaluate.measure import prune_and_measure
+from prunekit.pruning.budgets import owl_budget
+from prunekit.search.budgets import Budget
+from prunekit.search.engine import evolve
+from prunekit.search.evaluator import Evaluator
 from prunekit.search.parametric import parametric
 from prunekit.search.presets import PRESETS
 from prunekit.search.random_trees import GRID_STEPS, grid
@@ -41,3 +48,26 @@ def compared(first: str = "paper") -> pd.DataFrame:
     table = table[table.nunique(axis=1) > 1]
     others = table.drop(columns=first).where(lambda rows: rows.ne(table[first], axis=0), "")
     return table[[first]].join(others).reset_index(names="field")
+
+
+def budgets(evaluator: Evaluator, model: nn.Module, calibration: Tensor, test: Tensor, evaluations: int,
+            seed: int = 0) -> tuple[dict[str, Budget], pd.DataFrame]:
+    """Budgets of the evaluator's first target; `compare_many` of Wanda's metric under them on test windows.
+
+    uniform; of a share of zeros OWL's, which takes no search; the best of so many random ones; the evolved
+    one. Each is compared with the uniform one, and the evolved one with the best of random.
+    """
+    target = evaluator.targets[0]
+    evaluator = evaluator.on(targets=[str(target)])
+    made = {"uniform": evaluator.places.uniform}
+    if target.pattern == "unstructured":
+        made["OWL"] = evaluator.budget(owl_budget(model, calibration, target.sparsity, progress=False))
+    for name, drawn in (("best of random", True), ("evolved", False)):
+        how = {"evolve": "budget", "random": drawn, "progress": False}
+        *_, last = evolve(evaluator, "modern", evaluations, seed, **how)
+        made[name] = last.best.budget
+    settings = [{"method": "wanda", "sparsity": budget} for budget in made.values()]
+    results = prune_and_measure(model, calibration, test, settings, progress=False)
+    ppl = {name: result.perplexity for name, result in zip(made, results, strict=True)}
+    pairs = [*((name, "uniform") for name in made if name != "uniform"), ("evolved", "best of random")]
+    return made, compare_many({f"{one} by {other}": (ppl[one], ppl[other]) for one, other in pairs})

@@ -27,7 +27,7 @@ def bullets(said: list[Claim]) -> str:
 def pages() -> dict[Path, str]:
     """The pages as they should be."""
     said = {"README.md": [study.answer(name) for name in study.leading()],
-            "docs/study.md": [each for name in study.finds() for each in study.sentences(name)]}
+            "docs/study.md": [each for name in study.studies() for each in study.sentences(name)]}
     made = {}
     for name, claims in said.items():
         head, _, rest = (ROOT / name).read_text(encoding="utf-8").partition(MARKS[0])

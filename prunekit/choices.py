@@ -27,7 +27,8 @@ CALLED = {
     "magnitude": "Magnitude", "wanda": "Wanda", "ria": "RIA", "sparsegpt": "SparseGPT", "admm": "ADMM",
     "pruner-zero": "Pruner-Zero", "gblm": "GBLM-Pruner", "wanda++": "Wanda++", "grad-weight": "SNIP",
     "fisher": "OBD, diagonal Fisher", "obd-layer": "OBD of the layer", "wanda-variant": "Wanda, variant",
-    "pruner-zero-variant": "Pruner-Zero, variant", "embedded line": "the embedded model's line"}
+    "pruner-zero-variant": "Pruner-Zero, variant", "embedded line": "the embedded model's line",
+    "wikitext2": "WikiText-2", "ptb": "PTB", "c4": "C4"}
 NAMED = r"(?<![\w+/-])(?:{})(?![\w+/-])".format("|".join(map(re.escape, CALLED)))
 
 

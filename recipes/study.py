@@ -16,6 +16,7 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -95,22 +96,11 @@ def study(model: str, corpus: str, folder: Path, output: Path, *, texts: Sequenc
         named = {str(tried.tree): bred[tried] for tried in competing}
         frame.assign(journal=frame["tree"].map(named)).to_csv(file, index=False)
     finalists = pd.read_csv(file)
-    history = pk.history(list(journals.values()))
-    best = {name: str(tree) for name, tree in lowest(searches(history)).items()}
+    best = {name: str(tree) for name, tree in lowest(searches(pk.history(list(journals.values())))).items()}
     rivals = {"winner": finalists.loc[0, "tree"], **KNOWN, **best}
     tested.add(rivals.values(), test_targets)
-    rows = [{**row, "method": name, "target": target, **({} if texts else {"text": None})}
-            for name, tree in rivals.items() for target in test_targets
-            for row in tested.rows[tree, target]["rows"]]
     said = {"model": label(model), "seqlen": seqlen, "corpus": text_name(corpus), "seed": seed}
-    paired = compare_many({(rival, target, text): (tested.perplexity(rivals["winner"], target, text),
-                                                   tested.perplexity(tree, target, text))
-                           for rival, tree in rivals.items() if rival != "winner"
-                           for target in test_targets for text in held_out}, ["rival", "target", "text"])
-    tables = {"seeds": ends(searches(history)), "finalists": finalists, "history": history,
-              "result": pd.DataFrame(rows).assign(**said), "paired": paired}
-    tables = {name: table if len(held_out) > 1 else table.drop(columns="text", errors="ignore")
-              for name, table in tables.items()}
+    tables = told(list(journals.values()), finalists, rivals, test_targets, tested, said)
     made = {"id": "", **manifest.commit(), "parameters": asked | {
         "model": label(model), "kinds": kinds, "corpus": text_name(corpus), "texts": list(held_out)[1:]},
             "versions": manifest.versions(), "machine": manifest.machine(),
@@ -120,7 +110,26 @@ def study(model: str, corpus: str, folder: Path, output: Path, *, texts: Sequenc
             "dense": {text: Perplexity(nll).value for text, nll in tested.dense.items()}}
     with replacing(output) as place:
         write(place, tables, {"04_gp_search": made})
-    return paired
+    return tables["paired"]
+
+
+def told(journals: Sequence[Path], finalists: pd.DataFrame, rivals: Mapping[str, str], targets: Sequence[str],
+         tested: Tested, said: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
+    """The tables of a recorded study, from what was tested. said: what every result says."""
+    history = pk.history(journals)
+    pairs = [(name, target) for name, tree in rivals.items() for target in targets
+             if (tree, target) in tested.rows]
+    rows = [{**row, "method": name, "target": target, **({} if len(tested.texts) > 1 else {"text": None})}
+            for name, target in pairs for row in tested.rows[rivals[name], target]["rows"]]
+    paired = compare_many({(name, target, text): (tested.perplexity(rivals["winner"], target, text),
+                                                  tested.perplexity(rivals[name], target, text))
+                           for name, target in pairs if name not in ("winner", "magnitude (rows)")
+                           for text in tested.texts},
+                          ["rival", "target", "text"])
+    tables = {"seeds": ends(searches(history)), "finalists": finalists, "history": history,
+              "result": pd.DataFrame(rows).assign(**said), "paired": paired}
+    return {name: table if len(tested.texts) > 1 else table.drop(columns="text", errors="ignore")
+            for name, table in tables.items()}
 
 
 class Tested:

@@ -8,15 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from prunekit import figures
 from prunekit.analysis import history
-from prunekit.ledger.study import FIRST, recorded, recorded_by, studies, subject
-from prunekit.metric.tree import Tree
+from prunekit.ledger.study import on_first_text, recorded, recorded_by, studies, subject
 
 if TYPE_CHECKING:
     import pandas as pd
 
 _TABLES = {
-    FIRST: ("perplexity of what one search found there, divided by the rival's on the same windows; "
-            "interval, p and verdict by Holm's correction (`python -m recipes.first_search`)"),
     "paired": ("perplexity of the winner divided by the rival's on the same test windows, and the verdict by "
                "Holm's correction"),
     "redrawn": "perplexity of the winner by the rival's, for new draws of all windows",
@@ -26,26 +23,25 @@ _READ = ("study", "rival", "metric", "target", "text", "draws", "winner_ppl", "p
 
 
 def table(name: str) -> dict[str, Any]:
-    """A table of all studies that have it (or that of `FIRST`), as `recorded-NAME`."""
+    """A table of all studies that have it, as `recorded-NAME`."""
     rows = recorded(name, "")
-    whose = f"Recorded studies ({'; '.join(map(recorded_by, studies()))})" if "study" in rows else (
-        "Recorded on {model} (test windows: {test_windows} tokens)".format(**rows.iloc[0]))
-    read = [f"holm_{column}" if f"holm_{column}" in rows else column for column in _READ if column in rows]
+    by_holm = "holm_low" in rows and rows["holm_low"].notna().all()
+    read = [f"holm_{column}" if by_holm and f"holm_{column}" in rows else column
+            for column in _READ if column in rows]
     return {"frame": rows, "name": f"recorded-{name}", "columns": read,
-            "caption": f"{whose}: {_TABLES[name]}."}
+            "caption": f"Recorded studies ({'; '.join(map(recorded_by, studies()))}): {_TABLES[name]}."}
 
 
 def ratios(name: str) -> dict[str, Any]:
-    """The figure of what a study (or `FIRST`) found, against every other line; by Holm if recorded so."""
-    rows = recorded(FIRST) if name == FIRST else recorded("paired", name)
+    """The figure of what a study found, against every other line; by Holm if recorded so, of several texts on
+    the first."""
+    rows, text = on_first_text(recorded("paired", name))
     levels = rows.filter(like="holm_").rename(columns=lambda column: column.removeprefix("holm_"))
     drawn = figures.ratios(rows.rename(columns={"rival": "method"}).assign(**levels), "that line")
-    whose = f"Recorded study, {subject(name)}: perplexity of its winner" if name != FIRST else (
-        f"Recorded on {rows['model'].iloc[0]}: perplexity of what one search found there, "
-        f"`{Tree.parse(rows['tree'].iloc[0]).infix()}`,")
     by = " by Holm's correction" * (not levels.empty)
-    return {"figure": drawn, "name": f"recorded-{name if name == FIRST else 'paired'}",
-            "caption": f"{whose} divided by that of each other line, with intervals{by} (lower is better)."}
+    return {"figure": drawn, "name": "recorded-paired",
+            "caption": f"Recorded study, {subject(name)}: perplexity of its winner{text} divided by that of "
+                       f"each other line, with intervals{by} (lower is better)."}
 
 
 def convergence() -> dict[str, Any]:

@@ -6,7 +6,6 @@
     pk.recorded("paired", "")           of all of them, with a column `study`
     pk.recorded_by("study")             one clause that says which run that was
     pk.recorded("monomials")            the grid's losses on several models, by `recipes.monomials`
-    pk.recorded("first-search")         what one search found on a real model, by `recipes.first_search`
 
 `prunekit record PROFILE` puts a profile's tables here; `make study` runs profile `study` and records it anew.
 """
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FOLDER = Path(__file__).with_name("recorded")
-FIRST = "first-search"  # one search on a real model, no study
 _TOPIC = "04_gp_search"
 _TABLES = ("seeds", "finalists", "result", "paired", "census", "redrawn", "update", "dtypes")
 _NEEDED = _TABLES[:4]
@@ -107,13 +105,8 @@ def _goals(known: dict[str, Any]) -> str:
 
 
 def leading() -> list[str]:
-    """What speaks first: recorded studies of real models; while there is none, the one search on one."""
-    return [name for name in studies() if _made(name)["parameters"]["model"] not in EMBEDDED] or [FIRST]
-
-
-def finds() -> list[str]:
-    """All that was searched for and recorded, in the order in which it is told."""
-    return list(dict.fromkeys([*leading(), FIRST, *studies()]))
+    """What speaks first: recorded studies of real models or, while there is none, all."""
+    return [name for name in studies() if _made(name)["parameters"]["model"] not in EMBEDDED] or studies()
 
 
 def answer(name: str) -> Claim:
@@ -123,49 +116,44 @@ def answer(name: str) -> Claim:
 
 
 def found(name: str) -> tuple[Claim, str]:
-    """What the searches of a study (or `FIRST`) found, and how it does against Wanda on test windows; and on
-    which, recorded when and how."""
+    """What the searches of a study found, and how it does against Wanda on test windows; and on which,
+    recorded when and how."""
     from prunekit.metric.tree import Tree
 
-    table, rows = _tested(name)
-    if name == FIRST:
-        made = rows.iloc[0]
-        n, _, length = made["test_windows"].split()
-        goals = " and ".join(map(percent, made["searched"].split(" and ")))
-        model, tree, search = made["model"], made["tree"], f"one search of {made['evaluated']} evaluations"
-        read = (f"{n} test windows of {length} tokens; recorded on {made['recorded']} on "
-                f"{made['machine'].partition(', ')[2]}, commit {made['commit']}")
-    else:
-        made = _made(name)["parameters"]
-        model, tree, goals = label(made["model"]), recorded("finalists", name).loc[0, "tree"], _goals(made)
-        seeds = made["repeats"]
-        search = f"{f'{seeds} searches' if seeds > 1 else 'one search'} of {made['budget']} evaluations"
-        count = " to ".join(dict.fromkeys(str(n) for n in (rows["n"].min(), rows["n"].max())))
-        read = (f"{count} test windows{' of each text' * ('text' in rows)} of {made['seqlen']} tokens; "
-                f"{recorded_by(name)}")
-    read += "; intervals by Holm's correction" * ("holm_low" in rows)
-    said = _claim(f"On {model}, {search} at {goals} found the metric `{Tree.parse(tree).infix()}`. "
-                  "On text that no search had seen its perplexity {measured}.",
-                  rows[rows["rival"] == "wanda"], table, name=row_names(rows),
+    rows, made = _tested(name), _made(name)["parameters"]
+    tree, seeds = recorded("finalists", name).loc[0, "tree"], made["repeats"]
+    search = f"{f'{seeds} searches' if seeds > 1 else 'one search'} of {made['budget']} evaluations"
+    count = " to ".join(dict.fromkeys(str(n) for n in (rows["n"].min(), rows["n"].max())))
+    by = "; intervals by Holm's correction" * ("holm_low" in rows)
+    read = (f"{count} test windows{' of each text' * ('text' in rows)} of {made['seqlen']} tokens; "
+            f"{recorded_by(name)}{by}")
+    said = _claim(f"On {label(made['model'])}, {search} at {_goals(made)} found the metric "
+                  f"`{Tree.parse(tree).infix()}`. On text that no search had seen its perplexity "
+                  "{measured}.", rows[rows["rival"] == "wanda"], "recorded-paired", name=row_names(rows),
                   words=["is lower than Wanda's at", "is higher than Wanda's at",
                          "cannot be told from Wanda's at"])
     return said, read
 
 
 def others(name: str) -> Claim:
-    """The same against every other line."""
-    table, rows = _tested(name)
-    model = rows["model"].iloc[0] if name == FIRST else subject(name)
-    return _claim(f"On {model}, the perplexity of the metric found there {{verdicts}}.",
-                  rows[rows["rival"] != "wanda"], table, name=row_names(rows, "rival"))
+    """The same against every other line; of several texts on the first, that of calibration."""
+    rows, text = on_first_text(_tested(name))
+    return _claim(f"On {subject(name)}, the perplexity of the metric found there{text} {{verdicts}}.",
+                  rows[rows["rival"] != "wanda"], "recorded-paired", name=["rival", "target"])
 
 
-def _tested(name: str) -> tuple[str, pd.DataFrame]:
-    """The table that 04 saves, and the rows of it that are of this search or study."""
-    if name == FIRST:
-        return "recorded-first-search", recorded(FIRST)
+def on_first_text(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """Of a table of several texts the rows of the first, and the words for it."""
+    if "text" not in rows:
+        return rows, ""
+    first = rows["text"].iloc[0]
+    return rows[rows["text"] == first], f" on {first}"
+
+
+def _tested(name: str) -> pd.DataFrame:
+    """The rows of table `recorded-paired`, as 04 saves it, that are of this study."""
     paired = recorded("paired", "")
-    return "recorded-paired", paired[paired["study"] == name].dropna(axis=1, how="all")
+    return paired[paired["study"] == name].dropna(axis=1, how="all")
 
 
 def _claim(*told: Any, **how: Any) -> Claim:
@@ -188,7 +176,7 @@ def lead(name: str) -> Claim:
 
 
 def sentences(name: str) -> list[Claim]:
-    """All that the tables of a study (or `FIRST`) license to be said of its winner, as docs/study.md does."""
+    """All that the tables of a study license to be said of its winner, as docs/study.md does."""
     there, said = _files(name), [answer(name), others(name)]
     said += [lead(name)] if "history" in there else []
     if "redrawn" in there:

@@ -123,23 +123,18 @@ def test_several_studies_stand_side_by_side_a_real_model_first(tmp_path, monkeyp
     assert "(72 to 96 test windows of each text" in texts
 
 
-def test_a_recorded_study_of_a_real_model_leads_else_the_one_search_on_one(tmp_path, monkeypatch):
-    assert study.leading() == ["first-search"] or "study" not in study.leading()
+def test_a_recorded_study_of_a_real_model_leads(tmp_path, monkeypatch):
+    assert study.leading() == ["study-smollm2"]
     monkeypatch.setattr(study, "FOLDER", tmp_path)
-    for name in ("study", "first-search"):
-        shutil.copytree(RECORDED / name, tmp_path / name)
-    assert study.leading() == ["first-search"] and study.finds() == ["first-search", "study"]
-    first = study.answer("first-search").sentence
-    assert first.startswith("On SmolLM2-135M-Instruct, one search of 150 evaluations at 60 % and 2:4 found ")
-    assert "**is lower than Wanda's at** 2:4 (ratio 0.77, 0.60 to 0.98), **is higher than" in first
-    assert "**cannot be told from Wanda's at** 60 % (ratio 0.91, 0.83 to 1.01)" in first
+    shutil.copytree(RECORDED / "study", tmp_path / "study")
+    assert study.leading() == ["study"]
     for name in ("study-b", "study-a"):   # made up: two of real models
         shutil.copytree(RECORDED / "study", tmp_path / name)
         made = json.loads((tmp_path / "study" / "manifests.json").read_text())
         made["04_gp_search"]["parameters"] |= {"model": f"/models/{name}", "repeats": 1}
         (tmp_path / name / "manifests.json").write_text(json.dumps(made))
     assert study.leading() == ["study-a", "study-b"]
-    assert study.finds() == ["study-a", "study-b", "first-search", "study"]
+    assert pk.studies() == ["study-a", "study-b", "study"]
     told = study.answer("study-a")
     assert told.sentence.startswith("On study-a, one search of 350 evaluations at 70 % found the metric `")
     assert told.rows == list(range(4))
@@ -161,8 +156,8 @@ def test_tables_of_several_models_are_read_as_one(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("shown", [
-    *(exhibits.table(name) for name in ("first-search", "paired", "redrawn", "update")), exhibits.leads(),
-    exhibits.convergence(), exhibits.ratios("first-search"), exhibits.ratios("study")],
+    *(exhibits.table(name) for name in ("paired", "redrawn", "update")), exhibits.leads(),
+    exhibits.convergence(), exhibits.ratios("study-smollm2"), exhibits.ratios("study")],
     ids=lambda shown: shown["name"])
 def test_what_is_shown_of_a_study_says_which_and_compares_nothing_itself(shown):
     assert shown["name"].startswith("recorded-") and shown["caption"].startswith("Recorded ")
@@ -174,8 +169,9 @@ def test_what_is_shown_of_a_study_says_which_and_compares_nothing_itself(shown):
 
 
 def test_the_figure_of_ratios_has_holms_intervals_where_there_are_any():
-    drawn = exhibits.ratios("first-search")["figure"].drawn["arguments"]["frame"]
-    rows = pk.recorded("first-search")
+    drawn = exhibits.ratios("study-smollm2")["figure"].drawn["arguments"]["frame"]
+    rows = pk.recorded("paired", "study-smollm2")
+    rows = rows[rows["text"] == "wikitext2"]  # of several texts the first
     assert drawn["low"].tolist() == rows["holm_low"].tolist() != rows["low"].tolist()
     plain = exhibits.ratios("study")["figure"].drawn["arguments"]["frame"]
     assert plain["low"].tolist() == pk.recorded("paired")["low"].tolist()

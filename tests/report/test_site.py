@@ -303,22 +303,22 @@ def test_the_front_page_leads_with_what_was_found_on_real_models(project, monkey
         return BeautifulSoup(site.render("tiny").read_text(encoding="utf-8"), "html.parser").select(".answer")
 
     (only,) = front()
-    assert only.p.text.startswith("On SmolLM2-135M-Instruct, one search of 150 evaluations")
-    assert only.p.text.endswith("(ratio 0.91, 0.83 to 1.01).")
-    assert "24 test windows of 512 tokens" in only.select_one(".read").text and not only.figure
-    monkeypatch.setattr(study, "leading", lambda: ["study", "first-search"])   # made up: a second study
+    assert only.p.text.startswith("On SmolLM2-135M-Instruct.Q4_1, 3 searches of 200 evaluations at 60")
+    assert " on WikiText-2 (ratio 0." in only.p.text and only.p.text.endswith(").")
+    assert "test windows of each text of 2" in only.select_one(".read").text and not only.figure
+    monkeypatch.setattr(study, "leading", lambda: ["study", "study-smollm2"])  # as if both were of real ones
     assert [each.p.text.partition(",")[0] for each in front()] == [
-        "On embedded/llama", "On SmolLM2-135M-Instruct"]
+        "On embedded/llama", "On SmolLM2-135M-Instruct.Q4_1"]
 
 
 def test_an_answer_of_the_front_page_links_its_rows_and_shows_their_figure():
-    said, read = study.found("first-search")
+    said, read = study.found("study")
     artifact = {"kind": "figure", "name": said.table, "caption": "a", "files": {}}
     made = {"artifacts": {f"tables/{said.table}": {}, f"figures/{said.table}": {}}}
     entry = {"topic": "04_gp_search", "made": made, "artifacts": [artifact]}
     answer = site._answer(said, read, [{"topic": "03_baselines", "made": {}, "artifacts": []}, entry])
     assert answer["rows"] == f"04_gp_search.html#table-{said.table}" and answer["figure"] is artifact
-    assert f"{answer['said']} ({answer['read']}.)" == study.answer("first-search").sentence
+    assert f"{answer['said']} ({answer['read']}.)" == study.answer("study").sentence
 
 
 def test_the_metrics_page_says_what_is_proven_equal_and_no_more(project):

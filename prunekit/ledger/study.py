@@ -111,6 +111,12 @@ def leading() -> list[str]:
     return [name for name in studies() if _made(name)["parameters"]["model"] not in EMBEDDED] or [FIRST]
 
 
+def models() -> list[str]:
+    """The models that the recorded studies which speak first (or `FIRST`) were made on."""
+    return list(dict.fromkeys(recorded(FIRST)["model"].iloc[0] if name == FIRST
+                              else label(_made(name)["parameters"]["model"]) for name in leading()))
+
+
 def finds() -> list[str]:
     """All that was searched for and recorded, in the order in which it is told."""
     return list(dict.fromkeys([*leading(), FIRST, *studies()]))

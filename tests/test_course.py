@@ -2,12 +2,16 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import json
 import re
 import shutil
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -132,6 +136,31 @@ def test_a_function_is_called_and_one_without_a_body_is_no_answer():
     sentence = grading.judge("01_data", 5, documented, {}).sentence
     assert sentence.startswith("Called by the check, it stops with AttributeError: 'Tensor' object")
     assert grading.judge("01_data", 5, lambda text, seqlen, stride: text.unfold(0, seqlen, stride), {}).right
+
+
+def test_a_right_answer_is_right_in_whatever_form_it_comes():
+    mask = [1, 0, 1, 0, 0, 1, 0, 1]
+    for answer in (mask, torch.tensor(mask), [mask[:4], mask[4:]]):
+        assert grading.judge("03_baselines", 1, answer, {}).right
+    rng = np.random.default_rng(0)
+    dense = rng.normal(size=8)
+    nll = pd.DataFrame({"wanda": dense + 0.3 * rng.normal(size=8)})
+    lesson = {"nll": nll, "dense": SimpleNamespace(nll=dense)}
+    pruned = nll["wanda"]
+    for own in (0, 1):   # as `dense.nll.var()` of NumPy has it, and as pandas does
+        times = ((pruned.var() + dense.var(ddof=own)) / (pruned - dense).var()) ** 0.5
+        assert grading.judge("03_baselines", 4, times, lesson).right
+        assert "ratio of the variances" in grading.judge("03_baselines", 4, times**2, lesson).sentence
+    assert grading.judge("03_baselines", 4, 1.1 * times, lesson).word == "wrong"
+
+
+def test_the_lessons_last_exercise_needs_the_first_three_code_cells_alone():
+    code = [source for kind, _, source, _ in cells(ROOT / "notebooks" / "03_baselines.ipynb")
+            if kind == "code"]
+    made = {node.id for node in ast.walk(ast.parse("\n".join(code[:3])))
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    read = set(re.findall(r"lesson\.(\w+)", inspect.getsource(grading.exercises("03_baselines")[6])))
+    assert read == {"network", "windows", "gradients"} <= made
 
 
 MISTAKES = {  # topic and number: answers that are wrong, and what is said of them

@@ -124,6 +124,8 @@ def test_a_ratio_is_hollow_where_its_interval_holds_one():
     made = figures.ratios(frame)
     assert [ax.get_title(loc="left") for ax in made.axes] == ["50 %", "2:4"]
     assert [tick.get_text() for tick in made.axes[0].get_yticklabels()] == ["Wanda++", "RIA"]   # from above
+    assert "axes differ" in made.get_supxlabel()
+    assert "axes differ" not in figures.ratios(frame[:2]).get_supxlabel()
     targets = frame.assign(target=["0.5", "0.5", "2:4"]).drop(columns=["sparsity", "pattern"])
     assert texts(figures.ratios(targets)) == texts(figures.ratios(frame))
     assert list(made.axes[0].get_yticks()) == [1, 0]

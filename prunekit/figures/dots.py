@@ -46,7 +46,8 @@ def ratios(frame: pd.DataFrame, to: str = "Wanda") -> Figure:
         ax.axvline(1, zorder=1, **style.RULE)
         style.far_apart(ax.xaxis, [1, *rows["low"].dropna(), *rows["high"].dropna()], 2)
         ax.margins(x=0.1)
-    made.supxlabel(f"perplexity divided by {to}'s (hollow: the interval holds 1)", fontsize=9)
+    made.supxlabel(f"perplexity divided by {to}'s (hollow: the interval holds 1"
+                   f"{'; axes differ' * (len(settings) > 1)})", fontsize=9)
     return made
 
 

@@ -109,6 +109,11 @@ def leading() -> list[str]:
     return [name for name in studies() if _made(name)["parameters"]["model"] not in EMBEDDED] or studies()
 
 
+def models() -> list[str]:
+    """The models that the studies which speak first were made on."""
+    return list(dict.fromkeys(label(_made(name)["parameters"]["model"]) for name in leading()))
+
+
 def answer(name: str) -> Claim:
     """Both parts of `found` as one."""
     said, read = found(name)

@@ -238,4 +238,4 @@ def _index(shared: Mapping[str, Any]) -> str:
     made = next((entry["made"] for entry in reversed(entries) if entry["made"]), {})
     answers = [_answer(*study.found(name), entries) for name in study.leading()]
     return html.template("index.html.j2", file="index.html", lead=lead, heads=heads, table_html=table,
-                         made=made, answers=answers, **shared)
+                         made=made, answers=answers, recorded_on=study.models(), **shared)

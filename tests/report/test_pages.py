@@ -48,7 +48,8 @@ def test_the_reading_order_and_the_glossary_name_what_they_should():
         "metric", "pruning", "evaluate", "search", "workbook", "data.py", "models.py"}
     rows = re.findall(r"^\| (.+?) \|.*\| `([\w/]+\.py)`, `[\w.]+` \|$", TEXTS["10-glossary"], re.MULTILINE)
     words = {word.strip("$") for row, _ in rows for word in row.split(", ")}
-    assert {"W", "G", "X", "H", "keep", "N:M", "rank class", "OOS", "OBS", "calibration", "roles"} <= words
+    assert {"W", "G", "X", "H", "keep", "N:M", "mms", "rank class", "OOS", "OBS", "obs-iter", "calibration",
+            "roles"} <= words
     assert len(rows) == TEXTS["10-glossary"].count("\n| ") - 1  # all but the head
 
 

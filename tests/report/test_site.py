@@ -299,10 +299,18 @@ def test_a_takeaway_on_the_front_page_shows_its_formulas():
 
 
 def test_the_front_page_leads_with_what_was_found_on_real_models(project, monkeypatch):
+    def page(name="index"):
+        text = site.render("tiny").with_stem(name).read_text(encoding="utf-8")
+        return BeautifulSoup(text, "html.parser")
+
     def front():
-        return BeautifulSoup(site.render("tiny").read_text(encoding="utf-8"), "html.parser").select(".answer")
+        return page().select(".answer")
 
     (only,) = front()
+    assert page().select_one("#found").text == "Recorded on a real model: SmolLM2-135M-Instruct.Q4_1"
+    words, glossary = only.select("a.term"), page("glossary")
+    assert {"2:4", "perplexity", "Wanda", "Holm"} <= {word.text for word in words}
+    assert all(glossary.find(id=word["href"].removeprefix("glossary.html#")) for word in words)
     assert only.p.text.startswith("On SmolLM2-135M-Instruct.Q4_1, 3 searches of 200 evaluations at 60")
     assert " on WikiText-2 (ratio 0." in only.p.text and only.p.text.endswith(").")
     assert "test windows of each text of 2" in only.select_one(".read").text and not only.figure

@@ -20,13 +20,13 @@ def exercise_1(answer: Any, lesson: Lesson) -> str | None:
             "mul(W, X)": "X is a squared norm; Wanda takes its root."}
     for text, sentence in said.items():
         mask = keep_mask(Tree.parse(text).score(weights, norms, norms), 0.5)
-        if torch.equal(torch.tensor(answer).bool(), mask):
+        if torch.equal(torch.as_tensor(answer).bool().reshape(2, 4), mask):
             return sentence
     return "In each row the two largest |w|·√x stay."
 
 
 def exercise_2(answer: Any, lesson: Lesson) -> str | None:
-    S = torch.tensor(answer, dtype=torch.float32).reshape(1, 8)
+    S = torch.as_tensor(answer, dtype=torch.float32).reshape(1, 8)
     both = (keep_mask(S, 0.5) & keep_mask(S, 0.5, "2:4")).sum().item()
     return None if both == 2 else f"Both keep {both} of the same weights."
 
@@ -42,10 +42,11 @@ def exercise_3(answer: Any, lesson: Lesson) -> str | None:
 
 def exercise_4(answer: Any, lesson: Lesson) -> str | None:
     pruned, unpruned = lesson.nll.iloc[:, 0], lesson.dense.nll
-    ratio = (pruned.var(ddof=1) + unpruned.var(ddof=1)) / (pruned - unpruned).var(ddof=1)
-    if abs(answer / ratio - 1) < 0.02:
+    ratios = [(pruned.var(ddof=1) + unpruned.var(ddof=own)) / (pruned - unpruned).var(ddof=1)
+              for own in (1, 0)]  # `nll` is pandas', which divides by n - 1, `dense.nll` NumPy's, by n
+    if any(abs(answer / ratio - 1) < 0.02 for ratio in ratios):
         return "That is the ratio of the variances."
-    if abs(answer / ratio**0.5 - 1) > 0.02:
+    if all(abs(answer / ratio**0.5 - 1) > 0.02 for ratio in ratios):
         return ("Independent: the root of the sum of both variances over n. "
                 "In pairs: the root of the variance of the differences over n.")
     return None

@@ -124,7 +124,7 @@ def told(journals: Sequence[Path], finalists: pd.DataFrame, rivals: Mapping[str,
     paired = compare_many({(name, target, text): (tested.perplexity(rivals["winner"], target, text),
                                                   tested.perplexity(rivals[name], target, text))
                            for name, target in pairs if name not in ("winner", "magnitude (rows)")
-                           for text in tested.texts},
+                           and (rivals["winner"], target) in tested.rows for text in tested.texts},
                           ["rival", "target", "text"])
     tables = {"seeds": ends(searches(history)), "finalists": finalists, "history": history,
               "result": pd.DataFrame(rows).assign(**said), "paired": paired}

@@ -81,7 +81,8 @@ def claim(template: str, rows: pd.DataFrame, table: str, *, effect: str = "ratio
         raise UsageError(f"{len(rows)} rows of table {table} are compared without Holm's correction: give "
                          "them a column p_holm.")
     null = _NULLS.get(effect, 0.0)
-    measured = rows[[effect, *(("holm_low", "holm_high") if "holm_low" in rows else ("low", "high"))]]
+    by_holm = "holm_low" in rows and rows["holm_low"].notna().all()  # of some recorded studies it is not known
+    measured = rows[[effect, *(("holm_low", "holm_high") if by_holm else ("low", "high"))]]
     told = rows["p_holm"] < LEVEL if "p_holm" in rows else [
         low > null or high < null for _, low, high in measured.to_numpy()]
     signs = [int(sure) * (1 if value > null else -1) for sure, value in zip(told, rows[effect], strict=True)]

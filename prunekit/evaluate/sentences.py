@@ -81,7 +81,7 @@ def claim(template: str, rows: pd.DataFrame, table: str, *, effect: str = "ratio
         raise UsageError(f"{len(rows)} rows of table {table} are compared without Holm's correction: give "
                          "them a column p_holm.")
     null = _NULLS.get(effect, 0.0)
-    by_holm = "holm_low" in rows and rows["holm_low"].notna().all()  # of some recorded studies it is not known
+    by_holm = "holm_low" in rows and rows["holm_low"].notna().all()  # some studies have none
     measured = rows[[effect, *(("holm_low", "holm_high") if by_holm else ("low", "high"))]]
     told = rows["p_holm"] < LEVEL if "p_holm" in rows else [
         low > null or high < null for _, low, high in measured.to_numpy()]

@@ -60,6 +60,13 @@ def test_an_effect_is_said_with_an_interval_that_has_two_ends():
         "**is open at** 50 % (ratio 0.98, 0.96 to 1.20).")
 
 
+def test_holms_bounds_are_read_where_every_row_has_them():
+    one = ROWS.iloc[:1].assign(holm_low=0.75, holm_high=0.99)
+    assert said("{values}", one, name=[], form=".2f") == "0.90 (0.75 to 0.99), lower"
+    none = ROWS.iloc[:1].assign(holm_low=float("nan"), holm_high=float("nan"))  # beside some
+    assert said("{values}", none, name=[], form=".2f") == "0.90 (0.80 to 0.97), lower"
+
+
 def test_nothing_is_compared_without_a_test():
     with pytest.raises(UsageError, match="3 rows of table paired are compared without Holm's correction"):
         claim("{counts}", ROWS.drop(columns="p_holm"), "paired")

@@ -248,7 +248,7 @@ def _table(source: str, name: str, caption: str) -> str:
     head, middle, rest = rules.partition("\\midrule\n")
     head += middle
     lines = rest.splitlines(keepends=True)
-    if len(lines) > _LONG and wide <= 1.5 * _LINE:
+    if len(lines) > _LONG and wide <= 1.2 * _LINE:
         return (f"{{\\footnotesize\n\\begin{{longtable}}{{{columns}}}\n{title} \\\\\n{head}\\endfirsthead\n"
                 f"{head}\\endhead\n{rest}\\end{{longtable}}}}\n")
     # What is too wide is made smaller, which cannot be done over pages: in pieces.

@@ -87,11 +87,10 @@ def study(model: str, corpus: str, folder: Path, output: Path, *, texts: Sequenc
             tested.add(KNOWN.values(), test_targets)
         for each in under_way:
             each.result()
-    replayed = {name: pk.replay(journal) for name, journal in journals.items()}
-    bred = {tried: name for name, found in replayed.items() if name.startswith("journal-modern")
-            for tried in found.candidates.values()}
-    competing = pk.finalists(bred)
     if not (file := folder / "finalists.csv").exists():
+        bred = {tried: name for name, journal in journals.items() if name.startswith("journal-modern")
+                for tried in pk.replay(journal).candidates.values()}
+        competing = pk.finalists(bred)
         frame = pk.choose(evaluator, competing, [of["select"]])
         named = {str(tried.tree): bred[tried] for tried in competing}
         frame.assign(journal=frame["tree"].map(named)).to_csv(file, index=False)
@@ -119,7 +118,7 @@ def told(journals: Sequence[Path], finalists: pd.DataFrame, rivals: Mapping[str,
     history = pk.history(journals)
     pairs = [(name, target) for name, tree in rivals.items() for target in targets
              if (tree, target) in tested.rows]
-    rows = [{**row, "method": name, "target": target, **({} if len(tested.texts) > 1 else {"text": None})}
+    rows = [{**row, "method": name, "target": target}
             for name, target in pairs for row in tested.rows[rivals[name], target]["rows"]]
     paired = compare_many({(name, target, text): (tested.perplexity(rivals["winner"], target, text),
                                                   tested.perplexity(rivals[name], target, text))

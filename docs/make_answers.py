@@ -8,7 +8,6 @@ import re
 from pathlib import Path
 from textwrap import fill
 
-from prunekit.evaluate.sentences import Claim
 from prunekit.ledger import study
 from prunekit.workbook.display import typeset
 
@@ -16,22 +15,31 @@ ROOT = Path(__file__).resolve().parents[1]
 MARKS = "<!-- recorded: make docs -->\n", "<!-- end of recorded -->\n"
 
 
-def bullets(said: list[Claim]) -> str:
-    """As a list; no line breaks inside a formula, whose minus would begin a list, or before %."""
-    whole = [re.sub("`[^`]*`| %", lambda found: found[0].replace(" ", "\0"), typeset(each.sentence))
-             for each in said]
-    return "\n".join(fill(f"- {each}", 110, subsequent_indent="  ", break_long_words=False,
-                          break_on_hyphens=False) for each in whole).replace("\0", " ")
+def wrapped(text: str, first: str = "") -> str:
+    """Lines of 110; no break inside a formula, whose minus would begin a list, or before %."""
+    whole = re.sub("`[^`]*`| %", lambda found: found[0].replace(" ", "\0"), typeset(text))
+    return fill(first + whole, 110, subsequent_indent=" " * len(first), break_long_words=False,
+                break_on_hyphens=False).replace("\0", " ")
+
+
+def answered(name: str) -> str:
+    """What the searches of a study found: a sentence, its numbers as a table, and how they were measured."""
+    (said, read), numbers = study.found(name), study.beside(name)
+    head = [*numbers.columns[:-3], "perplexity with Wanda", "with the metric found", "ratio (interval)"]
+    aligned = ["---"] * (len(head) - 3) + ["---:", "---:", "---"]
+    rows = ["| " + " | ".join(row) + " |" for row in (head, aligned, *numbers.to_numpy())]
+    return "\n\n".join([wrapped(said.sentence), "\n".join(rows), wrapped(f"{read[0].upper()}{read[1:]}.")])
 
 
 def pages() -> dict[Path, str]:
     """The pages as they should be."""
-    said = {"README.md": [study.answer(name) for name in study.leading()],
-            "docs/study.md": [each for name in study.studies() for each in study.sentences(name)]}
+    every = [each.sentence for name in study.studies() for each in study.sentences(name)]
+    said = {"README.md": "\n\n".join(map(answered, study.leading())),
+            "docs/study.md": "\n".join(wrapped(each, "- ") for each in every)}
     made = {}
-    for name, claims in said.items():
+    for name, text in said.items():
         head, _, rest = (ROOT / name).read_text(encoding="utf-8").partition(MARKS[0])
-        made[ROOT / name] = f"{head}{MARKS[0]}\n{bullets(claims)}\n\n{MARKS[1]}{rest.partition(MARKS[1])[2]}"
+        made[ROOT / name] = f"{head}{MARKS[0]}\n{text}\n\n{MARKS[1]}{rest.partition(MARKS[1])[2]}"
     return made
 
 

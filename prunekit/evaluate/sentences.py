@@ -57,7 +57,7 @@ def claim(template: str, rows: pd.DataFrame, table: str, *, effect: str = "ratio
       {is lower}, {is higher}: "is lower" if all rows are; "is not lower" if one is higher; else "cannot be
         told to be lower";
       {verdicts}: `words`, each followed by the names of its rows;
-      {measured}: the same, each name with its effect and interval;
+      {measured}: the same, after each name its effect and interval, "50 % (0.97, 0.95 to 0.99)";
       {verdict}: of one row, one of `words`;
       {counts}: "is lower in 7, is higher in 1 and cannot be told in 4";
       {value}: of one row, its effect with the interval;
@@ -67,7 +67,7 @@ def claim(template: str, rows: pd.DataFrame, table: str, *, effect: str = "ratio
     table's name in the run. name: columns that name a row, "wanda" and "0.5" as "wanda at 50 %", and where a
     third one says something, as "wanda at 50 % (ptb)". words: for
     an effect below no difference (a ratio of 1, anything else of 0), above it, and for what cannot be told.
-    form: of {values}, as in "+.1%"; default: as many decimals as tell them from no difference.
+    form: of effects, see `effects`.
 
     Raises UsageError for several rows without Holm's correction, and for a template that compares.
     """
@@ -80,38 +80,62 @@ def claim(template: str, rows: pd.DataFrame, table: str, *, effect: str = "ratio
     if "p_holm" not in rows and len(rows) > 1:
         raise UsageError(f"{len(rows)} rows of table {table} are compared without Holm's correction: give "
                          "them a column p_holm.")
-    null = _NULLS.get(effect, 0.0)
-    by_holm = "holm_low" in rows and rows["holm_low"].notna().all()  # some studies have none
-    measured = rows[[effect, *(("holm_low", "holm_high") if by_holm else ("low", "high"))]]
+    null, measured = _NULLS.get(effect, 0.0), _measured(rows, effect)
     told = rows["p_holm"] < LEVEL if "p_holm" in rows else [
         low > null or high < null for _, low, high in measured.to_numpy()]
     signs = [int(sure) * (1 if value > null else -1) for sure, value in zip(told, rows[effect], strict=True)]
     named = rows[list(name)].astype(object).fillna("").astype(str)
     labels = [tuple(percent(part) for part in parts if part) or ("",) for parts in named.to_numpy()]
-    printed = [_value(value, ends, null, form) for value, *ends in measured.to_numpy(float)]
-    fields = _fields(labels, signs, printed, words, effect)
+    fields = _fields(labels, signs, effects(rows, effect, form), words)
     how = {"effect": effect, "name": list(name), "words": list(words), "form": form}
     return Claim(template.format(**fields), template, table, [int(i) for i in rows.index], how)
 
 
+def effects(rows: pd.DataFrame, effect: str = "ratio", form: str = "") -> list[str]:
+    """Each row's effect with its interval, as "0.974 (0.952 to 0.997)".
+
+    form: as in "+.1%"; default: as many decimals as tell every number from no difference and the ends of an
+    interval apart, and up to three of them the same in all rows.
+    """
+    measured, null = _measured(rows, effect).to_numpy(float), _NULLS.get(effect, 0.0)
+    needed = [_places(row, null) for row in measured]
+    shared = min(3, max(needed, default=0))
+    forms = [form or f"{'' if null else '+'}.{max(shared, places)}f" for places in needed]
+    return [f"{value:{each}} ({low:{each}} to {high:{each}})"
+            for each, (value, low, high) in zip(forms, measured, strict=True)]
+
+
+def _measured(rows: pd.DataFrame, effect: str) -> pd.DataFrame:
+    """Effects with their intervals: by Holm's correction where every row has such, as some studies have not."""
+    by_holm = "holm_low" in rows and rows["holm_low"].notna().all()
+    return rows[[effect, *(("holm_low", "holm_high") if by_holm else ("low", "high"))]]
+
+
+def _places(row: Sequence[float], null: float) -> int:
+    places, (_, low, high) = decimals(row, null, 2), row
+    while low != high and places < 9 and f"{low:.{places}f}" == f"{high:.{places}f}":
+        places += 1  # an interval has two ends
+    return places
+
+
 def _fields(labels: Sequence[tuple[str, ...]], signs: Sequence[int], printed: Sequence[str],
-            words: Sequence[str], effect: str) -> dict[str, str]:
+            words: Sequence[str]) -> dict[str, str]:
     """What may stand in a template, from each row's names, its sign (0: cannot be told) and its effect."""
     phrases = dict(zip((-1, 1, 0), words, strict=True))
     short = {side: re.sub(r"^is | than.*| from.*", "", phrase) for side, phrase in phrases.items()}
     sides = {side: [label for label, sign in zip(labels, signs, strict=True) if sign == side]
              for side in phrases}
-    with_value = [f"{_listed([label])} ({effect} {value.replace(' (', ', ')}"
+    with_value = [(*label[:-1], f"{label[-1]} ({value.replace(' (', ', ')}")
                   for label, value in zip(labels, printed, strict=True)]
     measured = {side: [each for each, sign in zip(with_value, signs, strict=True) if sign == side]
                 for side in sides}
     return {
         **{field: _whole(field, side, signs) for field, side in _SIDES.items()},
         "verdict": phrases[signs[0]],
-        "verdicts": ", ".join(f"**{phrases[side]}** {_listed(names)}"
+        "verdicts": "; ".join(f"**{phrases[side]}** {_listed(names)}"
                               for side, names in sides.items() if names),
-        "measured": ", ".join(f"**{phrases[side]}** {_joined(each)}"
-                              for side, each in measured.items() if each),
+        "measured": "; ".join(f"**{phrases[side]}** {_listed(names)}"
+                              for side, names in measured.items() if names),
         "counts": _joined([f"{'is ' * bool(side)}{short[side]} in **{len(names)}**"
                            for side, names in sides.items()]),
         "value": printed[0],
@@ -128,32 +152,27 @@ def _whole(field: str, side: int, signs: Sequence[int]) -> str:
 
 
 def _listed(names: Sequence[tuple[str, ...]]) -> str:
-    """("a", "1"), ("a", "2"), ("b", "1") as "a at 1 and 2, b at 1"; ("a", "1", "x") as "a at 1 (x)";
-    ("2:4", "x"), where a target comes first, as "2:4 on x"."""
+    """("a", "1"), ("a", "2"), ("b", "1"), ("c", "1") as "a at 1 and 2, and b and c at 1"; ("a", "1", "x") as
+    "a at 1 (x)"; ("2:4", "x"), where a target comes first, as "2:4 on x"."""
     places: dict[str, dict[str, list[str]]] = {}
     for first, *rest in names:
         at = places.setdefault(first, {})
         if rest:
             at.setdefault(rest[0], []).extend(rest[1:])
-    return _joined([" ".join([first, *_where(first, at)]) for first, at in places.items()])
+    alike: dict[str, list[str]] = {}
+    for first, at in places.items():
+        alike.setdefault(_where(first, at), []).append(first)
+    return _joined([f"{_joined(firsts)} {where}".rstrip() for where, firsts in alike.items()], ", and ")
 
 
-def _where(first: str, at: Mapping[str, Sequence[str]]) -> list[str]:
-    listed = _joined([_on(*each) for each in at.items()])
-    return ["on" if re.fullmatch(r"[\d.]+ %|\d+:\d+", first) else "at", listed] if at else []
+def _where(first: str, at: Mapping[str, Sequence[str]]) -> str:
+    word = "on" if re.fullmatch(r"[\d.]+ %|\d+:\d+", first) else "at"
+    return f"{word} {_joined([_on(*each) for each in at.items()])}" if at else ""
 
 
 def _on(place: str, texts: Sequence[str]) -> str:
     return f"{place} ({', '.join(texts)})" if texts else place
 
 
-def _joined(parts: Sequence[str]) -> str:
-    return " and ".join(filter(None, [", ".join(parts[:-1]), *parts[-1:]]))
-
-
-def _value(value: float, ends: Sequence[float], null: float, form: str) -> str:
-    places = decimals((value, *ends), null, 2)
-    while not form and places < 9 and f"{ends[0]:.{places}f}" == f"{ends[1]:.{places}f}":
-        places += 1  # an interval has two ends
-    form = form or f"{'' if null else '+'}.{places}f"
-    return f"{value:{form}} ({ends[0]:{form}} to {ends[1]:{form}})"
+def _joined(parts: Sequence[str], last: str = " and ") -> str:
+    return last.join(filter(None, [", ".join(parts[:-1]), *parts[-1:]]))

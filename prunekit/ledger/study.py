@@ -17,11 +17,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prunekit.choices import EMBEDDED, percent
+from prunekit.choices import EMBEDDED, called, percent
 from prunekit.errors import UsageError, did_you_mean
-from prunekit.evaluate.sentences import Claim, claim
+from prunekit.evaluate.sentences import Claim, claim, effects
 from prunekit.files import replacing
-from prunekit.workbook.protocol import label
+from prunekit.workbook.protocol import label, spoken
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -97,7 +97,7 @@ def recorded_by(name: str = "study") -> str:
 def subject(name: str) -> str:
     """As "embedded/llama, searched at 70 %": the model of a recorded study, and what it was searched at."""
     known = _made(name)["parameters"]
-    return f"{label(known['model'])}, searched at {_goals(known)}"
+    return f"{spoken(known['model'])}, searched at {_goals(known)}"
 
 
 def _goals(known: dict[str, Any]) -> str:
@@ -105,7 +105,7 @@ def _goals(known: dict[str, Any]) -> str:
 
 
 def leading() -> list[str]:
-    """What speaks first: recorded studies of real models or, while there is none, all."""
+    """What speaks first: recorded studies of real models or, while there is none, of embedded ones."""
     return [name for name in studies() if _made(name)["parameters"]["model"] not in EMBEDDED] or studies()
 
 
@@ -115,29 +115,42 @@ def models() -> list[str]:
 
 
 def answer(name: str) -> Claim:
-    """Both parts of `found` as one."""
-    said, read = found(name)
+    """Both parts of `found` as one, each ratio in it."""
+    said, read = found(name, "{measured}, the ratio of the two in brackets")
     return replace(said, **{part: f"{getattr(said, part)} ({read}.)" for part in ("sentence", "template")})
 
 
-def found(name: str) -> tuple[Claim, str]:
-    """What the searches of a study found, and how it does against Wanda on test windows; and on which,
-    recorded when and how."""
+def found(name: str, against: str = "{verdicts}") -> tuple[Claim, str]:
+    """What the searches of a study found, and how it does against Wanda on test windows (against: fields of
+    `claim`); and on which, recorded when and how. `beside` has the numbers."""
     from prunekit.metric.tree import Tree
 
     rows, made = _tested(name), _made(name)["parameters"]
     tree, seeds = recorded("finalists", name).loc[0, "tree"], made["repeats"]
     search = f"{f'{seeds} searches' if seeds > 1 else 'one search'} of {made['budget']} evaluations"
-    count = " to ".join(dict.fromkeys(str(n) for n in (rows["n"].min(), rows["n"].max())))
-    by = "; intervals by Holm's correction" * ("holm_low" in rows)
-    read = (f"{count} test windows{' of each text' * ('text' in rows)} of {made['seqlen']} tokens; "
-            f"{recorded_by(name)}{by}")
-    said = _claim(f"On {label(made['model'])}, {search} at {_goals(made)} found the metric "
-                  f"`{Tree.parse(tree).infix()}`. On text that no search had seen its perplexity "
-                  "{measured}.", rows[rows["rival"] == "wanda"], "recorded-paired", name=row_names(rows),
+    said = _claim(f"On {spoken(made['model'])}, {search}{' each' * (seeds > 1)}, at {_goals(made)}, found the "
+                  f"metric `{Tree.parse(tree).infix()}`. On text that no search had seen its perplexity "
+                  f"{against}.", rows[rows["rival"] == "wanda"], "recorded-paired", name=row_names(rows),
                   words=["is lower than Wanda's at", "is higher than Wanda's at",
                          "cannot be told from Wanda's at"])
-    return said, read
+    count = " to ".join(dict.fromkeys(str(n) for n in (rows["n"].min(), rows["n"].max())))
+    by = (f"intervals by Holm's correction over all {len(rows)} comparisons" if "holm_low" in rows else
+          "95 % intervals of each comparison alone")
+    return said, (f"{count} test windows{' of each text' * ('text' in rows)} of {made['seqlen']:,} tokens; "
+                  f"{by}; {recorded_by(name)}")
+
+
+def beside(name: str) -> pd.DataFrame:
+    """The numbers of `found`, as text: columns target and (of several) text, the perplexities of Wanda and of
+    what was found, and the second by the first with its interval."""
+    rows = _tested(name)
+    rows = rows[rows["rival"] == "wanda"]
+    keys = row_names(rows)
+    ppl = recorded("result", name).pivot(index=keys, columns="method", values="ppl").reset_index()
+    both = rows[keys].merge(ppl, on=keys, how="left")
+    return both[keys].map(lambda key: called(percent(key))).assign(
+        **{head: [f"{value:#.4g}".rstrip(".") for value in both[method]]
+           for head, method in (("Wanda", "wanda"), ("found", "winner"))}, ratio=effects(rows))
 
 
 def others(name: str) -> Claim:
@@ -186,12 +199,13 @@ def sentences(name: str) -> list[Claim]:
     said += [lead(name)] if "history" in there else []
     if "redrawn" in there:
         rows = recorded("redrawn", name)
-        said.append(claim(f"With {rows['draws'].iloc[0]} draws of calibration, gradient and test windows its "
-                          "perplexity {verdicts}.", rows, "redrawn", name=["rival", "target"]))
+        said.append(claim(f"On {subject(name)}, with {rows['draws'].iloc[0]} draws of calibration, gradient "
+                          "and test windows, the perplexity of the metric found there {verdicts}.", rows,
+                          "redrawn", name=["rival", "target"]))
     if "update" in there:
         rows = recorded("update", name)
-        said.append(claim("Under the weight update `obs-iter` perplexity, against SparseGPT's, {verdicts}.",
-                          rows, "update", name=row_names(rows, "metric"),
+        said.append(claim(f"On {subject(name)}, under the weight update `obs-iter`, perplexity, against "
+                          "SparseGPT's, {verdicts}.", rows, "update", name=row_names(rows, "metric"),
                           words=("is lower with the", "is higher with the", "cannot be told with the")))
     return [each for each in said if each]
 

@@ -5,6 +5,7 @@ notebook knows (that it read half of the test windows, say) is a column of its t
 """
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,11 @@ def label(value: Any) -> Any:
     if isinstance(value, str) and (Path(value).is_absolute() or value.endswith(".gguf")):
         return Path(value).name.removesuffix(".gguf")
     return value
+
+
+def spoken(model: str) -> str:
+    """The label of a model as sentences have it: "SmolLM2-135M.Q4_1" as "SmolLM2-135M (Q4_1)"."""
+    return re.sub(r"\.((?:I?Q\d|B?F\d\d)\w*)$", r" (\1)", label(model))
 
 
 def with_protocol(frame: pd.DataFrame, name: str, known: Mapping[str, Any]) -> pd.DataFrame:

@@ -22,7 +22,7 @@ _NUMBER = re.compile(r"[-+−]?[\d,]*\.?\d+(e[-+]?\d+)?%?|nan|NaN|-?inf|", re.IG
 def _environment() -> Environment:
     environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True,
                               lstrip_blocks=True)
-    environment.filters |= {"label": protocol.label, "counted": display.counted,
+    environment.filters |= {"label": protocol.label, "spoken": protocol.spoken, "counted": display.counted,
                             "takeaway": lambda text: finish(parsed(display.marked_up(text)))}
     return environment
 

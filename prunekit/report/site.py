@@ -19,7 +19,6 @@ from bs4 import BeautifulSoup
 from nbconvert.filters import strip_ansi
 
 from prunekit.batch import schedule
-from prunekit.evaluate.sentences import Claim
 from prunekit.files import replacing
 from prunekit.ledger import claims, study
 from prunekit.report import html, metrics_page
@@ -215,14 +214,16 @@ def worth_showing(output: Any) -> bool:
     return "application/vnd.jupyter.widget-view+json" not in output.get("data", {})
 
 
-def _answer(claim: Claim, read: str, entries: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Its sentences, and how it was measured; where its rows are, and their figure, if saved."""
+def _answer(name: str, entries: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """What a study found: sentences, numbers, how they were measured; where the rows are, and their figure, if
+    saved; and the takeaway that says the same."""
+    claim, read = study.found(name)
     entry = next((entry for entry in entries
                   if f"tables/{claim.table}" in entry["made"].get("artifacts", {})), None)
     figure = entry and next((artifact for artifact in entry["artifacts"]
                              if (artifact["kind"], artifact["name"]) == ("figure", claim.table)), None)
-    return {"said": claim.sentence, "read": read, "figure": figure,
-            "rows": entry and f"{entry['topic']}.html#table-{claim.table}"}
+    return {"said": claim.sentence, "numbers": study.beside(name), "read": read, "figure": figure,
+            "takeaway": study.answer(name).sentence, "rows": entry and f"{entry['topic']}.html#table-{claim.table}"}
 
 
 def _index(shared: Mapping[str, Any]) -> str:
@@ -236,6 +237,6 @@ def _index(shared: Mapping[str, Any]) -> str:
     lead = next((entry for entry in entries if all(heads[entry["topic"]])), None)
     table = html.finish(html.parsed(heads[lead["topic"]][1][0]["html"])) if lead else ""
     made = next((entry["made"] for entry in reversed(entries) if entry["made"]), {})
-    answers = [_answer(*study.found(name), entries) for name in study.leading()]
+    answers = [_answer(name, entries) for name in study.leading()]
     return html.template("index.html.j2", file="index.html", lead=lead, heads=heads, table_html=table,
                          made=made, answers=answers, recorded_on=study.models(), **shared)

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from prunekit.errors import UsageError
-from prunekit.evaluate.sentences import claim, comparing
+from prunekit.evaluate.sentences import claim, comparing, effects
 
 ROWS = pd.DataFrame({"rival": ["a", "a", "b"], "target": ["0.5", "2:4", "0.5"], "ratio": [0.9, 0.95, 0.98],
                      "low": [0.8, 0.9, 0.96], "high": [0.97, 0.99, 0.995], "p_holm": [0.001, 0.01, 0.04]})
@@ -17,15 +17,15 @@ def said(template, rows=ROWS, **how):
 
 def test_a_sentence_turns_with_its_rows():
     template, turned = "X {is lower} here: {verdicts} ({counts}).", ROWS.copy()
-    assert said(template) == ("X is lower here: **is lower than that of** a at 50 % and 2:4 and b at 50 % "
+    assert said(template) == ("X is lower here: **is lower than that of** a at 50 % and 2:4, and b at 50 % "
                               "(is lower in **3**, is higher in **0** and cannot be told in **0**).")
     turned.loc[2, "p_holm"] = 0.3
     assert said(template, turned) == (
-        "X cannot be told to be lower here: **is lower than that of** a at 50 % and 2:4, **cannot be told "
+        "X cannot be told to be lower here: **is lower than that of** a at 50 % and 2:4; **cannot be told "
         "from that of** b at 50 % (is lower in **2**, is higher in **0** and cannot be told in **1**).")
     turned.loc[1, ["ratio", "low", "high"]] = 1.05, 1.01, 1.1
     assert said(template, turned) == (
-        "X is not lower here: **is lower than that of** a at 50 %, **is higher than that of** a at 2:4, "
+        "X is not lower here: **is lower than that of** a at 50 %; **is higher than that of** a at 2:4; "
         "**cannot be told from that of** b at 50 % (is lower in **1**, is higher in **1** and cannot be told "
         "in **1**).")
 
@@ -34,7 +34,11 @@ def test_a_row_of_one_of_several_texts_says_which():
     rows = pd.concat([ROWS.assign(text="ptb"), ROWS[:1].assign(text="c4"), ROWS[2:].assign(text=None)],
                      ignore_index=True)
     assert said("X: {verdicts}.", rows, name=["rival", "target", "text"]) == (
-        "X: **is lower than that of** a at 50 % (ptb, c4) and 2:4 (ptb) and b at 50 % (ptb).")
+        "X: **is lower than that of** a at 50 % (ptb, c4) and 2:4 (ptb), and b at 50 % (ptb).")
+    two = ROWS[["rival", "target"]].assign(text="ptb").assign(**ROWS.drop(columns=["rival", "target"]))
+    alike = pd.concat([two, two.assign(text="c4")], ignore_index=True)
+    assert said("X: {verdicts}.", alike, name=["target", "text"], words=["is lower at", "", ""]) == (
+        "X: **is lower at** 50 % and 2:4 on ptb and c4.")
 
 
 @pytest.mark.parametrize(("change", "low", "high", "verdict"), [
@@ -56,8 +60,14 @@ def test_an_effect_is_said_with_an_interval_that_has_two_ends():
     rows = ROWS.assign(low=[0.8, 0.9498, 0.96], high=[0.97, 0.9501, 1.2], p_holm=[0.001, 0.01, 0.3])
     words = ["is lower at", "is higher at", "is open at"]
     assert said("It {measured}.", rows, name=["target"], words=words) == (
-        "It **is lower at** 50 % (ratio 0.90, 0.80 to 0.97) and 2:4 (ratio 0.9500, 0.9498 to 0.9501), "
-        "**is open at** 50 % (ratio 0.98, 0.96 to 1.20).")
+        "It **is lower at** 50 % (0.900, 0.800 to 0.970) and 2:4 (0.9500, 0.9498 to 0.9501); "
+        "**is open at** 50 % (0.980, 0.960 to 1.200).")
+
+
+def test_effects_that_stand_together_have_as_many_decimals_as_each_other():
+    rows = ROWS.assign(ratio=[0.974, 0.93, 1.0], low=[0.952, 0.91, 1.0], high=[0.997, 0.95, 1.0])
+    assert effects(rows) == ["0.974 (0.952 to 0.997)", "0.930 (0.910 to 0.950)", "1.000 (1.000 to 1.000)"]
+    assert effects(rows[1:]) == ["0.93 (0.91 to 0.95)", "1.00 (1.00 to 1.00)"]
 
 
 def test_holms_bounds_are_read_where_every_row_has_them():

@@ -112,14 +112,14 @@ def test_several_studies_stand_side_by_side_a_real_model_first(tmp_path, monkeyp
     said = study.answer("study")
     assert said.table == "recorded-paired" and said.rows == list(range(12, 16))
     assert said.sentence.startswith(
-        "On embedded/llama, 5 searches of 350 evaluations at 70 % found the metric `W * sqrt(sqrt(G * sqrt(")
-    assert ("its perplexity **is lower than Wanda's at** 50 % (ratio 0.998, 0.997 to 0.999), 60 % (ratio"
+        "On embedded/llama, 5 searches of 350 evaluations each, at 70 %, found the metric `W * sqrt(sqrt(G *")
+    assert ("its perplexity **is lower than Wanda's at** 50 % (0.998, 0.997 to 0.999), 60 % (0.986, 0.984 to "
             in said.sentence)
-    wanted = ("**is lower than that of** pruner-zero at 60 %, 70 % and 2:4, **is higher than that of** best "
-              "of the grid at 50 %, **cannot be told from that of** pruner-zero at 50 % and best of the grid")
+    wanted = ("**is lower than that of** pruner-zero at 60 %, 70 % and 2:4; **is higher than that of** best "
+              "of the grid at 50 %; **cannot be told from that of** pruner-zero at 50 %, and best of the grid")
     assert wanted in study.others("study").sentence
     texts = study.answer("study-real").sentence
-    assert "50 % on ptb" in texts
+    assert "50 % on ptb (0.998" in texts
     assert "(72 to 96 test windows of each text" in texts
 
 
@@ -136,8 +136,17 @@ def test_a_recorded_study_of_a_real_model_leads(tmp_path, monkeypatch):
     assert study.leading() == ["study-a", "study-b"]
     assert pk.studies() == ["study-a", "study-b", "study"]
     told = study.answer("study-a")
-    assert told.sentence.startswith("On study-a, one search of 350 evaluations at 70 % found the metric `")
+    assert told.sentence.startswith("On study-a, one search of 350 evaluations, at 70 %, found the metric `")
     assert told.rows == list(range(4))
+
+
+def test_the_numbers_of_an_answer_are_those_of_its_tables():
+    shown, rows = study.beside("study-smollm2"), pk.recorded("paired", "study-smollm2")
+    assert shown.columns.tolist() == ["target", "text", "Wanda", "found", "ratio"] and len(shown) == 6
+    for (_, one), (_, row) in zip(shown.iterrows(), rows[rows["rival"] == "wanda"].iterrows(), strict=True):
+        assert float(one["found"]) / float(one["Wanda"]) == pytest.approx(row["ratio"], rel=1e-3)
+        assert one["ratio"] == "{:.3f} ({:.3f} to {:.3f})".format(*row[["ratio", "holm_low", "holm_high"]])
+    assert study.beside("study")["target"].tolist() == ["50 %", "60 %", "70 %", "2:4"]  # on one text
 
 
 def test_tables_of_several_models_are_read_as_one(tmp_path, monkeypatch):

@@ -307,26 +307,30 @@ def test_the_front_page_leads_with_what_was_found_on_real_models(project, monkey
         return page().select(".answer")
 
     (only,) = front()
-    assert page().select_one("#found").text == "Recorded on a real model: SmolLM2-135M-Instruct.Q4_1"
+    assert page().select_one("#found").text == "Recorded on a real model: SmolLM2-135M-Instruct (Q4_1)"
     words, glossary = only.select("a.term"), page("glossary")
     assert {"2:4", "perplexity", "Wanda", "Holm"} <= {word.text for word in words}
     assert all(glossary.find(id=word["href"].removeprefix("glossary.html#")) for word in words)
-    assert only.p.text.startswith("On SmolLM2-135M-Instruct.Q4_1, 3 searches of 200 evaluations at 60")
-    assert " on WikiText-2 (ratio 0." in only.p.text and only.p.text.endswith(").")
+    assert only.p.text.startswith("On SmolLM2-135M-Instruct (Q4_1), 3 searches of 200 evaluations each, at 60")
+    assert only.p.text.endswith(" and 2:4 on WikiText-2, PTB and C4.")
+    assert [cell.text for cell in only.select("tr")[1].select("td")] == [
+        "60 %", "WikiText-2", "143.2", "139.5", "0.974 (0.952 to 0.997)"]
     assert "test windows of each text of 2" in only.select_one(".read").text and not only.figure
     monkeypatch.setattr(study, "leading", lambda: ["study", "study-smollm2"])  # as if both were of real ones
     assert [each.p.text.partition(",")[0] for each in front()] == [
-        "On embedded/llama", "On SmolLM2-135M-Instruct.Q4_1"]
+        "On embedded/llama", "On SmolLM2-135M-Instruct (Q4_1)"]
+    monkeypatch.setattr(study, "leading", lambda: ["study"])  # while there is none of a real model
+    assert page().select_one("#found").text == "Recorded on the embedded model, for teaching: embedded/llama"
 
 
 def test_an_answer_of_the_front_page_links_its_rows_and_shows_their_figure():
-    said, read = study.found("study")
-    artifact = {"kind": "figure", "name": said.table, "caption": "a", "files": {}}
-    made = {"artifacts": {f"tables/{said.table}": {}, f"figures/{said.table}": {}}}
+    table = study.found("study")[0].table
+    artifact = {"kind": "figure", "name": table, "caption": "a", "files": {}}
+    made = {"artifacts": {f"tables/{table}": {}, f"figures/{table}": {}}}
     entry = {"topic": "04_gp_search", "made": made, "artifacts": [artifact]}
-    answer = site._answer(said, read, [{"topic": "03_baselines", "made": {}, "artifacts": []}, entry])
-    assert answer["rows"] == f"04_gp_search.html#table-{said.table}" and answer["figure"] is artifact
-    assert f"{answer['said']} ({answer['read']}.)" == study.answer("study").sentence
+    answer = site._answer("study", [{"topic": "03_baselines", "made": {}, "artifacts": []}, entry])
+    assert answer["rows"] == f"04_gp_search.html#table-{table}" and answer["figure"] is artifact
+    assert answer["takeaway"].endswith(f" ({answer['read']}.)")
 
 
 def test_the_metrics_page_says_what_is_proven_equal_and_no_more(project):

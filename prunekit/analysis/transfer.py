@@ -14,7 +14,17 @@ from torch import Tensor, nn
 
 from prunekit.choices import Target
 from prunekit.errors import UsageError
-from prunekit.evaluate.intervals import Mean, exp_mean, holm, mean_of, percentiles, pooled, resampled, verdict
+from prunekit.evaluate.intervals import (
+    Mean,
+    exp_mean,
+    holm,
+    holm_levels,
+    mean_of,
+    percentiles,
+    pooled,
+    resampled,
+    verdict,
+)
 from prunekit.metric.catalogue import resolve
 from prunekit.metric.rank import canonical
 from prunekit.metric.tree import Tree
@@ -229,8 +239,8 @@ def orders(of_all: pd.DataFrame, of_few: pd.DataFrame, top: int) -> str:
 
 
 def carried(losses: pd.DataFrame) -> pd.DataFrame:
-    """What a metric chosen on one model is worth on another: columns chosen on, metric, model, ratio, low,
-    high (95 %), p_holm, verdict.
+    """What a metric chosen on one model is worth on another: columns chosen on, metric, model, ratio, holm_low,
+    holm_high, p_holm, verdict.
 
     metric: the lowest loss of `monomial_losses` on the model that it was chosen on; ratio: of perplexities on
     the other model, to Wanda's (W8 X4), paired over groups of windows.
@@ -246,7 +256,7 @@ def carried(losses: pd.DataFrame) -> pd.DataFrame:
 
 
 def one_for_all(losses: pd.DataFrame, published: str = "W8 G4") -> pd.DataFrame:
-    """Does one metric fit all models? Columns what, metric, model, ratio, low, high (95 %), p_holm, verdict.
+    """Does one metric fit all models? Columns what, metric, model, and those of `carried`.
 
     ratio: on that model, perplexity of the metric to that of the model's own choice (`_cost`). what: the
     published line (of Pruner-Zero, without its scaling), and what all other models together would choose, by
@@ -264,7 +274,7 @@ def one_for_all(losses: pd.DataFrame, published: str = "W8 G4") -> pd.DataFrame:
 def stronger_to_weaker(losses: pd.DataFrame, weights: Mapping[str, int]) -> pd.DataFrame:
     """Does a choice carry over from a stronger model to a weaker one, and less so the other way?
 
-    Columns stronger, weaker, down, up, ratio, low, high (95 %), p_holm, verdict. down: on the weaker model,
+    Columns stronger, weaker, down, up, and those of `carried` from ratio on. down: on the weaker model,
     perplexity of the metric that the stronger one chose to that of its own choice (`_cost`); up: the other
     way round; ratio: down / up, below 1 where carrying it down costs less. weights: by model, how many can be
     pruned; the one with half as many again counts as the stronger. losses: as for `one_for_all`.
@@ -294,8 +304,11 @@ def _cost(table: pd.DataFrame, metric: str) -> Mean:
 
 
 def _as_ratios(rows: pd.DataFrame, means: Sequence[Mean]) -> pd.DataFrame:
-    p = holm(mean.p for mean in means)
-    rows[["ratio", "low", "high"]] = [np.exp([mean.value, *mean.interval()]) for mean in means]
+    """Intervals are at the level that Holm's correction leaves, so that they square with p and verdict."""
+    alone = [mean.p for mean in means]
+    p, levels = holm(alone), holm_levels(alone)
+    rows[["ratio", "holm_low", "holm_high"]] = [
+        np.exp([mean.value, *mean.interval(level)]) for mean, level in zip(means, levels, strict=True)]
     return rows.assign(p_holm=p, verdict=[verdict(each, mean.value)
                                           for each, mean in zip(p, means, strict=True)])
 

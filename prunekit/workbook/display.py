@@ -39,7 +39,7 @@ class Shown:
 
 # A magnitude and Fisher's information need not be the methods.
 _TYPESET = re.compile(rf"`[^`]*`|\$[^$]*\$|(?!magnitude|fisher)(?P<name>{NAMED})|(?P<share>(?<=\d)%)|"
-                      r"(?:(?<=\bat )|(?<=\btargets ))(?P<goal>0\.\d\d?)(?!\d|\.\d)|"
+                      r"(?:(?<=\bat )|(?<=\btargets )|(?<=runed to ))(?P<goal>0\.\d\d?)(?!\d|\.\d)|"
                       r"(?<![\w.,:/+-])(?!(?:19|20)\d\d\b)(?P<whole>\d{4,})(?![\w:/-]|[.,]\d)")
 
 

@@ -363,7 +363,7 @@ def test_a_lead_over_seeds_is_students_and_of_equal_budgets():
     expected = stats.ttest_1samp([3.0 - 2.5, 5.0 - 2.5], 0)   # after one evaluation, all that the grid had
     assert (lead.search, lead.evaluated, lead.change, lead.n) == ("grid", 1, 1.5, 2)
     assert lead.verdict == "indistinguishable" and lead.p_holm == pytest.approx(expected.pvalue)
-    assert (lead.low, lead.high) == pytest.approx(tuple(expected.confidence_interval()))
+    assert (lead.holm_low, lead.holm_high) == pytest.approx(tuple(expected.confidence_interval()))
     one_seed = several().query("seed == 0")
     assert history.leads(history.searches(one_seed), "modern")["verdict"].tolist() == ["indistinguishable"]
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from prunekit.evaluate.intervals import holm, holm_levels, mean_of, verdict
+from prunekit.evaluate.intervals import corrected, mean_of, verdict
 from prunekit.metric.tree import Tree
 from prunekit.search import journal as journals
 from prunekit.search.budgets import Budget, Places
@@ -196,7 +196,8 @@ def ends(history: pd.DataFrame) -> pd.DataFrame:
 
 def leads(history: pd.DataFrame, first: str) -> pd.DataFrame:
     """The best loss of one of `searches` minus that of each other one at equal budgets, over seeds: columns
-    search, evaluated (by either of the two, at most), change, holm_low, holm_high, n (seeds), p_holm, verdict.
+    search, evaluated (by either of the two, at most), change, holm_low, holm_high, n (seeds), p_holm and
+    verdict.
 
     Seeds are paired in their order, which loses freedom but no validity, as they have nothing in common; a
     search that draws nothing has one, which stands for itself. Student's t; of one seed nothing can be told.
@@ -213,8 +214,8 @@ def leads(history: pd.DataFrame, first: str) -> pd.DataFrame:
         pair = pd.DataFrame({"ours": best(first, budget), "theirs": best(search, budget)}).ffill().dropna()
         change = (pair["ours"] - pair["theirs"]).to_numpy()
         found.append((search, budget, mean_of(change, running=False), len(change)))
-    p = [mean.p for *_, mean, _ in found]
-    rows = [(search, budget, mean.value, *mean.interval(level), n, holmed, verdict(holmed, mean.value))
-            for (search, budget, mean, n), holmed, level in zip(found, holm(p), holm_levels(p), strict=True)]
+    told = corrected(mean for *_, mean, _ in found)
+    rows = [(search, budget, mean.value, *interval, n, p, verdict(p, mean.value))
+            for (search, budget, mean, n), (p, *interval) in zip(found, told, strict=True)]
     columns = ["search", "evaluated", "change", "holm_low", "holm_high", "n", "p_holm", "verdict"]
     return pd.DataFrame(rows, columns=columns)

@@ -16,9 +16,8 @@ from prunekit.choices import Target
 from prunekit.errors import UsageError
 from prunekit.evaluate.intervals import (
     Mean,
+    corrected,
     exp_mean,
-    holm,
-    holm_levels,
     mean_of,
     percentiles,
     pooled,
@@ -239,8 +238,8 @@ def orders(of_all: pd.DataFrame, of_few: pd.DataFrame, top: int) -> str:
 
 
 def carried(losses: pd.DataFrame) -> pd.DataFrame:
-    """What a metric chosen on one model is worth on another: columns chosen on, metric, model, ratio, holm_low,
-    holm_high, p_holm, verdict.
+    """What a metric chosen on one model is worth on another: columns chosen on, metric, model, ratio,
+    holm_low, holm_high, p_holm, verdict.
 
     metric: the lowest loss of `monomial_losses` on the model that it was chosen on; ratio: of perplexities on
     the other model, to Wanda's (W8 X4), paired over groups of windows.
@@ -304,13 +303,10 @@ def _cost(table: pd.DataFrame, metric: str) -> Mean:
 
 
 def _as_ratios(rows: pd.DataFrame, means: Sequence[Mean]) -> pd.DataFrame:
-    """Intervals are at the level that Holm's correction leaves, so that they square with p and verdict."""
-    alone = [mean.p for mean in means]
-    p, levels = holm(alone), holm_levels(alone)
-    rows[["ratio", "holm_low", "holm_high"]] = [
-        np.exp([mean.value, *mean.interval(level)]) for mean, level in zip(means, levels, strict=True)]
-    return rows.assign(p_holm=p, verdict=[verdict(each, mean.value)
-                                          for each, mean in zip(p, means, strict=True)])
+    values = [(mean.value, *found) for mean, found in zip(means, corrected(means), strict=True)]
+    rows[["ratio", "holm_low", "holm_high"]] = [np.exp([value, low, high]) for value, _, low, high in values]
+    return rows.assign(p_holm=[p for _, p, *_ in values],
+                       verdict=[verdict(p, value) for value, p, *_ in values])
 
 
 def model_properties(properties: pd.DataFrame, losses: pd.DataFrame) -> pd.DataFrame:

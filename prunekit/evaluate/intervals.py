@@ -171,6 +171,14 @@ def holm_levels(p: Iterable[float]) -> np.ndarray:
     return LEVEL * np.divide(p, raised, out=np.full(len(p), 1 / max(1, len(p))), where=raised > 0)
 
 
+def corrected(means: Iterable[Mean]) -> list[tuple[float, float, float]]:
+    """Of several means p and interval by Holm's correction: p, low, high; of one without, its own."""
+    means = list(means)
+    p = [mean.p for mean in means]
+    return [(raised, *mean.interval(level))
+            for mean, raised, level in zip(means, holm(p), holm_levels(p), strict=True)]
+
+
 def verdict(p: float, difference: float) -> str:
     """`lower`, `higher` or `indistinguishable`."""
     return "indistinguishable" if p >= LEVEL else "lower" if difference < 0 else "higher"

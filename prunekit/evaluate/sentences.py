@@ -106,8 +106,8 @@ def effects(rows: pd.DataFrame, effect: str = "ratio", form: str = "") -> list[s
 
 
 def _measured(rows: pd.DataFrame, effect: str) -> pd.DataFrame:
-    """Effects with their intervals: by Holm's correction where every row has such, as some studies have not."""
-    by_holm = "holm_low" in rows and rows["holm_low"].notna().all()
+    """Effects with their intervals: by Holm's correction where every row has one; some studies have none."""
+    by_holm = "low" not in rows or "holm_low" in rows and rows["holm_low"].notna().all()
     return rows[[effect, *(("holm_low", "holm_high") if by_holm else ("low", "high"))]]
 
 

@@ -29,8 +29,8 @@ def ratios(frame: pd.DataFrame, to: str = "Wanda") -> Figure:
     """Perplexity divided by that of `to` on the same windows: a panel per setting, a row per method.
 
     Hollow: the interval holds 1, so the two cannot be told apart. Each panel has an axis of its own,
-    logarithmic where its ends lie far apart. Columns method, ratio, low, high or, by Holm's correction as
-    verdicts are, holm_low, holm_high, and target ("0.5") or sparsity and pattern.
+    logarithmic where its ends lie far apart. Columns method, ratio, low, high (or, by Holm, holm_low,
+    holm_high), and target ("0.5") or sparsity and pattern.
     """
     frame = frame.assign(**frame.filter(like="holm_").rename(columns=lambda name: name.removeprefix("holm_")))
     setting = frame["target"].map(percent) if "target" in frame else frame["pattern"].where(

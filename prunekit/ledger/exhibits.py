@@ -17,8 +17,8 @@ _TABLES = {
     "paired": "perplexity of the winner divided by the rival's on the same test windows",
     "redrawn": "perplexity of the winner by the rival's, for new draws of all windows",
     "update": "perplexity under the update by SparseGPT's, of a metric evolved with it, and of the winner"}
-_READ = ("study", "rival", "metric", "target", "text", "draws", "ratio", "low", "high", "holm_low", "holm_high",
-         "p_holm", "detectable", "verdict")  # as far as they are there
+_READ = ("study", "rival", "metric", "target", "text", "draws", "ratio", "low", "high", "holm_low",
+         "holm_high", "p_holm", "detectable", "verdict")  # as far as they are there
 
 
 def table(name: str) -> dict[str, Any]:

@@ -128,8 +128,8 @@ def found(name: str, against: str = "{verdicts}") -> tuple[Claim, str]:
     rows, made = _tested(name), _made(name)["parameters"]
     tree, seeds = recorded("finalists", name).loc[0, "tree"], made["repeats"]
     search = f"{f'{seeds} searches' if seeds > 1 else 'one search'} of {made['budget']} evaluations"
-    said = _claim(f"On {spoken(made['model'])}, {search}{' each' * (seeds > 1)}, at {_goals(made)}, found the "
-                  f"metric `{Tree.parse(tree).infix()}`. On text that no search had seen its perplexity "
+    said = _claim(f"On {spoken(made['model'])}, {search}{' each' * (seeds > 1)}, at {_goals(made)}, found "
+                  f"the metric `{Tree.parse(tree).infix()}`. On text that no search had seen its perplexity "
                   f"{against}.", rows[rows["rival"] == "wanda"], "recorded-paired", name=row_names(rows),
                   words=["is lower than Wanda's at", "is higher than Wanda's at",
                          "cannot be told from Wanda's at"])

@@ -215,15 +215,16 @@ def worth_showing(output: Any) -> bool:
 
 
 def _answer(name: str, entries: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """What a study found: sentences, numbers, how they were measured; where the rows are, and their figure, if
-    saved; and the takeaway that says the same."""
+    """What a study found: sentences, numbers, how they were measured; where the rows are, and their figure,
+    if saved; and the takeaway that says the same."""
     claim, read = study.found(name)
     entry = next((entry for entry in entries
                   if f"tables/{claim.table}" in entry["made"].get("artifacts", {})), None)
     figure = entry and next((artifact for artifact in entry["artifacts"]
                              if (artifact["kind"], artifact["name"]) == ("figure", claim.table)), None)
     return {"said": claim.sentence, "numbers": study.beside(name), "read": read, "figure": figure,
-            "takeaway": study.answer(name).sentence, "rows": entry and f"{entry['topic']}.html#table-{claim.table}"}
+            "takeaway": study.answer(name).sentence,
+            "rows": entry and f"{entry['topic']}.html#table-{claim.table}"}
 
 
 def _index(shared: Mapping[str, Any]) -> str:

@@ -172,6 +172,8 @@ def test_an_order_of_monomials_is_asked_whether_it_travels_to_other_models():
         ("a", "b"): "lower", ("a", "c"): "higher", ("b", "a"): "lower", ("b", "c"): "higher",
         ("c", "a"): "higher", ("c", "b"): "higher"}
     assert carried.loc[("a", "c"), "ratio"] == pytest.approx(np.exp(0.2), rel=0.03)
+    apart = (carried["holm_low"] > 1) | (carried["holm_high"] < 1)   # the interval squares with p and verdict
+    assert (apart == (carried["p_holm"] < 0.05)).all() and apart.all()
     assert carried.loc[("a", "c"), "metric"] == "W12"
 
 

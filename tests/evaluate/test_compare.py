@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 import prunekit as pk
+from prunekit.evaluate import intervals
 from prunekit.evaluate.compare import _interval, _mcnemar, compare_means
 from prunekit.evaluate.perplexity import Perplexity
 
@@ -33,6 +34,15 @@ def test_holm_is_the_closed_test_of_bonferroni(p):
     sets = [s for size in range(1, len(p) + 1) for s in itertools.combinations(range(len(p)), size)]
     expected = [max(min(1, len(s) * min(p[j] for j in s)) for s in sets if i in s) for i in range(len(p))]
     np.testing.assert_allclose(pk.holm(p), expected, rtol=1e-12, atol=0)
+
+
+def test_an_interval_by_holms_correction_excludes_zero_where_p_is_below_one_in_twenty():
+    drawn = RNG(0)
+    means = [intervals.mean_of(drawn.normal(shift, 1, 40), running=False) for shift in (0, 0.3, 0.4, 0.5, 1)]
+    found = intervals.corrected(means)
+    assert [p for p, *_ in found] == pytest.approx(pk.holm([mean.p for mean in means]).tolist())
+    assert [not low <= 0 <= high for _, low, high in found] == [p < 0.05 for p, *_ in found]
+    assert intervals.corrected(means[:1]) == [(means[0].p, *means[0].interval())]
 
 
 def test_holm_by_hand():

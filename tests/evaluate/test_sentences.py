@@ -73,6 +73,8 @@ def test_effects_that_stand_together_have_as_many_decimals_as_each_other():
 def test_holms_bounds_are_read_where_every_row_has_them():
     one = ROWS.iloc[:1].assign(holm_low=0.75, holm_high=0.99)
     assert said("{values}", one, name=[], form=".2f") == "0.90 (0.75 to 0.99), lower"
+    alone = one.drop(columns=["low", "high"])
+    assert said("{values}", alone, name=[], form=".2f") == "0.90 (0.75 to 0.99), lower"
     none = ROWS.iloc[:1].assign(holm_low=float("nan"), holm_high=float("nan"))  # beside some
     assert said("{values}", none, name=[], form=".2f") == "0.90 (0.80 to 0.97), lower"
 

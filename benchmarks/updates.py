@@ -1,13 +1,15 @@
 """What each part adds to SparseGPT: the update as a whole, its growing mask, evolved metrics, budgets.
 
     python benchmarks/updates.py --model DIR --corpus FOLDER [--texts FOLDER …] [--windows FILE]
-        [--targets 0.6 2:4] [--every 1] [--evaluations 0] [--output benchmarks/updates.json]
+        [--targets 0.6 2:4] [--parts PART …] [--every 1] [--evaluations 0]
+        [--tasks FOLDER] [--documents 100] [--output benchmarks/updates.json]
 
 Each part is pruned anew and measured on the same test windows of the corpus and of further texts, by default
-in float32 on one thread; ratios of perplexity are paired against SparseGPT. A cost is the time of pruning (of
-an evolved budget: with its search) by that of a dense pass of the calibration windows, taken just before it,
-since other work on the machine slows both. What the output file has is kept and not measured again, so a run
-that was ended goes on.
+in float32 on one thread, and on the first documents of zero-shot tasks, if there is a folder with theirs;
+ratios of perplexity and differences of accuracy are paired against SparseGPT. A cost is the time of pruning
+(of an evolved budget: with its search) by that of a dense pass of the calibration windows, taken just before
+it, since other work on the machine slows both. What the output file has is kept and not measured again, so a
+run that was ended goes on.
 """
 from __future__ import annotations
 
@@ -20,12 +22,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from shared import machine, show
 from torch import Tensor
 
 import prunekit as pk
-from prunekit.choices import Target, text_name
+from prunekit.choices import TASKS, Target, text_name
+from prunekit.evaluate.compare import compare_means
+from prunekit.evaluate.harness import load_tasks
 from prunekit.evaluate.perplexity import Perplexity
 from prunekit.models import as_it_was
 from prunekit.workbook.protocol import label
@@ -42,6 +47,10 @@ class World:
     def __init__(self, args: argparse.Namespace):
         self.name, self.evaluations = args.model, args.evaluations
         self.model, tokenizer = pk.load_model(args.model, dtype=args.dtype, device=args.device)
+        folders = {task: args.tasks / task for task in TASKS} if args.tasks else {}
+        asked = {"tasks": load_tasks([*TASKS], datasets=folders), "limit": args.documents} if folders else {}
+        self.asked = asked and {"tokenizer": tokenizer, "batch_size": 16, "return_documents": True,
+                                "progress": False, **asked}
         given = {"calibration", "gradient", "test"} if args.windows else set()
         self.windows = {role: pk.token_windows(args.corpus, tokenizer, role, n, args.seqlen,
                                                windows=args.windows if role in given else None).long()
@@ -58,6 +67,11 @@ class World:
 
     def perplexity(self, windows: Tensor) -> Perplexity:
         return pk.perplexity(self.model, windows, windows.shape[1], progress=False)
+
+    def answers(self) -> dict[str, list[float]]:
+        """acc of each document by task; of no task, where none is asked."""
+        documents = pk.zero_shot(self.model, **self.asked)[1].query("metric == 'acc'") if self.asked else None
+        return {} if documents is None else documents.groupby("task")["value"].apply(list).to_dict()
 
     def dense_pass(self) -> float:
         """Seconds that the calibration windows take, from a quarter of them."""
@@ -107,10 +121,12 @@ def evolved(world: World, target: Target) -> pk.Budget:
     return known[int(pk.choose(evaluator, best, [world.windows["select"]]).loc[0, "i"])].budget
 
 
-def measure(world: World, word: str, known: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The rows of a target that are not known yet. known: parts with their losses by text and window."""
+def measure(world: World, word: str, only: list[str], known: dict[str, Any]) -> Iterator[str]:
+    """Have each part of a target in known, which is not there yet: losses by text and window, acc by task and
+    document, cost and sparsity. What is new is named."""
     target = Target.parse(word)
-    wanted = {part: make for part, make in parts(world, target).items() if part not in known}
+    wanted = {part: make for part, make in parts(world, target).items()
+              if part not in known and part in (only or [part])}
     with as_it_was(world.model) as restore:
         for part, arguments in wanted.items():
             dense = world.dense_pass()
@@ -124,16 +140,35 @@ def measure(world: World, word: str, known: dict[str, Any]) -> Iterator[dict[str
                 restore()
                 show(word, part, "", f"none: {error}", "", "")
                 continue
-            passes = (time.perf_counter() - started) / dense
-            known[part] = {text: [round(loss, 6) for loss in world.perplexity(windows).nll.tolist()]
-                           for text, windows in world.texts.items()}
+            passes = round((time.perf_counter() - started) / dense, 2)
+            nll = {text: [round(loss, 6) for loss in world.perplexity(windows).nll.tolist()]
+                   for text, windows in world.texts.items()}
+            known[part] = {"nll": nll, "answers": world.answers(), "passes": passes,
+                           "sparsity": report.sparsity}
             restore()
-            for text, nll in known[part].items():
-                found = Perplexity(np.array(nll))
-                pair = pk.compare(found, Perplexity(np.array(known[BASELINE][text])))
-                yield {"target": word, "part": part, "text": text, "ppl": found.value, "ratio": pair.ratio,
-                       "low": pair.interval[0], "high": pair.interval[1], "passes": round(passes, 2),
-                       "sparsity": report.sparsity}
+            yield part
+
+
+def told(word: str, part: str, found: dict[str, Any], base: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of a part: its perplexity by text and its mean acc, each against the baseline's."""
+    about = {"target": word, "part": part, "passes": found["passes"], "sparsity": found["sparsity"]}
+    rows = []
+    for text, nll in found["nll"].items():
+        own = Perplexity(np.array(nll))
+        pair = pk.compare(own, Perplexity(np.array(base["nll"][text])))
+        rows.append(about | {"text": text, "value": own.value, "against": pair.ratio,
+                             "low": pair.interval[0], "high": pair.interval[1]})
+    if found["answers"] and part != BASELINE:
+        mean = compare_means({part: (documents(found["answers"]), documents(base["answers"]))}).iloc[0]
+        value, against, low, high = map(float, mean[["first", "difference", "low", "high"]])
+        rows.append(about | {"text": "mean acc", "value": value, "against": against,
+                             "low": low, "high": high})
+    return rows
+
+
+def documents(answers: dict[str, list[float]]) -> pd.DataFrame:
+    return pd.DataFrame([{"task": task, "metric": "acc", "document": str(i), "value": value}
+                         for task, values in answers.items() for i, value in enumerate(values)])
 
 
 def main() -> None:
@@ -147,27 +182,35 @@ def main() -> None:
     parser.add_argument("--seqlen", type=int, default=256)
     parser.add_argument("--calibration", type=int, default=64, help="windows, and of G as many")
     parser.add_argument("--targets", nargs="+", default=["0.5", "0.6", "0.7", "2:4", "4:8"])
+    parser.add_argument("--parts", nargs="*", default=[], help="only these")
+    parser.add_argument("--tasks", type=Path, help="a folder with a data set for each zero-shot task")
+    parser.add_argument("--documents", type=int, default=100, help="of each task, the first ones")
     parser.add_argument("--every", type=int, default=1, help="of so many test windows one")
     parser.add_argument("--evaluations", type=int, default=0, help="of a search for a budget; 0: none")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
     args = parser.parse_args()
     torch.set_num_threads(1)
-    result = json.loads(args.output.read_text()) if args.output.exists() else {"rows": [], "nll": {}}
+    result = json.loads(args.output.read_text()) if args.output.exists() else {"rows": [], "parts": {}}
     world = World(args)
     if "dense" not in result:
         where = torch.cuda.get_device_name() if world.model.device.type == "cuda" else "cpu"
         result |= {"model": label(args.model), "machine": machine(1) | {"device": where},
                    "dtype": args.dtype, "seqlen": args.seqlen, "calibration": args.calibration,
                    "windows": {text: len(windows) for text, windows in world.texts.items()},
-                   "dense": {text: world.perplexity(windows).value for text, windows in world.texts.items()}}
-    show("target", "part", "text", "perplexity", "by SparseGPT's", "dense passes")
-    show(*["---"] * 6)
+                   "dense": {text: world.perplexity(windows).value for text, windows in world.texts.items()},
+                   "dense answers": world.answers()}
     for word in args.targets:
-        for row in measure(world, word, result["nll"].setdefault(word, {})):
-            result["rows"].append(row)
+        for part in measure(world, word, args.parts, result["parts"].setdefault(word, {})):
             args.output.write_text(json.dumps(result) + "\n")
-            show(word, row["part"], row["text"], f"{row['ppl']:.2f}",
-                 f"{row['ratio']:.4f} ({row['low']:.4f} to {row['high']:.4f})", f"{row['passes']:.1f}")
+            print(word, part, "is measured", flush=True)
+    show("target", "part", "text", "perplexity or acc", "by SparseGPT's, or minus", "dense passes")
+    show(*["---"] * 6)
+    result["rows"] = [row for word, at in result["parts"].items() if BASELINE in at
+                      for part, found in at.items() for row in told(word, part, found, at[BASELINE])]
+    args.output.write_text(json.dumps(result) + "\n")
+    for row in result["rows"]:
+        show(row["target"], row["part"], row["text"], f"{row['value']:.3f}",
+             f"{row['against']:.4f} ({row['low']:.4f} to {row['high']:.4f})", row["passes"])
 
 
 if __name__ == "__main__":

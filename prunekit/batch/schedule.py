@@ -191,9 +191,7 @@ def run_profile(profile: str, topics: Iterable[str] = (), overrides: Mapping[str
 
 def _planned(profile: str, topics: Iterable[str], overrides: Mapping[str, str] | None
              ) -> tuple[list[str], list[Unit]]:
-    wanted = list(topics or project.topics())
-    for topic in wanted:
-        project.notebook(topic)
+    wanted = project.named(topics)
     return wanted, units(profile, project.closure(wanted), params.resolve_profile(profile, overrides))
 
 

@@ -62,8 +62,7 @@ def verify(profile: str, topics: Sequence[str] = (), tolerance: float | None = N
     wanted = list(topics) or [topic for topic in project.topics() if manifest.read(profile, topic)]
     if not wanted:
         raise UsageError(f"{profile} has no finished run to verify: `prunekit run {profile}` makes them.")
-    for topic in wanted:
-        project.notebook(topic)
+    wanted = project.named(wanted)
     saved = {topic: manifest.read(profile, topic) for topic in project.closure(wanted)}
     for topic, made in saved.items():
         if made is None:

@@ -14,7 +14,7 @@ from prunekit.files import check_folder
 from prunekit.workbook import params, project
 
 PROFILE = argument("profile", help="a folder of params/")
-TOPICS = argument("topics", nargs="*", metavar="TOPIC", help="only these, and what they read from")
+TOPICS = argument("topics", nargs="*", metavar="TOPIC", help="only these, as 03, and what they read from")
 
 
 def _workers(text: str) -> Option:
@@ -194,7 +194,7 @@ def record(args: argparse.Namespace) -> int:
     return 0
 
 
-@command("figures", PROFILE, argument("topics", nargs="*", metavar="TOPIC", help="only of these notebooks"))
+@command("figures", PROFILE, argument("topics", nargs="*", metavar="TOPIC", help="only of these, as 03"))
 def figures(args: argparse.Namespace) -> int:
     """Draw the figures of a profile again from their CSVs alone, and render the report."""
     from prunekit.report import site
@@ -237,7 +237,7 @@ def student(args: argparse.Namespace) -> int:
 @command("check", argument("folders", nargs="+", metavar="DIR", type=Path,
                            help="copies written by `prunekit student`, with answers"),
          argument("--profile", default="embedded", help="what the lessons run under (smoke: in less time)"),
-         argument("--only", nargs="+", default=[], metavar="TOPIC", help="these notebooks, as 03_baselines"),
+         argument("--only", nargs="+", default=[], metavar="TOPIC", help="these notebooks, as 03"),
          argument("--time-limit", type=float, default=20.0, metavar="SECONDS", help="for each answer"),
          argument("--output", type=Path, metavar="DIR", help="also write grades.csv and grades.html there"))
 def check(args: argparse.Namespace) -> int:

@@ -49,7 +49,7 @@ def check_copies(folders: Sequence[Path], profile: str = "embedded", topics: Seq
     for folder in folders:
         if not (folder / "notebooks").is_dir():
             raise UsageError(f"{folder} holds no notebooks/ folder; `prunekit student DIR` writes a copy.")
-    wanted = list(topics or project.topics())
+    wanted = project.named(topics)
     graded = {topic: list(exercises(topic)) for topic in project.closure(wanted) if topic in wanted}
     return _graded(list(folders), profile, wanted, graded, limit, progress)
 

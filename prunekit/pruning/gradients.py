@@ -263,7 +263,8 @@ def _repeatedly(run: Callable[[], None], device: torch.device, sums: Iterable[Te
         run()
         return True
     memory = torch.utils.deterministic  # new memory is not filled: all of it gets written
-    before = torch.are_deterministic_algorithms_enabled(), memory.fill_uninitialized_memory
+    before = torch.are_deterministic_algorithms_enabled()
+    warned, filled = torch.is_deterministic_algorithms_warn_only_enabled(), memory.fill_uninitialized_memory
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch asks for it by this name
     try:
         torch.use_deterministic_algorithms(True)
@@ -274,8 +275,8 @@ def _repeatedly(run: Callable[[], None], device: torch.device, sums: Iterable[Te
         if "deterministic" not in str(error):
             raise
     finally:
-        torch.use_deterministic_algorithms(before[0])
-        memory.fill_uninitialized_memory = before[1]
+        torch.use_deterministic_algorithms(before, warn_only=warned)
+        memory.fill_uninitialized_memory = filled
     for total in sums:
         total.zero_()
     run()

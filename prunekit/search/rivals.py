@@ -29,7 +29,7 @@ def planned(names: Iterable[str], budget: int, population: int, seed: int = 0, r
     points = {"grid": [*grid(steps).values()], "parametric": [*parametric().values()]}
     asked: dict[str, dict[str, Any]] = {
         "modern": {"preset": "modern", "population": population}, "random": {"preset": "random-distinct"},
-        "paper": {"preset": "paper", "population": min(50, budget // 3)},
+        "paper": {"preset": "paper", "population": max(2, min(50, budget // 3))},
         **{name: {"preset": "random-distinct", "seeds": given[:budget]}
            for name, given in points.items()}}
     return {f"journal-{name}" + f"-{own}" * (own > seed): {

@@ -284,8 +284,7 @@ def draw(made: Mapping[str, Any], file: Path) -> Figure:
 
 def rebuild(profile: str, topics: Iterable[str] = ()) -> Iterator[Rebuilt]:
     """Draw the figures of a profile's finished runs again, from their CSVs alone; what became of each."""
-    for topic in list(topics) or project.topics():
-        project.notebook(topic)
+    for topic in project.named(topics):
         content = manifest.read(profile, topic)
         if content is None:
             continue

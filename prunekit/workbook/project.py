@@ -10,7 +10,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,18 @@ def notebook(topic: str, must_exist: bool = True) -> Path:
     if must_exist and not (topic in GRAPH and path.is_file()):
         raise UsageError(f"There is no notebook '{topic}'{did_you_mean(topic, topics())}.")
     return path
+
+
+def named(words: Iterable[str]) -> list[str]:
+    """The notebooks that words name, each whole or as far as one alone so begins (`03`); of no word, all.
+
+    Raises UsageError on a word that names none.
+    """
+    fits = {word: [topic for topic in topics() if topic.startswith(word)] for word in words}
+    found = [found[0] if word and len(found) == 1 else word for word, found in fits.items()]
+    for topic in found:
+        notebook(topic)
+    return found or topics()
 
 
 def upstream(topic: str) -> list[str]:

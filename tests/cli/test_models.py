@@ -172,7 +172,7 @@ def test_a_metric_is_a_method_and_so_is_a_tree_in_a_file(tiny, tmp_path, capsys)
     (["evaluate", "--model", "embedded/llama", "--config", "none.json"],
      "none.json: cannot be read: No such file or directory."),
     (["run", "tny"], "There is no profile 'tny' (did you mean 'tiny'?)."),
-    (["run", "tiny", "03_baseline"], "There is no notebook '03_baseline' (did you mean '03_baselines'?)."),
+    (["run", "tiny", "03_baslines"], "There is no notebook '03_baslines' (did you mean '03_baselines'?)."),
     (["run", "tiny", "--set", "seqlen"], "--set seqlen: must have the form key=value."),
     (["status", "tiny", "--set", "seqlen=x"], "--set seqlen=x: seqlen = 'x' must be a whole number."),
 ])

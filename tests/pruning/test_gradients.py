@@ -180,6 +180,16 @@ def test_where_sums_are_ordered_g_is_that_of_plain_sums(model: nn.Module, local:
     assert ordered.meta == plain.meta and all(torch.equal(ordered[name], plain[name]) for name in plain)
 
 
+def test_what_a_caller_asks_of_sums_is_as_it_was(model: nn.Module, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(gradients, "_ORDERED_ON", ("cpu",))
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        pk.collect_gradients(model, windows(1), progress=False)
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 def test_a_model_without_ordered_sums_begins_again_and_says_so(model: nn.Module,
                                                                monkeypatch: pytest.MonkeyPatch):
     plain = pk.collect_gradients(model, windows(), progress=False)

@@ -18,6 +18,13 @@ def test_searches_at_an_equal_budget_draw_as_often_as_asked_or_not_at_all():
     assert last.evaluated == len(pk.grid(3)) and last.best.fitness == 0
 
 
+@pytest.mark.parametrize("budget", [1, 5])
+def test_a_small_budget_is_one_for_all_searches(budget: int):
+    for asked in rivals.planned(["modern", "paper", "random"], budget, 2).values():
+        *_, last = pk.evolve(pk.Planted(pk.METHODS["wanda"].tree), progress=False, **asked)
+        assert last.evaluated == budget
+
+
 def test_presets_side_by_side_show_what_each_changes():
     table = rivals.compared().set_index("field")
     assert list(table) == list(presets.PRESETS) and "name" not in table.index

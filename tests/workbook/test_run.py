@@ -21,7 +21,7 @@ import torch
 from prunekit.errors import UsageError
 from prunekit.evaluate.sentences import claim
 from prunekit.files import file_hash
-from prunekit.workbook import manifest
+from prunekit.workbook import manifest, project
 from prunekit.workbook import run as runs
 from prunekit.workbook.protocol import PROVENANCE, with_protocol
 from tests.tiny_project import write_notebook
@@ -49,6 +49,14 @@ def finished(topic="01_data", variables=FIRST, **artifacts):
 
 def state(topic="01_data", parameters=FIRST):
     return manifest.state("tiny", topic, parameters)
+
+
+def test_a_number_names_a_notebook(tiny):
+    assert project.named(["03", "01_data"]) == ["03_baselines", "01_data"]
+    assert project.named([]) == ["01_data", "03_baselines"]
+    for word in ("0", "02", ""):
+        with pytest.raises(UsageError, match=f"There is no notebook '{word}'"):
+            project.named([word])
 
 
 def test_everything_saved_comes_back(tiny):

@@ -14,8 +14,9 @@ REFUSED = """
 import pytest, torch, tests.simulated.device
 x = torch.arange(6.).view(2, 3)
 there, at = x.to("sim"), torch.tensor([1])
-for mixed in (lambda: there + x, lambda: there @ x.T, lambda: x + there.sum(), lambda: torch.cat([there, x]),
-              lambda: there.index_select(0, at), lambda: x[at.to("sim")], lambda: there.masked_fill(x > 1, 0)):
+for mixed in (lambda: there + x, lambda: there @ x.T, lambda: x + there.sum(), lambda: x[at.to("sim")],
+              lambda: torch.cat([there, x]), lambda: there.index_select(0, at),
+              lambda: there.masked_fill(x > 1, 0)):
     with pytest.raises(RuntimeError, match="device"):
         mixed()
 with pytest.raises(TypeError, match="numpy"):
@@ -38,9 +39,10 @@ def test_the_device_refuses_what_cuda_refuses():
 
 
 def test_the_methods_compute_the_same_on_a_device_beside_the_processor():
+    # Apart by rounding alone: attention is another kernel there.
     with ThreadPoolExecutor(2) as both:
         here, there = (json.loads(said.splitlines()[-1]) for said in both.map(
             lambda device: python("-m", "tests.simulated.compute", device), ("cpu", "sim")))
     assert here.keys() == there.keys()
     for name, numbers in here.items():
-        assert there[name] == pytest.approx(numbers, rel=1e-3), name
+        assert there[name] == pytest.approx(numbers, rel=1e-5), name

@@ -1,6 +1,6 @@
-"""What notebooks 02 to 07 ask of a model, on one device: `python -m tests.simulated.compute cpu|sim` prints it.
+"""What notebooks 02 to 07 ask of a model, on one device.
 
-Its numbers are JSON, one list for each call.
+`python -m tests.simulated.compute cpu|sim` prints its numbers as JSON, a list for each call.
 """
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ import prunekit as pk
 
 FLOAT32 = {"dtype": "float32"}
 PRUNED = {
-    "magnitude": {"method": "magnitude", "sparsity": 0.5}, "wanda 2:4": {"method": "wanda", "sparsity": 0.5,
-                                                                         "pattern": "2:4"},
+    "magnitude": {"method": "magnitude", "sparsity": 0.5},
+    "wanda 2:4": {"method": "wanda", "sparsity": 0.5, "pattern": "2:4"},
     "variant": {"method": "wanda", "sparsity": 0.6, "group": "variant"},
     "pruner-zero": {"method": "pruner-zero", "sparsity": 0.6},
-    "sparsegpt": {"method": "sparsegpt", "sparsity": 0.6}, "obs": {"method": "wanda", "sparsity": 0.5, "update": "obs"},
+    "sparsegpt": {"method": "sparsegpt", "sparsity": 0.6},
+    "obs": {"method": "wanda", "sparsity": 0.5, "update": "obs"},
     "admm": {"method": "wanda", "sparsity": 0.5, "update": "admm"},
 }
 
@@ -28,8 +29,8 @@ def numbers(device: str) -> Iterator[tuple[str, list[float]]]:
     model, tokenizer = pk.load_model("embedded/llama", device=device, **FLOAT32)
     reference, _ = pk.load_model("embedded/llama", device=device, **FLOAT32)
     assert {parameter.device.type for parameter in model.parameters()} == {device}
-    drawn = {role: pk.token_windows("embedded", tokenizer, role, 4, 32) for role in
-             ("calibration", "gradient", "search", "test")}
+    drawn = {role: pk.token_windows("embedded", tokenizer, role, n, 32) for role, n in
+             {"calibration": 128, "gradient": 4, "search": 4, "test": 4}.items()}  # so that H has full rank
     yield "dense", pk.perplexity(model, drawn["test"], 32, progress=False).nll.tolist()
     gradients = pk.collect_gradients(model, drawn["gradient"], progress=False)
     yield "gradients", [float(G.sum()) for G in gradients.values()]
@@ -37,14 +38,15 @@ def numbers(device: str) -> Iterator[tuple[str, list[float]]]:
                                    gradients=gradients, progress=False)
     for name, result in zip(PRUNED, results, strict=True):
         yield name, result.perplexity.nll.tolist()
-    bench = pk.Bench("embedded/llama", drawn["calibration"], drawn["search"], gradients=gradients, device=device,
-                     **FLOAT32)
+    bench = pk.Bench("embedded/llama", drawn["calibration"], drawn["search"], gradients=gradients,
+                     device=device, **FLOAT32)
     evaluator = pk.Evaluator(bench, ["0.6", "2:4"], rungs=(2, 4))
     found = list(pk.evolve(evaluator, budget=6, population=4, progress=False))
     yield "search", list(found[-1].best.losses)
-    for _ in pk.prune_and_measure(model, drawn["calibration"], drawn["test"], [PRUNED["magnitude"]], progress=False):
+    for _ in pk.prune_and_measure(model, drawn["calibration"], drawn["test"], [PRUNED["magnitude"]],
+                                  progress=False):
         apart = pk.divergence(model, reference, drawn["test"], 32, progress=False)
-        yield "divergence", [apart.value]
+        yield "divergence", apart.kl.tolist()
         answers = pk.zero_shot(model, tokenizer, ["embedded_recall"], limit=4, progress=False)
         yield "tasks", answers["value"].tolist()
         tuned = pk.finetune_lora(model, drawn["gradient"], pk.LoraOptions(), progress=False)

@@ -1,8 +1,8 @@
 """A second device, simulated: `import tests.simulated.device`, and `torch.device("sim")` is there.
 
-Its tensors are torch's own (PrivateUse1), with the processor's memory behind them. As on CUDA they refuse to be
-mixed with the processor's, to be read by numpy and to draw from the processor's generators. It is there for
-the whole process, which no longer behaves like one without an accelerator: import it in one of its own.
+Its tensors are torch's own (PrivateUse1), with the processor's memory behind them. As on CUDA they refuse to
+be mixed with the processor's, to be read by numpy and to draw from the processor's generators. It is there
+for the whole process, which no longer behaves like one without an accelerator: import it in one of its own.
 """
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class _Call:
         if isinstance(x, (list, tuple)):
             return [self.inward(each) for each in x]
         if isinstance(x, torch.Generator):
-            raise RuntimeError(f"Expected a '{DEVICE}' device type for generator but found '{x.device}'")
+            raise RuntimeError(f"Expected a '{DEVICE}' device type for generator but found '{x.device}'")  # noqa: TRY004
         return torch.device("cpu") if isinstance(x, torch.device) else x
 
     def outward(self, x: Any) -> Any:
@@ -57,8 +57,8 @@ class _Call:
     def _memory(self, x: Tensor) -> Tensor:
         if x.device != DEVICE:
             if x.dim() and not self.mixes:
-                raise RuntimeError("Expected all tensors to be on the same device, but found at least two devices, "
-                                   f"{DEVICE} and {x.device}, in {self.op}")
+                raise RuntimeError("Expected all tensors to be on the same device, but found at least two "
+                                   f"devices, {DEVICE} and {x.device}, in {self.op}")
             return x
         for mine, memory in self.pairs:
             if mine is x:
@@ -70,8 +70,9 @@ class _Call:
 
 def _compute(op: Any, *args: Any, **kwargs: Any) -> Any:
     schema = op._schema
-    if schema.name == "aten::set_" or any(out.alias_info and not out.alias_info.is_write for out in schema.returns):
-        return op.redispatch(DispatchKeySet(DispatchKey.CPU), *args, **kwargs)  # a view: no memory is touched
+    views = any(out.alias_info and not out.alias_info.is_write for out in schema.returns)
+    if views or schema.name == "aten::set_":  # no memory is touched
+        return op.redispatch(DispatchKeySet(DispatchKey.CPU), *args, **kwargs)
     call = _Call(op)
     if schema.name == "aten::_copy_from":  # from one, to the other
         call.inward(args[1]).copy_(call.inward(args[0]))

@@ -1,8 +1,9 @@
 """A second device, simulated: `import tests.simulated.device`, and `torch.device("sim")` is there.
 
 Its tensors are torch's own (PrivateUse1), with the processor's memory behind them. As on CUDA they refuse to
-be mixed with the processor's, to be read by numpy and to draw from the processor's generators. It is there
-for the whole process, which no longer behaves like one without an accelerator: import it in one of its own.
+be mixed with the processor's, to be read by numpy and to draw from the processor's generators; autocast does
+nothing. It is there for the whole process, which no longer behaves like one without an accelerator: import it
+in one of its own.
 """
 from __future__ import annotations
 

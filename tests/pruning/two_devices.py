@@ -1,5 +1,4 @@
-"""A second device that is not there: tensors that say they are on it, compute on the processor, and mix with
-no others.
+"""A model spread over two devices, the second of them simulated: statistics, gradients, masks, a search.
 
 Run by test_devices.py in a process of its own, since a device cannot be unregistered:
 python -m tests.pruning.two_devices FOLDER
@@ -7,82 +6,20 @@ python -m tests.pruning.two_devices FOLDER
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable
 
 import torch
 from accelerate.hooks import attach_align_device_hook_on_blocks
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 import prunekit as pk
+import tests.simulated.device  # noqa: F401
 from prunekit.evaluate.divergence import divergence
 from prunekit.models import prunable_layers
 from prunekit.pruning.budgets import owl_budget
 from tests.pruning.families import FAMILIES, windows
 
-FAR = "far:0"
-_COPIES = (torch.ops.aten.copy_.default, torch.ops.aten._to_copy.default)
-
-
-class Far(Tensor):
-    """A tensor on the second device; `near` holds its numbers."""
-
-    @staticmethod
-    def __new__(cls, near: Tensor):
-        self = torch.Tensor._make_wrapper_subclass(cls, near.shape, strides=near.stride(), dtype=near.dtype,
-                                                   device=FAR, storage_offset=near.storage_offset())
-        self.near = near
-        return self
-
-    __torch_function__ = torch._C._disabled_torch_function_impl
-
-    def data_ptr(self) -> int:
-        return self.near.data_ptr()
-
-    def untyped_storage(self) -> Any:
-        return self.near.untyped_storage()
-
-    @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        tensors = [one for one in _flat((*args, *kwargs.values())) if isinstance(one, Tensor)]
-        far = any(isinstance(tensor, Far) for tensor in tensors)
-        if far and func not in _COPIES and any(tensor.ndim
-                                               for tensor in tensors if not isinstance(tensor, Far)):
-            raise RuntimeError(f"{func} of tensors on two devices")
-        wanted = kwargs.get("device")
-        if wanted is not None:
-            far, kwargs = str(wanted) == FAR, kwargs | {"device": "cpu"}
-        result = func(*map(near, args), **{key: near(value) for key, value in kwargs.items()})
-        if func._schema.name.endswith("_"):
-            return args[0]
-        return _far(result) if far else result
-
-
-class Factories(TorchDispatchMode):
-    """For tensors that are made on the second device."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return Far.__torch_dispatch__(func, types, args, kwargs)
-
-
-def near(value: Any) -> Any:
-    if isinstance(value, (list, tuple)):
-        return type(value)(map(near, value))
-    return value.near if isinstance(value, Far) else value
-
-
-def _far(value: Any) -> Any:
-    if isinstance(value, (list, tuple)):
-        return type(value)(map(_far, value))
-    return Far(value) if isinstance(value, Tensor) else value
-
-
-def _flat(values: Iterable[Any]) -> Iterator[Any]:
-    for value in values:
-        yield from _flat(value) if isinstance(value, (list, tuple)) else (value,)
+FAR = "sim:0"
 
 
 def spread(first: str, second: str) -> nn.Module:
@@ -91,12 +28,8 @@ def spread(first: str, second: str) -> nn.Module:
     model = FAMILIES["LLaMA"].model()
     places = {"model.embed_tokens": first, "model.rotary_emb": first, "model.layers.0": first,
               "model.layers.1": second, "model.layers.2": second, "model.norm": second, "lm_head": second}
-    for name in (name for name, place in places.items() if place == FAR):
-        for module in model.get_submodule(name).modules():
-            for key, parameter in module._parameters.items():
-                if parameter is not None:
-                    module._parameters[key] = nn.Parameter(Far(parameter.detach()))
-            module._buffers |= {key: Far(buffer) for key, buffer in module._buffers.items()}
+    for name, place in places.items():
+        model.get_submodule(name).to(place)
     attach_align_device_hook_on_blocks(model, execution_device=places | {"": first},
                                        offload=dict.fromkeys(places, False))
     return model
@@ -104,7 +37,7 @@ def spread(first: str, second: str) -> nn.Module:
 
 def assert_close(mine: Iterable[Tensor], theirs: Iterable[Tensor]) -> None:
     for a, b in zip(mine, theirs, strict=True):
-        torch.testing.assert_close(near(a.detach()), b.detach(), rtol=1e-4, atol=2e-5)
+        torch.testing.assert_close(a.detach().cpu(), b.detach(), rtol=1e-4, atol=2e-5)
 
 
 def check(first: str, second: str, folder: str) -> None:
@@ -149,7 +82,5 @@ def search(models: Iterable[nn.Module], ids: Tensor, gradients: pk.Gradients) ->
 
 
 if __name__ == "__main__":
-    _setup_privateuseone_for_python_backend("far")
-    with Factories():
-        check("cpu", FAR, sys.argv[1])
-        check(FAR, "cpu", sys.argv[1])
+    check("cpu", FAR, sys.argv[1])
+    check(FAR, "cpu", sys.argv[1])

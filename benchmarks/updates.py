@@ -158,7 +158,7 @@ def told(word: str, part: str, found: dict[str, Any], base: dict[str, Any]) -> l
         pair = pk.compare(own, Perplexity(np.array(base["nll"][text])))
         rows.append(about | {"text": text, "value": own.value, "against": pair.ratio,
                              "low": pair.interval[0], "high": pair.interval[1]})
-    if found["answers"] and part != BASELINE:
+    if found["answers"] and base["answers"] and part != BASELINE:
         mean = compare_means({part: (documents(found["answers"]), documents(base["answers"]))}).iloc[0]
         value, against, low, high = map(float, mean[["first", "difference", "low", "high"]])
         rows.append(about | {"text": "mean acc", "value": value, "against": against,

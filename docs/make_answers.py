@@ -24,10 +24,9 @@ def wrapped(text: str, first: str = "") -> str:
 
 def answered(name: str) -> str:
     """What the searches of a study found: a sentence, its numbers as a table, and how they were measured."""
-    (said, read), numbers = study.found(name), study.beside(name)
-    head = [*numbers.columns[:-3], "perplexity with Wanda", "with the metric found", "ratio (interval)"]
-    aligned = ["---"] * (len(head) - 3) + ["---:", "---:", "---"]
-    rows = ["| " + " | ".join(row) + " |" for row in (head, aligned, *numbers.to_numpy())]
+    (said, read), numbers = study.found(name), study.beside(name).rename(columns=study.BESIDE)
+    aligned = ["---"] * (numbers.shape[1] - 3) + ["---:", "---:", "---"]
+    rows = ["| " + " | ".join(row) + " |" for row in (numbers.columns, aligned, *numbers.to_numpy())]
     return "\n\n".join([wrapped(said.sentence), "\n".join(rows), wrapped(f"{read[0].upper()}{read[1:]}.")])
 
 

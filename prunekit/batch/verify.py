@@ -59,10 +59,10 @@ def verify(profile: str, topics: Sequence[str] = (), tolerance: float | None = N
     """
     if profile not in project.profiles():
         params.profile_settings(profile)  # says that there is none
-    wanted = list(topics) or [topic for topic in project.topics() if manifest.read(profile, topic)]
+    wanted = project.named(topics) if topics else [
+        topic for topic in project.topics() if manifest.read(profile, topic)]
     if not wanted:
         raise UsageError(f"{profile} has no finished run to verify: `prunekit run {profile}` makes them.")
-    wanted = project.named(wanted)
     saved = {topic: manifest.read(profile, topic) for topic in project.closure(wanted)}
     for topic, made in saved.items():
         if made is None:

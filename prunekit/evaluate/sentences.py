@@ -80,7 +80,7 @@ def claim(template: str, rows: pd.DataFrame, table: str, *, effect: str = "ratio
     if "p_holm" not in rows and len(rows) > 1:
         raise UsageError(f"{len(rows)} rows of table {table} are compared without Holm's correction: give "
                          "them a column p_holm.")
-    null, measured = _NULLS.get(effect, 0.0), _measured(rows, effect)
+    null, measured = _NULLS.get(effect, 0.0), rows[[effect, *bounds(rows)]]
     told = rows["p_holm"] < LEVEL if "p_holm" in rows else [
         low > null or high < null for _, low, high in measured.to_numpy()]
     signs = [int(sure) * (1 if value > null else -1) for sure, value in zip(told, rows[effect], strict=True)]
@@ -97,7 +97,7 @@ def effects(rows: pd.DataFrame, effect: str = "ratio", form: str = "") -> list[s
     form: as in "+.1%"; default: as many decimals as tell every number from no difference and the ends of an
     interval apart, and up to three of them the same in all rows.
     """
-    measured, null = _measured(rows, effect).to_numpy(float), _NULLS.get(effect, 0.0)
+    measured, null = rows[[effect, *bounds(rows)]].to_numpy(float), _NULLS.get(effect, 0.0)
     needed = [_places(row, null) for row in measured]
     shared = min(3, max(needed, default=0))
     forms = [form or f"{'' if null else '+'}.{max(shared, places)}f" for places in needed]
@@ -105,10 +105,10 @@ def effects(rows: pd.DataFrame, effect: str = "ratio", form: str = "") -> list[s
             for each, (value, low, high) in zip(forms, measured, strict=True)]
 
 
-def _measured(rows: pd.DataFrame, effect: str) -> pd.DataFrame:
-    """Effects with their intervals: by Holm's correction where every row has one; some studies have none."""
+def bounds(rows: pd.DataFrame) -> list[str]:
+    """The columns of intervals: by Holm's correction where every row has one; some studies have none."""
     by_holm = "low" not in rows or "holm_low" in rows and rows["holm_low"].notna().all()
-    return rows[[effect, *(("holm_low", "holm_high") if by_holm else ("low", "high"))]]
+    return ["holm_low", "holm_high"] if by_holm else ["low", "high"]
 
 
 def _places(row: Sequence[float], null: float) -> int:

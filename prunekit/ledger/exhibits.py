@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from prunekit import figures
 from prunekit.analysis import history
+from prunekit.evaluate.sentences import bounds
 from prunekit.ledger.study import on_first_text, recorded, recorded_by, studies, subject
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ _READ = ("study", "rival", "metric", "target", "text", "draws", "ratio", "low", 
 def table(name: str) -> dict[str, Any]:
     """A table of all studies that have it, as `recorded-NAME`."""
     rows = recorded(name, "")
-    by_holm = "holm_low" in rows and rows["holm_low"].notna().all()
+    by_holm = "holm_low" in bounds(rows)
     read = [column for column in _READ if column in rows and not (by_holm and column in ("low", "high"))]
     how = "p" + " and verdict" * ("verdict" in rows) + " by Holm's correction over all rows of a study"
     how += "" if by_holm else "; a 95 % interval is of its row alone"

@@ -114,6 +114,9 @@ def models() -> list[str]:
     return list(dict.fromkeys(label(_made(name)["parameters"]["model"]) for name in leading()))
 
 
+BESIDE = {"Wanda": "perplexity with Wanda", "found": "with the metric found", "ratio": "ratio (interval)"}
+
+
 def answer(name: str) -> Claim:
     """Both parts of `found` as one, each ratio in it."""
     said, read = found(name, "{measured}, the ratio of the two in brackets")
@@ -142,7 +145,7 @@ def found(name: str, against: str = "{verdicts}") -> tuple[Claim, str]:
 
 def beside(name: str) -> pd.DataFrame:
     """The numbers of `found`, as text: columns target and (of several) text, the perplexities of Wanda and of
-    what was found, and the second by the first with its interval."""
+    what was found, and the second by the first with its interval; `BESIDE` says how pages head the last."""
     rows = _tested(name)
     rows = rows[rows["rival"] == "wanda"]
     keys = row_names(rows)

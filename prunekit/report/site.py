@@ -222,7 +222,8 @@ def _answer(name: str, entries: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
                   if f"tables/{claim.table}" in entry["made"].get("artifacts", {})), None)
     figure = entry and next((artifact for artifact in entry["artifacts"]
                              if (artifact["kind"], artifact["name"]) == ("figure", claim.table)), None)
-    return {"said": claim.sentence, "numbers": study.beside(name), "read": read, "figure": figure,
+    numbers = study.beside(name).rename(columns=study.BESIDE)
+    return {"said": claim.sentence, "numbers": numbers, "read": read, "figure": figure,
             "takeaway": study.answer(name).sentence,
             "rows": entry and f"{entry['topic']}.html#table-{claim.table}"}
 

@@ -74,11 +74,12 @@ def named(words: Iterable[str]) -> list[str]:
 
     Raises UsageError on a word that names none.
     """
-    fits = {word: [topic for topic in topics() if topic.startswith(word)] for word in words}
-    found = [found[0] if word and len(found) == 1 else word for word, found in fits.items()]
-    for topic in found:
-        notebook(topic)
-    return found or topics()
+    known, found = topics(), []
+    for word in words:
+        fits = [topic for topic in known if word and topic.startswith(word)]
+        found.append(fits[0] if len(fits) == 1 else word)
+        notebook(found[-1])
+    return found or known
 
 
 def upstream(topic: str) -> list[str]:

@@ -1,7 +1,7 @@
 """What each part adds to SparseGPT: the update as a whole, its growing mask, evolved metrics, budgets.
 
     python benchmarks/updates.py --model DIR --corpus FOLDER [--texts FOLDER …] [--windows FILE]
-        [--targets 0.6 2:4] [--parts PART …] [--every 1] [--evaluations 0]
+        [--targets 0.6 2:4] [--parts PART …] [--lines NAME=METRIC …] [--every 1] [--evaluations 0]
         [--tasks FOLDER] [--documents 100] [--output benchmarks/updates.json]
 
 Each part is pruned anew and measured on the same test windows of the corpus and of further texts, by default
@@ -35,8 +35,8 @@ from prunekit.evaluate.perplexity import Perplexity
 from prunekit.models import as_it_was
 from prunekit.workbook.protocol import label
 
-EVOLVED = {"on embedded/llama": "mul(W, sqrt(sqrt(mul(G, sqrt(mul(X, exp(G)))))))",
-           "on SmolLM2-135M": "mul(W, sqrt(mul(G, mms(sub(X, G)))))"}  # docs/study.md
+EVOLVED = {"metric evolved on embedded/llama": "mul(W, sqrt(sqrt(mul(G, sqrt(mul(X, exp(G)))))))",
+           "metric evolved on SmolLM2-135M": "mul(W, sqrt(mul(G, mms(sub(X, G)))))"}  # docs/study.md
 BASELINE = "SparseGPT"
 LINEAR = 0.08  # from the first block to the last, around the mean
 
@@ -46,6 +46,7 @@ class World:
 
     def __init__(self, args: argparse.Namespace):
         self.name, self.evaluations = args.model, args.evaluations
+        self.lines = dict(line.split("=", 1) for line in args.lines) or EVOLVED
         self.model, tokenizer = pk.load_model(args.model, dtype=args.dtype, device=args.device)
         folders = {task: args.tasks / task for task in TASKS} if args.tasks else {}
         asked = {"tasks": load_tasks([*TASKS], datasets=folders), "limit": args.documents} if folders else {}
@@ -94,8 +95,8 @@ def parts(world: World, target: Target) -> dict[str, Callable[[], dict[str, Any]
         found["admm, OWL's budget"] = lambda: wanda | {"sparsity": owl(world, target)}
     if world.evaluations:
         found["admm, evolved budget"] = lambda: wanda | {"sparsity": evolved(world, target)}
-    for where, line in EVOLVED.items():
-        found[f"admm, metric evolved {where}"] = lambda line=line: wanda | {"method": line}
+    for name, line in world.lines.items():
+        found[f"admm, {name}"] = lambda line=line: wanda | {"method": line}
     return found
 
 
@@ -143,8 +144,8 @@ def measure(world: World, word: str, only: list[str], known: dict[str, Any]) -> 
             passes = round((time.perf_counter() - started) / dense, 2)
             nll = {text: [round(loss, 6) for loss in world.perplexity(windows).nll.tolist()]
                    for text, windows in world.texts.items()}
-            known[part] = {"nll": nll, "answers": world.answers(), "passes": passes,
-                           "sparsity": report.sparsity}
+            known[part] = {"method": str(setting["method"]), "nll": nll, "answers": world.answers(),
+                           "passes": passes, "sparsity": report.sparsity}
             restore()
             yield part
 
@@ -183,6 +184,7 @@ def main() -> None:
     parser.add_argument("--calibration", type=int, default=64, help="windows, and of G as many")
     parser.add_argument("--targets", nargs="+", default=["0.5", "0.6", "0.7", "2:4", "4:8"])
     parser.add_argument("--parts", nargs="*", default=[], help="only these")
+    parser.add_argument("--lines", nargs="*", default=[], help="NAME=METRIC, for the evolved ones in here")
     parser.add_argument("--tasks", type=Path, help="a folder with a data set for each zero-shot task")
     parser.add_argument("--documents", type=int, default=100, help="of each task, the first ones")
     parser.add_argument("--every", type=int, default=1, help="of so many test windows one")

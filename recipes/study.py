@@ -3,17 +3,20 @@
     python -m recipes.study --model DIR --corpus FOLDER --texts FOLDER … --folder FOLDER --output FOLDER
 
 The searches of notebook 04 under several seeds, as many at a time as there are workers, each in a process of
-its own; meanwhile the known methods are tested. Of the finalists of preset `modern` the one with the lowest
-loss on windows of the validation split is the winner, and the last table is its perplexity divided by each
-rival's on test windows, paired, with Holm's correction over all rows. Tables are those of `prunekit record`.
-What is computed stays in `--folder`, so that a run that was killed goes on where it was, if it is asked for
-the same; kinds of searches may be added.
+its own; meanwhile the known methods are tested. Of the finalists of each seed of preset `modern` the one with
+the lowest loss on windows of the validation split is what that seed found, and the best of those is the
+winner. Tables are those of `prunekit record`: the winner's perplexity on test windows divided by each
+rival's, and each seed's own by Wanda's, paired, with Holm's correction over all rows; with `--tasks` also
+accuracies of zero-shot tasks, and the winner's mean minus each rival's on the same questions. What is
+computed stays in `--folder`, so that a run that was killed goes on where it was, if it is asked for the same;
+kinds of searches may be added.
 """
 from __future__ import annotations
 
+import itertools
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -25,7 +28,8 @@ from torch import Tensor, nn
 import prunekit as pk
 from prunekit.analysis.history import ends, lowest, searches
 from prunekit.choices import Target, text_name
-from prunekit.evaluate.compare import compare_many
+from prunekit.evaluate.compare import compare_many, compare_means
+from prunekit.evaluate.harness import load_tasks
 from prunekit.evaluate.measure import prune_and_measure
 from prunekit.evaluate.perplexity import Perplexity
 from prunekit.files import read_json, replacing, write_atomic
@@ -36,27 +40,33 @@ from prunekit.workbook import manifest
 from prunekit.workbook.protocol import label
 from recipes import common
 
-KNOWN = {"magnitude (rows)": "W", **{name: str(pk.METHODS[name].tree)
+KNOWN = {"sparsegpt": "sparsegpt", "magnitude (rows)": "W", **{name: str(pk.METHODS[name].tree)
                                      for name in ("wanda", "pruner-zero", "gblm", "ria", "grad-weight")},
          "embedded line": "mul(W, sqrt(sqrt(mul(G, sqrt(X)))))"}  # what the study of `embedded/llama` found
+ASKED = ("sparsegpt", "magnitude (rows)", "wanda", "pruner-zero")  # with the winner, the zero-shot tasks
 WINDOWS = ("calibration", "gradient", "search", "select")
 
 
 def study(model: str, corpus: str, folder: Path, output: Path, *, texts: Sequence[str] = (),
           targets: Sequence[str] = ("0.6", "2:4"), test_targets: Sequence[str] = ("0.5", "0.6", "2:4"),
           kinds: Sequence[str] = ("paper", "modern", "random", "grid", "parametric"), budget: int = 200,
-          population: int = 20, grid_steps: int = 12, repeats: int = 3, calibration: int = 64,
-          gradient: int = 32, search: int = 8, select: int = 8, test: int = 0, seqlen: int = 2048,
+          paper_budget: int = 350, population: int = 20, grid_steps: int = 12, repeats: int = 3,
+          calibration: int = 64, gradient: int = 32, search: int = 8, select: int = 8, test: int = 0,
+          tasks: Sequence[str] = (), task_data: Path | None = None,
+          task_targets: Sequence[str] = ("0.5", "2:4"), documents: int = 0, seqlen: int = 2048,
           dtype: str = "auto", device: str = "auto", workers: int = 0, seed: int = 0, progress: bool = True
           ) -> pd.DataFrame:
-    """Search, choose, test; or go on with it. Returns the last table; all are written to the folder `output`.
+    """Search, choose, test; or go on with it. Returns table `paired`; all are written to the folder `output`.
+
+    Algorithm 1 (`paper`) stops no candidate early: it has one seed, and a budget of its own.
 
     Raises UsageError as `evolve` does, and for a folder that holds what was computed with other settings.
     """
     targets, test_targets, texts, kinds = list(targets), list(test_targets), list(texts), list(kinds)
+    tasks, task_targets = list(tasks), list(task_targets)
     asked = {key: value for key, value in locals().items()
              if key not in ("folder", "output", "kinds", "workers", "progress")}
-    asked["weights"] = fingerprint(model)
+    asked |= {"weights": fingerprint(model), "task_data": str(task_data or "")}
     began, started = time.time(), time.strftime("%Y-%m-%d %H:%M:%S")
     folder.mkdir(parents=True, exist_ok=True)
     if (file := folder / "asked.json").exists():
@@ -72,7 +82,9 @@ def study(model: str, corpus: str, folder: Path, output: Path, *, texts: Sequenc
     bench = pk.Bench(model, of["calibration"], of["search"], gradients=gradients, dtype=dtype, device=device)
     evaluator = pk.Evaluator(bench, targets, rungs=[max(1, search // part) for part in (4, 2)], seed=seed)
     evaluator.save(folder / "evaluator.safetensors")
-    plan = planned(kinds, budget, population, seed, repeats, grid_steps)
+    others = [kind for kind in kinds if kind != "paper"]
+    plan = planned(["paper"] * ("paper" in kinds), paper_budget, population, seed)
+    plan |= planned(others, budget, population, seed, repeats, grid_steps)
     journals = {name: folder / f"{name}.jsonl" for name in plan}
 
     def run(name: str) -> None:
@@ -80,28 +92,32 @@ def study(model: str, corpus: str, folder: Path, output: Path, *, texts: Sequenc
             list(pk.evolve(evaluator, journal=journals[name], executor=executor, progress=progress,
                            **plan[name]))
 
-    tested = Tested(folder / "tested.jsonl", network, of["calibration"], held_out, gradients)
+    datasets = {task: task_data / task for task in tasks} if task_data else None
+    asks = {"tokenizer": tokenizer, "tasks": load_tasks(tasks, datasets=datasets),
+            "limit": documents or None} if tasks else {}
+    tested = Tested(folder / "tested.jsonl", network, of["calibration"], held_out, gradients, asks)
     with ThreadPoolExecutor(max(1, workers)) as side:
         under_way = [side.submit(run, name) for name in plan]
         if workers:
+            tested.add([KNOWN[name] for name in ASKED], task_targets, ask=True)
             tested.add(KNOWN.values(), test_targets)
-        for each in under_way:
-            each.result()
+        for search_run in under_way:
+            search_run.result()
     if not (file := folder / "finalists.csv").exists():
-        bred = {tried: name for name, journal in journals.items() if name.startswith("journal-modern")
-                for tried in pk.replay(journal).candidates.values()}
-        competing = pk.finalists(bred)
-        frame = pk.choose(evaluator, competing, [of["select"]])
-        named = {str(tried.tree): bred[tried] for tried in competing}
-        frame.assign(journal=frame["tree"].map(named)).to_csv(file, index=False)
+        bred = [pk.choose(evaluator, pk.finalists(journal), [of["select"]]).assign(journal=name)
+                for name, journal in journals.items() if name.startswith("journal-modern")]
+        pd.concat(bred).sort_values(["select", "size", "i"]).to_csv(file, index=False)
     finalists = pd.read_csv(file)
+    each = dict(sorted(finalists.groupby("journal")["tree"].first().items()))
     best = {name: str(tree) for name, tree in lowest(searches(pk.history(list(journals.values())))).items()}
     rivals = {"winner": finalists.loc[0, "tree"], **KNOWN, **best}
-    tested.add(rivals.values(), test_targets)
+    tested.add([rivals[name] for name in ("winner", *ASKED)], task_targets, ask=True)
+    tested.add([*rivals.values(), *each.values()], test_targets)
     said = {"model": label(model), "seqlen": seqlen, "corpus": text_name(corpus), "seed": seed}
-    tables = told(list(journals.values()), finalists, rivals, test_targets, tested, said)
+    tables = told(list(journals.values()), finalists, rivals, each, test_targets, tested, said)
     made = {"id": "", **manifest.commit(), "parameters": asked | {
-        "model": label(model), "kinds": kinds, "corpus": text_name(corpus), "texts": list(held_out)[1:]},
+        "model": label(model), "kinds": kinds, "corpus": text_name(corpus), "texts": list(held_out)[1:],
+        "task_data": task_data and task_data.name},
             "versions": manifest.versions(), "machine": manifest.machine(),
             "device": bench.identity["device"], "threads": 1, "started": started,
             "seconds": round(time.time() - began, 1),
@@ -112,32 +128,56 @@ def study(model: str, corpus: str, folder: Path, output: Path, *, texts: Sequenc
     return tables["paired"]
 
 
-def told(journals: Sequence[Path], finalists: pd.DataFrame, rivals: Mapping[str, str], targets: Sequence[str],
-         tested: Tested, said: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
-    """The tables of a recorded study, from what was tested. said: what every result says."""
-    history = pk.history(journals)
-    pairs = [(name, target) for name, tree in rivals.items() for target in targets
-             if (tree, target) in tested.rows]
+def told(journals: Sequence[Path], finalists: pd.DataFrame, rivals: Mapping[str, str],
+         each: Mapping[str, str], targets: Sequence[str], tested: Tested, said: Mapping[str, Any]
+         ) -> dict[str, pd.DataFrame]:
+    """The tables of a recorded study, from what was tested. each: what every seed found, by its journal;
+    said: what every result says."""
+    history, winner = pk.history(journals), rivals["winner"]
+    done = [(name, target) for name, tree in rivals.items() for target in targets
+            if (tree, target) in tested.rows and (winner, target) in tested.rows]
     rows = [{**row, "method": name, "target": target}
-            for name, target in pairs for row in tested.rows[rivals[name], target]["rows"]]
-    paired = compare_many({(name, target, text): (tested.perplexity(rivals["winner"], target, text),
-                                                  tested.perplexity(rivals[name], target, text))
-                           for name, target in pairs if name not in ("winner", "magnitude (rows)")
-                           and (rivals["winner"], target) in tested.rows for text in tested.texts},
-                          ["rival", "target", "text"])
+            for name, target in done for row in tested.rows[rivals[name], target]["rows"]]
+    against = {(name, target): (winner, rivals[name]) for name, target in done
+               if name not in ("winner", "magnitude (rows)")}
+    own = {(name, target): (tree, KNOWN["wanda"]) for name, tree in each.items() for target in targets
+           if (tree, target) in tested.rows}
+
+    def paired(first: str, pairs: Mapping[tuple[str, str], tuple[str, str]]) -> pd.DataFrame:
+        return compare_many({
+            (name, target, text): tuple(tested.perplexity(tree, target, text) for tree in two)
+            for (name, target), two in pairs.items() for text in tested.texts}, [first, "target", "text"])
+
     tables = {"seeds": ends(searches(history)), "finalists": finalists, "history": history,
-              "result": pd.DataFrame(rows).assign(**said), "paired": paired}
+              "result": pd.DataFrame(rows).assign(**said), "paired": paired("rival", against),
+              "by_seed": paired("journal", own)}
+    if tested.tasks:
+        places = {("dense", target): Tested.DENSE for target in targets} | {
+            (name, target): (rivals[name], target) for name, target in done if name in ASKED}
+        tables["zero_shot"] = compare_means(
+            {(name, target): (tested.answers(winner, target), tested.answers(*place))
+             for (name, target), place in places.items()
+             if {"answers"} <= tested.rows[place].keys() & tested.rows[winner, target].keys()},
+            names=["rival", "target"])
+        tables["accuracy"] = pd.DataFrame(tested.accuracies("dense", *Tested.DENSE) + [
+            row for name, target in done if name in ("winner", *ASKED)
+            for row in tested.accuracies(name, rivals[name], target)])
     return {name: table if len(tested.texts) > 1 else table.drop(columns="text", errors="ignore")
             for name, table in tables.items()}
 
 
 class Tested:
-    """What metrics do on test texts: measured once each, and kept in a file of JSON lines."""
+    """What metrics do on test texts and tasks: measured once each, and kept in a file of JSON lines."""
+
+    DENSE = "", ""  # the tree and the target of the model itself
+    _KEPT = ("task", "metric", "value", "low", "high", "n", "chance", "num_fewshot", "limit", "task_version")
 
     def __init__(self, file: Path, network: nn.Module, calibration: Tensor, texts: Mapping[str, Tensor],
-                 gradients: pk.Gradients):
+                 gradients: pk.Gradients, asks: Mapping[str, Any]):
+        """asks: of `zero_shot`; nothing: no tasks."""
         self.file, self.network, self.calibration = file, network, calibration
-        self.texts, self.gradients = dict(texts), gradients
+        self.texts, self.gradients, self.asks = dict(texts), gradients, dict(asks)
+        self.tasks = list(self.asks.get("tasks", ()))
         text = file.read_text(encoding="utf-8") if file.exists() else ""
         if not text.endswith("\n"):  # a line that was cut
             text = text[:text.rfind("\n") + 1]
@@ -146,26 +186,49 @@ class Tested:
         self.rows = {(line["tree"], line["target"]): line for line in known}
         self.dense = {text: pk.perplexity(network, ids, ids.shape[1], progress=False).nll
                       for text, ids in texts.items()}
+        if self.tasks and self.DENSE not in self.rows:
+            self._keep(*self.DENSE, **self._answers())
 
-    def add(self, trees: Sequence[str], targets: Sequence[str]) -> None:
-        for tree, target in [(tree, target) for tree in dict.fromkeys(trees) for target in targets]:
-            if (tree, target) in self.rows:
+    def add(self, trees: Iterable[str], targets: Iterable[str], ask: bool = False) -> None:
+        """trees: metrics as text, or methods by name; ask: the tasks, too, if there are any."""
+        ask = ask and bool(self.tasks)
+        for tree, target in itertools.product(dict.fromkeys(trees), targets):
+            if (tree, target) in self.rows and (not ask or "answers" in self.rows[tree, target]):
                 continue
             goal = Target.parse(target)
-            [found] = prune_and_measure(self.network, self.calibration, self.texts,
-                                        [{"method": pk.Tree.parse(tree), "sparsity": goal.sparsity,
-                                          "pattern": goal.pattern}],
-                                        gradients=self.gradients, progress=False)
-            nll = {text: ppl.nll.tolist() for text, ppl in found.perplexities.items()}
-            line = {"tree": tree, "target": target, "rows": found.rows(), "nll": nll}
-            self.rows[tree, target] = line
-            with self.file.open("a", encoding="utf-8") as kept:
-                kept.write(json.dumps(line) + "\n")
+            method = tree if tree in pk.METHODS else pk.Tree.parse(tree)
+            for found in prune_and_measure(self.network, self.calibration, self.texts,
+                                           [{"method": method, "sparsity": goal.sparsity,
+                                             "pattern": goal.pattern}],
+                                           gradients=self.gradients, progress=False):
+                nll = {text: ppl.nll.tolist() for text, ppl in found.perplexities.items()}
+                self._keep(tree, target, rows=found.rows(), nll=nll, **(self._answers() if ask else {}))
+
+    def _answers(self) -> dict[str, Any]:
+        """Of the model as it is: accuracies, and acc of each document."""
+        frame, documents = pk.zero_shot(self.network, **self.asks, return_documents=True, progress=False)
+        return {"accuracies": frame[[*self._KEPT]].to_dict("records"),
+                "answers": documents[documents["metric"] == "acc"].to_dict("list")}
+
+    def _keep(self, tree: str, target: str, **found: Any) -> None:
+        line = self.rows[tree, target] = {"tree": tree, "target": target, **found}
+        with self.file.open("a", encoding="utf-8") as kept:
+            kept.write(json.dumps(line) + "\n")
 
     def perplexity(self, tree: str, target: str, text: str) -> Perplexity:
         return Perplexity(np.array(self.rows[tree, target]["nll"][text]))
 
+    def answers(self, tree: str, target: str) -> pd.DataFrame:
+        return pd.DataFrame(self.rows[tree, target]["answers"])
+
+    def accuracies(self, name: str, tree: str, target: str) -> list[dict[str, Any]]:
+        return [{"method": name, "target": target or "dense", **row}
+                for row in self.rows[tree, target].get("accuracies", ())]
+
 
 if __name__ == "__main__":
     common.command(study, threads=1, folder="where G, journals and losses are kept", output="of the tables",
-                   texts="further texts to test on", workers="searches at a time; 0: all here, in turn")
+                   texts="further texts to test on", tasks="zero-shot tasks of lm-eval; none: leave them out",
+                   task_data="a folder with a data set for each task; none: from the hub",
+                   task_targets="at which models are asked", documents="of each task, the first ones; 0: all",
+                   workers="searches at a time; 0: all here, in turn")

@@ -13,6 +13,8 @@ from scipy.stats import kurtosis, spearmanr
 
 import prunekit as pk
 from prunekit.errors import UsageError
+from prunekit.evaluate.harness import load_tasks
+from prunekit.evaluate.perplexity import Perplexity
 from prunekit.ledger import study as recorded
 from recipes import common
 from recipes.monomials import EXPONENTS, monomials
@@ -77,7 +79,8 @@ def test_a_study_is_tested_as_prune_and_perplexity_say_and_goes_on_after_a_kill(
     (text / "test.txt").write_text("The quick brown fox jumps over the lazy dog. " * 60)
     asked = {"texts": [str(text)], "targets": ["0.6"], "test_targets": ["0.5", "2:4"], "budget": 8,
              "population": 4, "grid_steps": 2, "repeats": 2, "kinds": ["modern", "grid"], "calibration": 4,
-             "gradient": 4, "search": 8, "select": 4, "seqlen": 32, "test": 8, "progress": False}
+             "gradient": 4, "search": 8, "select": 4, "seqlen": 32, "test": 8, "documents": 3,
+             "tasks": ["embedded_reference", "embedded_ending"], "task_targets": ["0.5"], "progress": False}
     output, folder = tmp_path / "found", tmp_path / "kept"
     table = study("embedded/llama", "embedded", folder, output, **asked)
     monkeypatch.setattr(recorded, "FOLDER", tmp_path)
@@ -102,21 +105,44 @@ def test_a_study_is_tested_as_prune_and_perplexity_say_and_goes_on_after_a_kill(
                  progress=False)
         measured |= {(name, text): pk.perplexity(model, ids, 32, progress=False)
                      for text, ids in texts.items()}
+    for layer in pk.models.layers(model):
+        layer.weight.data.copy_(dense[layer.name])
+    lines = {(line["tree"], line["target"]): line
+             for line in map(json.loads, (folder / "tested.jsonl").read_text().splitlines())}
     found = result.set_index(["method", "target", "text"])["ppl"]
     for text in texts:
         pair = pk.compare(measured["winner", text], measured["wanda", text])
         row = table.set_index(["rival", "target", "text"]).loc[("wanda", "2:4", text)]
         assert row["ratio"] == pytest.approx(pair.ratio, rel=1e-4)
         assert found["winner", "2:4", text] == pytest.approx(measured["winner", text].value, rel=1e-4)
+    for journal, rows in recorded.recorded("by_seed", "found").groupby("journal"):
+        tree = finalists[finalists["journal"] == journal]["tree"].iloc[0]
+        for row in rows.itertuples():
+            own, wanda = (Perplexity(np.array(lines[each, row.target]["nll"][row.text]))
+                          for each in (tree, str(pk.METHODS["wanda"].tree)))
+            assert row.ratio == pytest.approx(pk.compare(own, wanda).ratio, rel=1e-4)
+    assert set(recorded.recorded("by_seed", "found")["journal"]) == {"journal-modern", "journal-modern-1"}
+    tasks = load_tasks(asked["tasks"])
+    right = []
+    for method in (finalists.loc[0, "tree"], "wanda"):
+        with pk.models.as_it_was(model):
+            pk.prune(model, read, method, 0.5, gradients=pk.Gradients.load(folder / "G.safetensors"),
+                     progress=False)
+            frame = pk.zero_shot(model, tokenizer, tasks, limit=3, progress=False)
+            right.append(pk.mean_over(frame, "acc")["value"])
+    row = recorded.recorded("zero_shot", "found").set_index(["rival", "target"]).loc[("wanda", "0.5")]
+    assert row["difference"] == pytest.approx(right[0] - right[1], abs=1e-6) and row["n"] == 6
+    assert recorded.recorded("accuracy", "found").groupby("method").size().to_dict() == dict.fromkeys(
+        ("dense", "magnitude (rows)", "pruner-zero", "sparsegpt", "wanda", "winner"), len(frame))
     with pytest.raises(UsageError, match=r"was computed with another test \(8\): ask for the same"):
         study("embedded/llama", "embedded", folder, output, **asked | {"test": 6})
-    lines = (folder / "tested.jsonl").read_text().splitlines(keepends=True)
-    (folder / "tested.jsonl").write_text("".join(lines[:3]) + lines[3][:40])  # as if killed while writing
+    kept = (folder / "tested.jsonl").read_text().splitlines(keepends=True)
+    (folder / "tested.jsonl").write_text("".join(kept[:3]) + kept[3][:40])  # as if killed while writing
     again = study("embedded/llama", "embedded", folder, output, **asked)
     pd.testing.assert_frame_equal(again, table)
     whole = [json.loads(line) for line in (folder / "tested.jsonl").read_text().splitlines()]
     assert {(line["tree"], line["target"]) for line in whole} == {
-        (line["tree"], line["target"]) for line in map(json.loads, lines)} and len(whole) == len(lines)
+        *lines} and len(whole) == len(lines)
 
 
 def test_a_recipes_parameters_are_its_command_line(capsys):

@@ -1,4 +1,4 @@
-"""The one exception that users are meant to read."""
+"""The one exception that users are meant to read, and what they are told of others."""
 from __future__ import annotations
 
 from collections.abc import Iterable
@@ -11,6 +11,14 @@ class UsageError(ValueError):
     def _render_traceback_(self) -> list[str]:
         """What a notebook shows for it: the sentence, without the traceback."""
         return [f"{type(self).__name__}: {self}"]
+
+
+def told(error: Exception) -> str | None:
+    """The sentence for an error that a command ends with; None for what is a fault of the program's."""
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported for this
+        first = str(error).partition(". ")[0]
+        return f"the GPU has no memory left ({first}): let fewer processes share it, and go on."
+    return str(error) if isinstance(error, UsageError) else None
 
 
 def did_you_mean(name: object, known: Iterable[str]) -> str:

@@ -11,7 +11,7 @@ from typing import Any, get_args, get_type_hints
 
 import torch
 
-from prunekit.errors import UsageError
+from prunekit.errors import UsageError, told
 from prunekit.models import fingerprint
 from prunekit.workbook.manifest import machine
 from prunekit.workbook.protocol import label
@@ -42,8 +42,10 @@ def command(recipe: Callable[..., object], threads: int, arguments: Sequence[str
     torch.set_num_threads(asked.pop("threads"))
     try:
         recipe(**asked)
-    except UsageError as error:
-        parser.error(str(error))
+    except (UsageError, RuntimeError) as error:
+        if (sentence := told(error)) is None:
+            raise
+        parser.error(sentence)
 
 
 def columns(model: str, corpus: str, dtype: str, seed: int) -> dict[str, Any]:

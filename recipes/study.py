@@ -108,7 +108,7 @@ def study(model: str, corpus: str, folder: Path, output: Path, *, texts: Sequenc
                 for name, journal in journals.items() if name.startswith("journal-modern")]
         pd.concat(bred).sort_values(["select", "size", "i"]).to_csv(file, index=False)
     finalists = pd.read_csv(file)
-    each = dict(sorted(finalists.groupby("journal")["tree"].first().items()))
+    each = {seed_of(journal, seed): trees.iloc[0] for journal, trees in finalists.groupby("journal")["tree"]}
     best = {name: str(tree) for name, tree in lowest(searches(pk.history(list(journals.values())))).items()}
     rivals = {"winner": finalists.loc[0, "tree"], **KNOWN, **best}
     tested.add([rivals[name] for name in ("winner", *ASKED)], task_targets, ask=True)
@@ -131,8 +131,8 @@ def study(model: str, corpus: str, folder: Path, output: Path, *, texts: Sequenc
 def told(journals: Sequence[Path], finalists: pd.DataFrame, rivals: Mapping[str, str],
          each: Mapping[str, str], targets: Sequence[str], tested: Tested, said: Mapping[str, Any]
          ) -> dict[str, pd.DataFrame]:
-    """The tables of a recorded study, from what was tested. each: what every seed found, by its journal;
-    said: what every result says."""
+    """The tables of a recorded study, from what was tested. each: what every seed found, by "seed 1"; said:
+    what every result says."""
     history, winner = pk.history(journals), rivals["winner"]
     done = [(name, target) for name, tree in rivals.items() for target in targets
             if (tree, target) in tested.rows and (winner, target) in tested.rows]
@@ -150,7 +150,7 @@ def told(journals: Sequence[Path], finalists: pd.DataFrame, rivals: Mapping[str,
 
     tables = {"seeds": ends(searches(history)), "finalists": finalists, "history": history,
               "result": pd.DataFrame(rows).assign(**said), "paired": paired("rival", against),
-              "by_seed": paired("journal", own)}
+              "by_seed": paired("search", own)}
     if tested.tasks:
         places = {("dense", target): Tested.DENSE for target in targets} | {
             (name, target): (rivals[name], target) for name, target in done if name in ASKED}
@@ -164,6 +164,11 @@ def told(journals: Sequence[Path], finalists: pd.DataFrame, rivals: Mapping[str,
             for row in tested.accuracies(name, rivals[name], target)])
     return {name: table if len(tested.texts) > 1 else table.drop(columns="text", errors="ignore")
             for name, table in tables.items()}
+
+
+def seed_of(journal: str, first: int = 0) -> str:
+    """As "seed 1": of a journal as `planned` names it."""
+    return f"seed {(journal.split('-') + [str(first)])[2]}"
 
 
 class Tested:
@@ -231,4 +236,4 @@ if __name__ == "__main__":
                    texts="further texts to test on", tasks="zero-shot tasks of lm-eval; none: leave them out",
                    task_data="a folder with a data set for each task; none: from the hub",
                    task_targets="at which models are asked", documents="of each task, the first ones; 0: all",
-                   workers="searches at a time; 0: all here, in turn")
+                   workers="searches at a time, each with its model on the device; 0: all here")

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from scipy.stats import kurtosis, spearmanr
 
 import prunekit as pk
@@ -115,13 +116,14 @@ def test_a_study_is_tested_as_prune_and_perplexity_say_and_goes_on_after_a_kill(
         row = table.set_index(["rival", "target", "text"]).loc[("wanda", "2:4", text)]
         assert row["ratio"] == pytest.approx(pair.ratio, rel=1e-4)
         assert found["winner", "2:4", text] == pytest.approx(measured["winner", text].value, rel=1e-4)
-    for journal, rows in recorded.recorded("by_seed", "found").groupby("journal"):
-        tree = finalists[finalists["journal"] == journal]["tree"].iloc[0]
+    names = {"journal-modern": "seed 0", "journal-modern-1": "seed 1"}
+    for search, rows in recorded.recorded("by_seed", "found").groupby("search"):
+        tree = finalists[finalists["journal"].map(names) == search]["tree"].iloc[0]
         for row in rows.itertuples():
             own, wanda = (Perplexity(np.array(lines[each, row.target]["nll"][row.text]))
                           for each in (tree, str(pk.METHODS["wanda"].tree)))
             assert row.ratio == pytest.approx(pk.compare(own, wanda).ratio, rel=1e-4)
-    assert set(recorded.recorded("by_seed", "found")["journal"]) == {"journal-modern", "journal-modern-1"}
+    assert set(recorded.recorded("by_seed", "found")["search"]) == set(names.values())
     tasks = load_tasks(asked["tasks"])
     right = []
     for method in (finalists.loc[0, "tree"], "wanda"):
@@ -130,6 +132,8 @@ def test_a_study_is_tested_as_prune_and_perplexity_say_and_goes_on_after_a_kill(
                      progress=False)
             frame = pk.zero_shot(model, tokenizer, tasks, limit=3, progress=False)
             right.append(pk.mean_over(frame, "acc")["value"])
+    said = " ".join(each.sentence for each in recorded.sentences("found"))
+    assert "what each search by itself found **" in said and "mean acc over 2 tasks with the metric" in said
     row = recorded.recorded("zero_shot", "found").set_index(["rival", "target"]).loc[("wanda", "0.5")]
     assert row["difference"] == pytest.approx(right[0] - right[1], abs=1e-6) and row["n"] == 6
     assert recorded.recorded("accuracy", "found").groupby("method").size().to_dict() == dict.fromkeys(
@@ -152,6 +156,8 @@ def test_a_recipes_parameters_are_its_command_line(capsys):
                progress: bool = True) -> None:
         if model == "none":
             raise UsageError("no such model.")
+        if model == "large":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has")
         called.append((model, output, targets, test_seqlen))
 
     common.command(recipe, 1, ["--model", "m", "--output", "o.csv"])
@@ -160,6 +166,7 @@ def test_a_recipes_parameters_are_its_command_line(capsys):
     assert called == [("m", Path("o.csv"), ("0.6",), 512), ("m", Path("o.csv"), ["0.5", "2:4"], 64)]
     for wrong, told in ((["--output", "o.csv"], "the following arguments are required: --model"),
                         (["--model", "none", "--output", "o.csv"], "error: no such model."),
+                        (["--model", "large", "--output", "o.csv"], "left (CUDA out of memory): let fewer"),
                         (["--model", "m", "--output", "o.csv", "--progress", "x"], "unrecognized arguments")):
         with pytest.raises(SystemExit):
             common.command(recipe, 1, wrong)

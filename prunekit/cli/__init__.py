@@ -13,7 +13,7 @@ import prunekit.cli.workbook  # isort: skip  (the modules declare the commands, 
 import prunekit.cli.models  # isort: skip
 import prunekit.cli.search  # noqa: F401  # isort: skip
 from prunekit.cli.options import COMMANDS, described
-from prunekit.errors import UsageError, did_you_mean
+from prunekit.errors import UsageError, did_you_mean, told
 from prunekit.files import writing_to
 from prunekit.workbook import checks, params
 
@@ -31,8 +31,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `head`, say, has read enough: what is left is not flushed at the end either
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
-    except UsageError as error:
-        sys.stderr.write(f"prunekit: {error}\n")
+    except (UsageError, RuntimeError) as error:
+        if (sentence := told(error)) is None:
+            raise
+        sys.stderr.write(f"prunekit: {sentence}\n")
         return 2
     except KeyboardInterrupt:
         sys.stderr.write("prunekit: stopped\n")

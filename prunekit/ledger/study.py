@@ -200,6 +200,18 @@ def sentences(name: str) -> list[Claim]:
     """All that the tables of a study license to be said of its winner, as docs/study.md does."""
     there, said = _files(name), [answer(name), others(name)]
     said += [lead(name)] if "history" in there else []
+    if "by_seed" in there:
+        rows = recorded("by_seed", name)
+        said.append(claim(f"On {subject(name)}, the perplexity of what each search by itself found "
+                          "{verdicts}.", rows, "by_seed", name=row_names(rows, "search"),
+                          words=("is lower than Wanda's with", "is higher than Wanda's with",
+                                 "cannot be told from Wanda's with")))
+    if "zero_shot" in there:
+        rows, tasks = recorded("zero_shot", name), len(_made(name)["parameters"]["tasks"])
+        said.append(claim(f"On {subject(name)}, mean acc over {tasks} tasks with the metric found "
+                          "{verdicts}.", rows, "zero_shot", effect="difference",
+                          name=["rival", "target"], words=("is lower than with", "is higher than with",
+                                                           "cannot be told from that with")))
     if "redrawn" in there:
         rows = recorded("redrawn", name)
         said.append(claim(f"On {subject(name)}, with {rows['draws'].iloc[0]} draws of calibration, gradient "

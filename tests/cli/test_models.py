@@ -217,3 +217,17 @@ def test_status_without_a_profile_names_what_has_been_run(home, capsys):
     assert capsys.readouterr().out == ("tiny\n01_data           missing      never run\n"
                                        "03_baselines      failed       too little memory\n"
                                        "sweep s: 3 missing\n")
+
+
+def test_a_full_gpu_is_said_in_one_sentence_and_other_faults_are_not_hidden(tiny, monkeypatch, capsys):
+    def fail_with(error):
+        def collect(*args, **kwargs):
+            raise error
+        monkeypatch.setattr(pk, "collect_gradients", collect)
+        return main(["gradients", *options(tiny), f"--output={tiny / 'G.safetensors'}"])
+
+    full = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has")
+    assert fail_with(full) == 2
+    assert "prunekit: the GPU has no memory left (CUDA out of memory): let" in capsys.readouterr().err
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        fail_with(RuntimeError("shapes do not fit"))

@@ -98,9 +98,9 @@ def study(model: str, corpus: str, folder: Path, output: Path, *, texts: Sequenc
     tested = Tested(folder / "tested.jsonl", network, of["calibration"], held_out, gradients, asks)
     with ThreadPoolExecutor(max(1, workers)) as side:
         under_way = [side.submit(run, name) for name in plan]
-        if workers:
-            tested.add([KNOWN[name] for name in ASKED], task_targets, ask=True)
-            tested.add(KNOWN.values(), test_targets)
+        for tree, target in itertools.product(KNOWN.values(), test_targets) if workers else ():
+            if not all(search_run.done() for search_run in under_way):
+                tested.add([tree], [target])
         for search_run in under_way:
             search_run.result()
     if not (file := folder / "finalists.csv").exists():
@@ -111,8 +111,8 @@ def study(model: str, corpus: str, folder: Path, output: Path, *, texts: Sequenc
     each = {seed_of(journal, seed): trees.iloc[0] for journal, trees in finalists.groupby("journal")["tree"]}
     best = {name: str(tree) for name, tree in lowest(searches(pk.history(list(journals.values())))).items()}
     rivals = {"winner": finalists.loc[0, "tree"], **KNOWN, **best}
+    tested.add([rivals["winner"], *each.values(), *rivals.values()], test_targets)
     tested.add([rivals[name] for name in ("winner", *ASKED)], task_targets, ask=True)
-    tested.add([*rivals.values(), *each.values()], test_targets)
     said = {"model": label(model), "seqlen": seqlen, "corpus": text_name(corpus), "seed": seed}
     tables = told(list(journals.values()), finalists, rivals, each, test_targets, tested, said)
     made = {"id": "", **manifest.commit(), "parameters": asked | {
@@ -174,7 +174,7 @@ def seed_of(journal: str, first: int = 0) -> str:
 class Tested:
     """What metrics do on test texts and tasks: measured once each, and kept in a file of JSON lines."""
 
-    DENSE = "", ""  # the tree and the target of the model itself
+    DENSE = "", ""  # tree and target of the model itself
     _KEPT = ("task", "metric", "value", "low", "high", "n", "chance", "num_fewshot", "limit", "task_version")
 
     def __init__(self, file: Path, network: nn.Module, calibration: Tensor, texts: Mapping[str, Tensor],
@@ -192,22 +192,24 @@ class Tested:
         self.dense = {text: pk.perplexity(network, ids, ids.shape[1], progress=False).nll
                       for text, ids in texts.items()}
         if self.tasks and self.DENSE not in self.rows:
-            self._keep(*self.DENSE, **self._answers())
+            self._keep({"tree": "", "target": ""} | self._answers())
 
     def add(self, trees: Iterable[str], targets: Iterable[str], ask: bool = False) -> None:
         """trees: metrics as text, or methods by name; ask: the tasks, too, if there are any."""
-        ask = ask and bool(self.tasks)
         for tree, target in itertools.product(dict.fromkeys(trees), targets):
-            if (tree, target) in self.rows and (not ask or "answers" in self.rows[tree, target]):
+            known = self.rows.get((tree, target), {})
+            asked = ask and bool(self.tasks) and "answers" not in known
+            if known and not asked:
                 continue
             goal = Target.parse(target)
             method = tree if tree in pk.METHODS else pk.Tree.parse(tree)
-            for found in prune_and_measure(self.network, self.calibration, self.texts,
+            for found in prune_and_measure(self.network, self.calibration, {} if known else self.texts,
                                            [{"method": method, "sparsity": goal.sparsity,
                                              "pattern": goal.pattern}],
                                            gradients=self.gradients, progress=False):
                 nll = {text: ppl.nll.tolist() for text, ppl in found.perplexities.items()}
-                self._keep(tree, target, rows=found.rows(), nll=nll, **(self._answers() if ask else {}))
+                line = known or {"tree": tree, "target": target, "rows": found.rows(), "nll": nll}
+                self._keep(line | (self._answers() if asked else {}))
 
     def _answers(self) -> dict[str, Any]:
         """Of the model as it is: accuracies, and acc of each document."""
@@ -215,8 +217,8 @@ class Tested:
         return {"accuracies": frame[[*self._KEPT]].to_dict("records"),
                 "answers": documents[documents["metric"] == "acc"].to_dict("list")}
 
-    def _keep(self, tree: str, target: str, **found: Any) -> None:
-        line = self.rows[tree, target] = {"tree": tree, "target": target, **found}
+    def _keep(self, line: dict[str, Any]) -> None:
+        self.rows[line["tree"], line["target"]] = line
         with self.file.open("a", encoding="utf-8") as kept:
             kept.write(json.dumps(line) + "\n")
 

@@ -200,29 +200,26 @@ def sentences(name: str) -> list[Claim]:
     """All that the tables of a study license to be said of its winner, as docs/study.md does."""
     there, said = _files(name), [answer(name), others(name)]
     said += [lead(name)] if "history" in there else []
-    if "by_seed" in there:
-        rows = recorded("by_seed", name)
-        said.append(claim(f"On {subject(name)}, the perplexity of what each search by itself found "
-                          "{verdicts}.", rows, "by_seed", name=row_names(rows, "search"),
-                          words=("is lower than Wanda's with", "is higher than Wanda's with",
-                                 "cannot be told from Wanda's with")))
-    if "zero_shot" in there:
-        rows, tasks = recorded("zero_shot", name), len(_made(name)["parameters"]["tasks"])
-        said.append(claim(f"On {subject(name)}, mean acc over {tasks} tasks with the metric found "
-                          "{verdicts}.", rows, "zero_shot", effect="difference",
-                          name=["rival", "target"], words=("is lower than with", "is higher than with",
-                                                           "cannot be told from that with")))
-    if "redrawn" in there:
-        rows = recorded("redrawn", name)
-        said.append(claim(f"On {subject(name)}, with {rows['draws'].iloc[0]} draws of calibration, gradient "
-                          "and test windows, the perplexity of the metric found there {verdicts}.", rows,
-                          "redrawn", name=["rival", "target"]))
-    if "update" in there:
-        rows = recorded("update", name)
-        said.append(claim(f"On {subject(name)}, under the weight update `obs-iter`, perplexity, against "
-                          "SparseGPT's, {verdicts}.", rows, "update", name=row_names(rows, "metric"),
-                          words=("is lower with the", "is higher with the", "cannot be told with the")))
-    return [each for each in said if each]
+    for table, (first, than, apart, template) in _SAID.items():
+        if table in there:
+            rows = recorded(table, name)
+            about = {"about": subject(name), "draws": rows.get("draws", [0])[0], "verdicts": "{verdicts}"}
+            said.append(_claim(template.format(**about), rows, table, name=row_names(rows, first),
+                               effect="difference" if "difference" in rows else "ratio",
+                               words=(f"is lower {than}", f"is higher {than}", f"cannot be told {apart}")))
+    return said
+
+
+_SAID = {  # by table: what names its rows, what follows "is lower" and "cannot be told", and the sentence
+    "by_seed": ("search", "than Wanda's with", "from Wanda's with",
+                "On {about}, the perplexity of what each search by itself found {verdicts}."),
+    "zero_shot": ("rival", "than with", "from that with",
+                  "On {about}, mean acc over the zero-shot tasks with the metric found {verdicts}."),
+    "redrawn": ("rival", "than that of", "from that of",
+                ("On {about}, with {draws} draws of calibration, gradient and test windows, the perplexity "
+                 "of the metric found there {verdicts}.")),
+    "update": ("metric", "with the", "with the", ("On {about}, under the weight update `obs-iter`, "
+                                                  "perplexity, against SparseGPT's, {verdicts}."))}
 
 
 def record(profile: str = "study") -> int:

@@ -6,8 +6,8 @@ The searches of notebook 04 under several seeds, as many at a time as there are 
 its own; meanwhile the known methods are tested. Of the finalists of each seed of preset `modern` the one with
 the lowest loss on windows of the validation split is what that seed found, and the best of those is the
 winner. Tables are those of `prunekit record`: the winner's perplexity on test windows divided by each
-rival's, and each seed's own by Wanda's, paired, with Holm's correction over all rows; with `--tasks` also
-accuracies of zero-shot tasks, and the winner's mean minus each rival's on the same questions. What is
+rival's, and each other seed's own by Wanda's, paired, with Holm's correction over all rows; with `--tasks`
+also accuracies of zero-shot tasks, and the winner's mean minus each rival's on the same questions. What is
 computed stays in `--folder`, so that a run that was killed goes on where it was, if it is asked for the same;
 kinds of searches may be added.
 """
@@ -43,6 +43,7 @@ from recipes import common
 KNOWN = {"sparsegpt": "sparsegpt", "magnitude (rows)": "W", **{name: str(pk.METHODS[name].tree)
                                      for name in ("wanda", "pruner-zero", "gblm", "ria", "grad-weight")},
          "embedded line": "mul(W, sqrt(sqrt(mul(G, sqrt(X)))))"}  # what the study of `embedded/llama` found
+UNPAIRED = ("winner", "magnitude (rows)", "sparsegpt")  # far off, or updating weights: in `result` alone
 ASKED = ("sparsegpt", "magnitude (rows)", "wanda", "pruner-zero")  # with the winner, the zero-shot tasks
 WINDOWS = ("calibration", "gradient", "search", "select")
 
@@ -108,7 +109,8 @@ def study(model: str, corpus: str, folder: Path, output: Path, *, texts: Sequenc
                 for name, journal in journals.items() if name.startswith("journal-modern")]
         pd.concat(bred).sort_values(["select", "size", "i"]).to_csv(file, index=False)
     finalists = pd.read_csv(file)
-    each = {seed_of(journal, seed): trees.iloc[0] for journal, trees in finalists.groupby("journal")["tree"]}
+    each = {seed_of(journal, seed): trees.iloc[0] for journal, trees in finalists.groupby("journal")["tree"]
+            if journal != finalists.loc[0, "journal"]}  # the winner's rows are in `paired`
     best = {name: str(tree) for name, tree in lowest(searches(pk.history(list(journals.values())))).items()}
     rivals = {"winner": finalists.loc[0, "tree"], **KNOWN, **best}
     tested.add([rivals["winner"], *each.values(), *rivals.values()], test_targets)
@@ -131,15 +133,15 @@ def study(model: str, corpus: str, folder: Path, output: Path, *, texts: Sequenc
 def told(journals: Sequence[Path], finalists: pd.DataFrame, rivals: Mapping[str, str],
          each: Mapping[str, str], targets: Sequence[str], tested: Tested, said: Mapping[str, Any]
          ) -> dict[str, pd.DataFrame]:
-    """The tables of a recorded study, from what was tested. each: what every seed found, by "seed 1"; said:
-    what every result says."""
+    """The tables of a recorded study, from what was tested. each: what every other seed than the
+    winner's found, by "seed 1"; said: what every result says."""
     history, winner = pk.history(journals), rivals["winner"]
     done = [(name, target) for name, tree in rivals.items() for target in targets
             if (tree, target) in tested.rows and (winner, target) in tested.rows]
     rows = [{**row, "method": name, "target": target}
             for name, target in done for row in tested.rows[rivals[name], target]["rows"]]
     against = {(name, target): (winner, rivals[name]) for name, target in done
-               if name not in ("winner", "magnitude (rows)")}
+               if name not in UNPAIRED}
     own = {(name, target): (tree, KNOWN["wanda"]) for name, tree in each.items() for target in targets
            if (tree, target) in tested.rows}
 
@@ -149,8 +151,8 @@ def told(journals: Sequence[Path], finalists: pd.DataFrame, rivals: Mapping[str,
             for (name, target), two in pairs.items() for text in tested.texts}, [first, "target", "text"])
 
     tables = {"seeds": ends(searches(history)), "finalists": finalists, "history": history,
-              "result": pd.DataFrame(rows).assign(**said), "paired": paired("rival", against),
-              "by_seed": paired("search", own)}
+              "result": pd.DataFrame(rows).assign(**said), "paired": paired("rival", against)}
+    tables |= {"by_seed": paired("search", own)} if own else {}
     if tested.tasks:
         places = {("dense", target): Tested.DENSE for target in targets} | {
             (name, target): (rivals[name], target) for name, target in done if name in ASKED}

@@ -10,7 +10,6 @@ from prunekit import figures
 from prunekit.analysis import history
 from prunekit.evaluate.sentences import bounds
 from prunekit.ledger.study import on_first_text, recorded, recorded_by, studies, subject
-from prunekit.metric.catalogue import METHODS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,15 +35,14 @@ def table(name: str) -> dict[str, Any]:
 
 
 def ratios(name: str) -> dict[str, Any]:
-    """The figure of what a study found, against every other line that updates no weights; by Holm if recorded
-    so, of several texts on the first."""
+    """The figure of what a study found, against every other line; by Holm if recorded so, of several texts on
+    the first."""
     rows, text = on_first_text(recorded("paired", name))
-    rows = rows[~rows["rival"].isin([method for method, entry in METHODS.items() if entry.update])]
     by = "intervals by Holm's correction" if "holm_low" in rows else "95 % intervals"
     return {"figure": figures.ratios(rows.rename(columns={"rival": "method"}), "that line"),
             "name": "recorded-paired",
             "caption": f"Recorded study, {subject(name)}: perplexity of its winner{text} divided by that of "
-                       f"each other line without a weight update, with {by} (lower is better)."}
+                       f"each other line, with {by} (lower is better)."}
 
 
 def convergence() -> dict[str, Any]:

@@ -212,7 +212,7 @@ def sentences(name: str) -> list[Claim]:
 
 _SAID = {  # by table: what names its rows, what follows "is lower" and "cannot be told", and the sentence
     "by_seed": ("search", "than Wanda's with", "from Wanda's with",
-                "On {about}, the perplexity of what each search by itself found {verdicts}."),
+                "On {about}, the perplexity of what each other search found {verdicts}."),
     "zero_shot": ("rival", "than with", "from that with",
                   "On {about}, mean acc over the zero-shot tasks with the metric found {verdicts}."),
     "redrawn": ("rival", "than that of", "from that of",

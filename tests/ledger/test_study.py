@@ -142,7 +142,7 @@ def test_a_recorded_study_of_a_real_model_leads(tmp_path, monkeypatch):
 
 def test_the_numbers_of_an_answer_are_those_of_its_tables():
     shown, rows = study.beside("study-smollm2"), pk.recorded("paired", "study-smollm2")
-    assert shown.columns.tolist() == ["target", "text", "Wanda", "found", "ratio"] and len(shown) == 6
+    assert shown.columns.tolist() == ["target", "text", "Wanda", "found", "ratio"] and len(shown) == 9
     for (_, one), (_, row) in zip(shown.iterrows(), rows[rows["rival"] == "wanda"].iterrows(), strict=True):
         assert float(one["found"]) / float(one["Wanda"]) == pytest.approx(row["ratio"], rel=1e-3)
         assert one["ratio"] == "{:.3f} ({:.3f} to {:.3f})".format(*row[["ratio", "holm_low", "holm_high"]])

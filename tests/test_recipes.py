@@ -98,17 +98,13 @@ def test_a_study_is_tested_as_prune_and_perplexity_say_and_goes_on_after_a_kill(
     read, test = (pk.token_windows("embedded", tokenizer, role, n, 32)
                   for role, n in (("calibration", 4), ("test", 8)))
     texts = {"embedded": test, "text": pk.token_windows(text, tokenizer, "test", 8, 32)}
-    dense = {layer.name: layer.weight.clone() for layer in pk.models.layers(model)}
     measured = {}
     for name, tree in (("winner", finalists.loc[0, "tree"]), ("wanda", "wanda")):
-        for layer in pk.models.layers(model):
-            layer.weight.data.copy_(dense[layer.name])
-        pk.prune(model, read, tree, 0.5, "2:4", gradients=pk.Gradients.load(folder / "G.safetensors"),
-                 progress=False)
-        measured |= {(name, text): pk.perplexity(model, ids, 32, progress=False)
-                     for text, ids in texts.items()}
-    for layer in pk.models.layers(model):
-        layer.weight.data.copy_(dense[layer.name])
+        with pk.models.as_it_was(model):
+            pk.prune(model, read, tree, 0.5, "2:4", gradients=pk.Gradients.load(folder / "G.safetensors"),
+                     progress=False)
+            measured |= {(name, text): pk.perplexity(model, ids, 32, progress=False)
+                         for text, ids in texts.items()}
     lines = {(line["tree"], line["target"]): line
              for line in map(json.loads, (folder / "tested.jsonl").read_text().splitlines())}
     found = result.set_index(["method", "target", "text"])["ppl"]

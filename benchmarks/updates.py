@@ -8,8 +8,8 @@ Each part is pruned anew and measured on the same test windows of the corpus and
 in float32 on one thread, and on the first documents of zero-shot tasks, if there is a folder with theirs;
 ratios of perplexity and differences of accuracy are paired against SparseGPT. A cost is the time of pruning
 (of an evolved budget: with its search) by that of a dense pass of the calibration windows, taken just before
-it, since other work on the machine slows both. What the output file has is kept and not measured again, so a
-run that was ended goes on.
+it, since other work on the machine slows both. What the output file has is kept and not measured again, and
+a search has its journal beside it, so a run that was ended goes on.
 """
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ class World:
     """A model, its windows by role, and G."""
 
     def __init__(self, args: argparse.Namespace):
-        self.name, self.evaluations = args.model, args.evaluations
-        self.lines = dict(line.split("=", 1) for line in args.lines) or EVOLVED
+        self.name, self.evaluations, self.output = args.model, args.evaluations, args.output
+        self.lines = dict(args.lines) or EVOLVED
         self.model, tokenizer = pk.load_model(args.model, dtype=args.dtype, device=args.device)
         folders = {task: args.tasks / task for task in TASKS} if args.tasks else {}
         asked = {"tasks": load_tasks([*TASKS], datasets=folders), "limit": args.documents} if folders else {}
@@ -115,8 +115,9 @@ def evolved(world: World, target: Target) -> pk.Budget:
                      device=str(world.model.device))
     evaluator = pk.Evaluator(bench, [str(target)], update="admm", rungs=(16,))
     first = [evaluator.budget(owl(world, target))] if target.pattern == "unstructured" else []
+    journal = world.output.with_name(f"{world.output.stem}-{str(target).replace(':', '-')}.jsonl")
     *_, last = pk.evolve(evaluator, budget=world.evaluations, evolve="budget", budgets=first, lag=1,
-                         progress=False)
+                         journal=journal, progress=False)
     known = {one.index: one for one in (*last.population, last.best)}
     best = sorted(known.values(), key=lambda one: one.order)[:5]
     return known[int(pk.choose(evaluator, best, [world.windows["select"]]).loc[0, "i"])].budget
@@ -167,6 +168,13 @@ def told(word: str, part: str, found: dict[str, Any], base: dict[str, Any]) -> l
     return rows
 
 
+def named(text: str) -> tuple[str, str]:
+    name, equals, line = text.partition("=")
+    if not (name and equals and line):
+        raise argparse.ArgumentTypeError(f"expected NAME=METRIC, not {text!r}")
+    return name, line
+
+
 def documents(answers: dict[str, list[float]]) -> pd.DataFrame:
     return pd.DataFrame([{"task": task, "metric": "acc", "document": str(i), "value": value}
                          for task, values in answers.items() for i, value in enumerate(values)])
@@ -184,7 +192,8 @@ def main() -> None:
     parser.add_argument("--calibration", type=int, default=64, help="windows, and of G as many")
     parser.add_argument("--targets", nargs="+", default=["0.5", "0.6", "0.7", "2:4", "4:8"])
     parser.add_argument("--parts", nargs="*", default=[], help="only these")
-    parser.add_argument("--lines", nargs="*", default=[], help="NAME=METRIC, for the evolved ones in here")
+    parser.add_argument("--lines", nargs="*", type=named, default=[],
+                        help="NAME=METRIC, for the evolved ones in here")
     parser.add_argument("--tasks", type=Path, help="a folder with a data set for each zero-shot task")
     parser.add_argument("--documents", type=int, default=100, help="of each task, the first ones")
     parser.add_argument("--every", type=int, default=1, help="of so many test windows one")

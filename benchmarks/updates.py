@@ -2,14 +2,15 @@
 
     python benchmarks/updates.py --model DIR --corpus FOLDER [--texts FOLDER …] [--windows FILE]
         [--targets 0.6 2:4] [--parts PART …] [--lines NAME=METRIC …] [--every 1] [--evaluations 0]
-        [--tasks FOLDER] [--documents 100] [--output benchmarks/updates.json]
+        [--tasks FOLDER] [--documents 100] --output FILE
 
 Each part is pruned anew and measured on the same test windows of the corpus and of further texts, by default
 in float32 on one thread, and on the first documents of zero-shot tasks, if there is a folder with theirs;
 ratios of perplexity and differences of accuracy are paired against SparseGPT. A cost is the time of pruning
 (of an evolved budget: with its search) by that of a dense pass of the calibration windows, taken just before
 it, since other work on the machine slows both. What the output file has is kept and not measured again, and
-a search has its journal beside it, so a run that was ended goes on.
+a search has its journal beside it, so a run that was ended goes on; a file of other windows, or of another
+model, is refused.
 """
 from __future__ import annotations
 
@@ -32,6 +33,7 @@ from prunekit.choices import TASKS, Target, text_name
 from prunekit.evaluate.compare import compare_means
 from prunekit.evaluate.harness import load_tasks
 from prunekit.evaluate.perplexity import Perplexity
+from prunekit.files import write_atomic
 from prunekit.models import as_it_was
 from prunekit.workbook.protocol import label
 
@@ -198,27 +200,31 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=100, help="of each task, the first ones")
     parser.add_argument("--every", type=int, default=1, help="of so many test windows one")
     parser.add_argument("--evaluations", type=int, default=0, help="of a search for a budget; 0: none")
-    parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
+    parser.add_argument("--output", type=Path, required=True, help="JSON; parts may be added to one")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    args.output.parent.mkdir(parents=True, exist_ok=True)
     result = json.loads(args.output.read_text()) if args.output.exists() else {"rows": [], "parts": {}}
     world = World(args)
+    asked = {"model": label(args.model), "dtype": args.dtype, "seqlen": args.seqlen,
+             "calibration": args.calibration,
+             "windows": {text: len(windows) for text, windows in world.texts.items()}}
+    if other := [name for name, value in asked.items() if result.get(name, value) != value]:
+        parser.error(f"{args.output} is of another {' and '.join(other)}; name a new file.")
     if "dense" not in result:
         where = torch.cuda.get_device_name() if world.model.device.type == "cuda" else "cpu"
-        result |= {"model": label(args.model), "machine": machine(1) | {"device": where},
-                   "dtype": args.dtype, "seqlen": args.seqlen, "calibration": args.calibration,
-                   "windows": {text: len(windows) for text, windows in world.texts.items()},
-                   "dense": {text: world.perplexity(windows).value for text, windows in world.texts.items()},
-                   "dense answers": world.answers()}
+        dense = {text: world.perplexity(windows).value for text, windows in world.texts.items()}
+        result |= asked | {"machine": machine(1) | {"device": where}, "dense": dense,
+                           "dense answers": world.answers()}
     for word in args.targets:
         for part in measure(world, word, args.parts, result["parts"].setdefault(word, {})):
-            args.output.write_text(json.dumps(result) + "\n")
+            write_atomic(args.output, json.dumps(result) + "\n")
             print(word, part, "is measured", flush=True)
     show("target", "part", "text", "perplexity or acc", "by SparseGPT's, or minus", "dense passes")
     show(*["---"] * 6)
     result["rows"] = [row for word, at in result["parts"].items() if BASELINE in at
                       for part, found in at.items() for row in told(word, part, found, at[BASELINE])]
-    args.output.write_text(json.dumps(result) + "\n")
+    write_atomic(args.output, json.dumps(result) + "\n")
     for row in result["rows"]:
         show(row["target"], row["part"], row["text"], f"{row['value']:.3f}",
              f"{row['against']:.4f} ({row['low']:.4f} to {row['high']:.4f})", row["passes"])

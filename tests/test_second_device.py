@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +12,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+SITE = ROOT / "tests" / "simulated" / "site"  # with it on the path, models are placed there
+SMALL = {"dtype": "float32", "budget": 4, "population": 4, "rival_searches": "[grid]", "update_budget": 2,
+         "budget_evaluations": 2, "census_trees": 10, "leaders": 2, "shuffles": 2, "top": 3,
+         "eval_windows": 2, "train_samples": 16, "documents": 4, "divergence_windows": 2}
 REFUSED = """
 import pytest, torch, tests.simulated.device
 x = torch.arange(6.).view(2, 3)
@@ -28,9 +34,10 @@ assert (there[at] + torch.tensor(1.0)).tolist() == [[4, 5, 6]] and there.sum().i
 """
 
 
-def python(*arguments: str) -> str:
-    done = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+def python(*arguments: str, **environment: str) -> str:
+    done = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, check=False,
+                          env=os.environ | environment)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout
 
 
@@ -46,3 +53,15 @@ def test_the_methods_compute_the_same_on_a_device_beside_the_processor():
     assert here.keys() == there.keys()
     for name, numbers in here.items():
         assert there[name] == pytest.approx(numbers, rel=1e-5), name
+
+
+def test_every_notebook_runs_there(tmp_path):
+    for folder in ("notebooks", "params"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
+    settings = [word for name, value in SMALL.items() for word in ("--set", f"{name}={value}")]
+    said = python("-m", "prunekit", "run", "smoke", *settings, PRUNEKIT_HOME=str(tmp_path),
+                  PYTHONPATH=f"{ROOT}{os.pathsep}{SITE}", ACCELERATE_TORCH_DEVICE="sim:0")
+    assert said.count(" done ") == len(list((ROOT / "notebooks").glob("*.ipynb"))), said
+    journal = tmp_path / "runs" / "smoke" / "04_gp_search" / "journal-modern.jsonl"
+    with journal.open(encoding="utf-8") as lines:
+        assert '"device": "sim"' in next(lines)

@@ -34,6 +34,7 @@ from prunekit.evaluate.compare import compare_means
 from prunekit.evaluate.harness import load_tasks
 from prunekit.evaluate.perplexity import Perplexity
 from prunekit.files import write_atomic
+from prunekit.metric.catalogue import resolve
 from prunekit.models import as_it_was
 from prunekit.workbook.protocol import label
 
@@ -136,7 +137,9 @@ def measure(world: World, word: str, only: list[str], known: dict[str, Any]) -> 
             dense = world.dense_pass()
             started = time.perf_counter()
             setting = arguments()
-            needed = world.gradients if "G" in str(setting["method"]) else None
+            searched = time.perf_counter() - started
+            needed = world.gradients if "G" in resolve(setting["method"]).needs else None
+            started = time.perf_counter() - searched  # G is not of this part alone
             try:
                 report = pk.prune(world.model, world.windows["calibration"], gradients=needed, progress=False,
                                   **setting)

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -72,14 +73,17 @@ def replacing_file(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     with writing_to(path):
         there = path.resolve()
+        if there.exists() and not there.is_file() and not there.is_dir():
+            raise UsageError(f"{path} is a device or a pipe, which no file replaces: give another place.")
         there.parent.mkdir(parents=True, exist_ok=True)
+        mode = stat.S_IMODE(there.stat().st_mode) if there.is_file() else 0o644
         handle, temporary = tempfile.mkstemp(dir=there.parent, prefix=".", suffix=there.suffix)
         os.close(handle)
         try:
             yield Path(temporary)
             with open(temporary, "rb+") as file:
                 os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)
+            os.chmod(temporary, mode)
             os.replace(temporary, there)
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
@@ -108,22 +112,26 @@ def environment(**variables: str) -> Iterator[None]:
 
 @contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
-    """A new folder beside this one that takes its place when the block ends; until then, and after a kill,
-    there is the old one."""
+    """A new folder beside this one that takes its place when the block ends; until then, after an error and
+    after a kill, there is the old one (after a kill in the moment of the exchange, from the next call on)."""
     folder = folder.resolve()
     new, old = (folder.with_name(f".{folder.name}.{word}") for word in ("building", "old"))
-    for left in (new, old):
-        shutil.rmtree(left, ignore_errors=True)
-    try:
-        with writing_to(folder):
+    with writing_to(folder):
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        for left in (new, old):
+            shutil.rmtree(left, ignore_errors=True)
+        try:
             new.mkdir(parents=True)
             yield new
             if folder.exists():
                 folder.rename(old)
             new.rename(folder)
-    finally:
-        for left in (new, old):
-            shutil.rmtree(left, ignore_errors=True)
+        finally:
+            if old.exists() and not folder.exists():
+                old.rename(folder)
+            for left in (new, old):
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def write_atomic(path: Path, text: str) -> None:

@@ -439,14 +439,14 @@ def as_it_was(model: nn.Module) -> Iterator[Callable[[], None]]:
 @contextmanager
 def in_eval_mode(*models: nn.Module) -> Iterator[None]:
     """For a while; afterwards each is in the mode that it was in."""
-    before = [(model, model.training) for model in models]
+    before = [(module, module.training) for model in models for module in model.modules()]
     try:
         for model in models:
             model.eval()
         yield
     finally:
-        for model, training in before:
-            model.train(training)
+        for module, training in before:
+            module.training = training
 
 
 def _refuse_unseen(model: nn.Module, block: nn.Module, prefix: str, seen: set[int]) -> None:

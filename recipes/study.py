@@ -27,7 +27,8 @@ from torch import Tensor, nn
 
 import prunekit as pk
 from prunekit.analysis.history import ends, lowest, searches
-from prunekit.choices import Target, text_name
+from prunekit.choices import Target, check_texts, text_name
+from prunekit.errors import UsageError, did_you_mean
 from prunekit.evaluate.compare import compare_many, compare_means
 from prunekit.evaluate.harness import load_tasks
 from prunekit.evaluate.measure import prune_and_measure
@@ -45,12 +46,13 @@ KNOWN = {"sparsegpt": "sparsegpt", "magnitude (rows)": "W", **{name: str(pk.METH
          "embedded line": "mul(W, sqrt(sqrt(mul(G, sqrt(X)))))"}  # what the study of `embedded/llama` found
 UNPAIRED = ("winner", "magnitude (rows)", "sparsegpt")  # far off, or updating weights: in `result` alone
 ASKED = ("sparsegpt", "magnitude (rows)", "wanda", "pruner-zero")  # with the winner, the zero-shot tasks
+KINDS = ("paper", "modern", "random", "grid", "parametric")
 WINDOWS = ("calibration", "gradient", "search", "select")
 
 
 def study(model: str, corpus: str, folder: Path, output: Path, *, texts: Sequence[str] = (),
           targets: Sequence[str] = ("0.6", "2:4"), test_targets: Sequence[str] = ("0.5", "0.6", "2:4"),
-          kinds: Sequence[str] = ("paper", "modern", "random", "grid", "parametric"), budget: int = 200,
+          kinds: Sequence[str] = KINDS, budget: int = 200,
           paper_budget: int = 350, population: int = 20, grid_steps: int = 12, repeats: int = 3,
           calibration: int = 64, gradient: int = 32, search: int = 8, select: int = 8, test: int = 0,
           tasks: Sequence[str] = (), task_data: Path | None = None,
@@ -61,19 +63,26 @@ def study(model: str, corpus: str, folder: Path, output: Path, *, texts: Sequenc
 
     Algorithm 1 (`paper`) stops no candidate early: it has one seed, and a budget of its own.
 
-    Raises UsageError as `evolve` does, and for a folder that holds what was computed with other settings.
+    Raises UsageError as `evolve` does, for what cannot be asked (before anything is computed), and for a
+    folder that holds what was computed with other settings.
     """
     targets, test_targets, texts, kinds = list(targets), list(test_targets), list(texts), list(kinds)
     tasks, task_targets = list(tasks), list(task_targets)
     asked = {key: value for key, value in locals().items()
              if key not in ("folder", "output", "kinds", "workers", "progress")}
+    check(corpus, texts, kinds, [targets, test_targets, task_targets if tasks else []])
+    others = [kind for kind in kinds if kind != "paper"]
+    plan = planned(["paper"] * ("paper" in kinds), paper_budget, population, seed)
+    plan |= planned(others, budget, population, seed, repeats, grid_steps)
+    datasets = {task: task_data / task for task in tasks} if task_data else None
+    loaded_tasks = load_tasks(tasks, datasets=datasets) if tasks else {}
+    network, tokenizer = pk.load_model(model, dtype=dtype, device=device)  # from the hub, if it is there
     asked |= {"weights": fingerprint(model), "task_data": str(task_data or "")}
     began, started = time.time(), time.strftime("%Y-%m-%d %H:%M:%S")
     folder.mkdir(parents=True, exist_ok=True)
     if (file := folder / "asked.json").exists():
         common.refuse_other(folder, read_json(file.read_text(encoding="utf-8")), asked)
     write_atomic(file, json.dumps(asked, indent=1) + "\n")
-    network, tokenizer = pk.load_model(model, dtype=dtype, device=device)
     of = {role: pk.token_windows(corpus, tokenizer, role, asked[role], seqlen, seed) for role in WINDOWS}
     held_out = {text_name(text): pk.token_windows(text, tokenizer, "test", test, seqlen)
                 for text in (corpus, *texts)}
@@ -83,9 +92,6 @@ def study(model: str, corpus: str, folder: Path, output: Path, *, texts: Sequenc
     bench = pk.Bench(model, of["calibration"], of["search"], gradients=gradients, dtype=dtype, device=device)
     evaluator = pk.Evaluator(bench, targets, rungs=[max(1, search // part) for part in (4, 2)], seed=seed)
     evaluator.save(folder / "evaluator.safetensors")
-    others = [kind for kind in kinds if kind != "paper"]
-    plan = planned(["paper"] * ("paper" in kinds), paper_budget, population, seed)
-    plan |= planned(others, budget, population, seed, repeats, grid_steps)
     journals = {name: folder / f"{name}.jsonl" for name in plan}
 
     def run(name: str) -> None:
@@ -93,9 +99,7 @@ def study(model: str, corpus: str, folder: Path, output: Path, *, texts: Sequenc
             list(pk.evolve(evaluator, journal=journals[name], executor=executor, progress=progress,
                            **plan[name]))
 
-    datasets = {task: task_data / task for task in tasks} if task_data else None
-    asks = {"tokenizer": tokenizer, "tasks": load_tasks(tasks, datasets=datasets),
-            "limit": documents or None} if tasks else {}
+    asks = {"tokenizer": tokenizer, "tasks": loaded_tasks, "limit": documents or None} if tasks else {}
     tested = Tested(folder / "tested.jsonl", network, of["calibration"], held_out, gradients, asks)
     with ThreadPoolExecutor(max(1, workers)) as side:
         under_way = [side.submit(run, name) for name in plan]
@@ -128,6 +132,20 @@ def study(model: str, corpus: str, folder: Path, output: Path, *, texts: Sequenc
     with replacing(output) as place:
         write(place, tables, {"04_gp_search": made})
     return tables["paired"]
+
+
+def check(corpus: str, texts: Sequence[str], kinds: Sequence[str], targets: Sequence[Sequence[str]]) -> None:
+    """Raise UsageError for what `study` cannot do. targets: of the search, of the test, of the tasks."""
+    check_texts(corpus, texts)
+    for target in itertools.chain(*targets):
+        Target.parse(target)
+    if unknown := [kind for kind in kinds if kind not in KINDS]:
+        raise UsageError(f"no search is called {unknown[0]!r:.60}{did_you_mean(unknown[0], KINDS)}")
+    if "modern" not in kinds:
+        raise UsageError("the winner is one of preset modern's: name it among the kinds.")
+    if others := [target for target in targets[2] if target not in targets[1]]:
+        raise UsageError(f"tasks are asked at {others[0]!r:.20}, where perplexity is not tested: add it to "
+                         "test_targets, or leave it out.")
 
 
 def told(journals: Sequence[Path], finalists: pd.DataFrame, rivals: Mapping[str, str],

@@ -200,3 +200,39 @@ def test_runs_and_reports_are_tried_before_a_notebook_runs(tmp_path, monkeypatch
     assert f"{part}/tiny cannot be written (" in capsys.readouterr().err
     with pytest.raises(pk.UsageError, match="cannot be written"), replacing(tmp_path / part / "tiny"):
         pass
+
+
+def test_a_folder_whose_exchange_fails_or_is_killed_is_the_old_one(tmp_path, monkeypatch):
+    folder = tmp_path / "study"
+    folder.mkdir()
+    (folder / "old.txt").write_text("old")
+    rename = files.Path.rename
+
+    def refuse(self, target):
+        if self.name.endswith(".building"):
+            raise OSError(errno.EACCES, "no")
+        return rename(self, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(files.Path, "rename", refuse)
+        with pytest.raises(pk.UsageError, match="cannot be written"), replacing(folder) as place:
+            (place / "new.txt").write_text("new")
+    assert [file.name for file in tmp_path.rglob("*.txt")] == ["old.txt"] and folder.is_dir()
+    folder.rename(tmp_path / ".study.old")  # a kill between the two renames
+    with pytest.raises(KeyError), replacing(folder):
+        raise KeyError
+    assert (folder / "old.txt").read_text() == "old"
+    with replacing(folder) as place:
+        (place / "new.txt").write_text("new")
+    assert [path.name for path in tmp_path.iterdir()] == ["study"] and not (folder / "old.txt").exists()
+
+
+def test_a_file_keeps_its_mode_and_a_pipe_is_not_replaced(tmp_path):
+    write_atomic(tmp_path / "secret", "a")
+    (tmp_path / "secret").chmod(0o600)
+    write_atomic(tmp_path / "secret", "b")
+    assert (tmp_path / "secret").stat().st_mode & 0o777 == 0o600
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(pk.UsageError, match="a device or a pipe"):
+        write_atomic(tmp_path / "pipe", "text")
+    assert (tmp_path / "pipe").is_fifo()

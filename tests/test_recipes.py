@@ -173,3 +173,14 @@ def test_a_recipes_parameters_are_its_command_line(capsys):
     told = " ".join(capsys.readouterr().out.split())
     assert told.startswith("usage: python -m recipes.study") and "(default: 200)" in told
     assert "--model MODEL a name or directory, as for load_model --corpus" in told
+
+
+@pytest.mark.parametrize("wrong, sentence", [
+    ({"kinds": ["modren"]}, "no search is called 'modren'"), ({"kinds": ["grid"]}, "preset modern"),
+    ({"test_targets": ["60"]}, "60"), ({"texts": ["a/news.txt", "b/news.txt"]}, "two texts called 'news'"),
+    ({"tasks": ["embedded_recall"], "test_targets": ["0.6"], "task_targets": ["0.5"]}, "not tested"),
+    ({"grid_steps": 16}, "1 to 15")])
+def test_what_a_study_cannot_do_is_said_before_anything_is_kept(tmp_path, wrong, sentence):
+    with pytest.raises(UsageError, match=sentence):
+        study("embedded/llama", "embedded", tmp_path / "kept", tmp_path / "found", **wrong)
+    assert not (tmp_path / "kept").exists()

@@ -79,7 +79,7 @@ def compare(a: Perplexity, b: Perplexity) -> Comparison:
     a, b: `Perplexity` on the same windows, in the order of the text. Raises UsageError if they are not
     paired.
     """
-    differences = _differences(a, b)
+    differences = loss_differences(a, b)
     ratio, *interval = exp_mean(differences)
     mean = mean_of(differences, running=True)
     with np.errstate(over="ignore"):
@@ -105,7 +105,7 @@ def compare_many(pairs: Mapping[Any, tuple[Perplexity, Perplexity]], names: Sequ
     p = [c.p for c in found.values()]
     rows = []
     for (name, c), p_holm, level in zip(found.items(), holm(p), holm_levels(p), strict=True):
-        _, low, high = exp_mean(_differences(*pairs[name]), level)
+        _, low, high = exp_mean(loss_differences(*pairs[name]), level)
         rows.append({"name": name, "ratio": c.ratio, "low": c.interval[0], "high": c.interval[1], "n": c.n,
                      "correlation": c.correlation, "p": c.p, "p_holm": p_holm, "holm_low": low,
                      "holm_high": high, "detectable": c.detectable, "verdict": verdict(p_holm, c.ratio - 1)})
@@ -168,7 +168,8 @@ def compare_draws(draws: Sequence[Mapping[tuple[str, str], Measured]], first: st
     return pd.DataFrame(rows, columns=["rival", "target", "draws", "ratio", "low", "high", "p_holm"])
 
 
-def _differences(a: Perplexity, b: Perplexity) -> np.ndarray:
+def loss_differences(a: Perplexity, b: Perplexity) -> np.ndarray:
+    """a's loss minus b's, window by window. Raises UsageError if they are not of the same windows."""
     if len(a.nll) != len(b.nll) or a.meta.get("seqlen") != b.meta.get("seqlen"):
         raise UsageError(f"perplexities over {len(a.nll)} and {len(b.nll)} windows are not paired; evaluate "
                          "both on the same.")
@@ -303,6 +304,8 @@ def compare_means(pairs: Mapping[Any, tuple[pd.DataFrame, pd.DataFrame]], metric
     def mean(pair: tuple[pd.DataFrame, pd.DataFrame], level: float = LEVEL) -> pd.Series:
         return compare_documents(*pair, metric, level=level).iloc[-1].drop("task")
 
+    if not pairs:
+        raise UsageError("there are no pairs of answers to compare; give at least one.")
     frame = pd.DataFrame([{"name": name, **mean(pair)} for name, pair in pairs.items()])
     frame["p_holm"] = holm(frame["p"])
     corrected = [mean(*at) for at in zip(pairs.values(), holm_levels(frame["p"]), strict=True)]

@@ -59,12 +59,16 @@ def divergence(model: nn.Module, dense: nn.Module, tokens: Tensor, seqlen: int =
     check_windows(model, windows)
     kl, changed = [], []
     with in_eval_mode(model, dense), torch.no_grad():
-        here, there = logit_pieces(model), logit_pieces(dense)
-        for batch in batches(windows, batch_tokens(model), "divergence", progress):
+        tokens = batch_tokens(model)
+        here, there = logit_pieces(model, tokens), logit_pieces(dense, tokens)
+        for batch in batches(windows, tokens, "divergence", progress):
             parts = [_compare(q, p.to(q.device)) for q, p in zip(here(batch), there(batch), strict=True)]
             for kept, values in zip((kl, changed), zip(*parts, strict=True), strict=True):
                 kept.append(torch.cat(values).double().view(len(batch), -1).mean(1))
     kl, changed = (torch.cat(values).cpu().numpy() for values in (kl, changed))
+    if wrong := int((~np.isfinite(kl)).sum()):
+        raise UsageError(f"the divergence of {wrong} of {len(kl)} windows is not finite; evaluate in "
+                         "float32.")
     return Divergence(kl, changed, {"seqlen": seqlen, **(meta or {})})
 
 

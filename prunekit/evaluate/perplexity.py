@@ -108,15 +108,16 @@ def window_losses(model: nn.Module) -> Callable[[Tensor], Tensor]:
     return losses
 
 
-def logit_pieces(model: nn.Module) -> Callable[[Tensor], Iterator[Tensor]]:
+def logit_pieces(model: nn.Module, tokens: int | None = None) -> Callable[[Tensor], Iterator[Tensor]]:
     """ids (n, seqlen) -> logits of the n * (seqlen - 1) predictions in order, in pieces (tokens, vocabulary).
 
-    A piece holds at most LOGIT_BUDGET logits, or one window where the head cannot be applied apart.
+    A piece holds at most LOGIT_BUDGET logits, or one window where the head cannot be applied apart. tokens:
+    of a batch, as of `batch_tokens`, which it grows with.
     """
     device, head = model.get_input_embeddings().weight.device, model.get_output_embeddings()
     body = getattr(model, model.base_model_prefix, None)
     direct = body is not None and head is not None and _head_is_all(model, body, head, device)
-    budget = LOGIT_BUDGET * batch_tokens(model) // walk.BATCH_TOKENS
+    budget = LOGIT_BUDGET * (tokens or batch_tokens(model)) // walk.BATCH_TOKENS
     chunk = max(1, budget // model.get_input_embeddings().num_embeddings)
 
     def pieces(ids: Tensor) -> Iterator[Tensor]:

@@ -113,7 +113,7 @@ def bounds(rows: pd.DataFrame) -> list[str]:
 
 def _places(row: Sequence[float], null: float) -> int:
     places, (_, low, high) = decimals(row, null, 2), row
-    while low != high and places < 9 and f"{low:.{places}f}" == f"{high:.{places}f}":
+    while low < high and places < 9 and f"{low:.{places}f}" == f"{high:.{places}f}":
         places += 1  # an interval has two ends
     return places
 

@@ -22,7 +22,9 @@ from peft import LoraConfig, PeftModel
 from torch import Tensor, nn
 
 from prunekit.errors import UsageError
+from prunekit.evaluate.compare import loss_differences
 from prunekit.evaluate.intervals import mean_of
+from prunekit.files import writing_to
 from prunekit.lora import layers as lora
 from prunekit.lora.options import LoraOptions
 from prunekit.lora.training import train
@@ -57,10 +59,10 @@ def finetune_lora(model: nn.Module, windows: Tensor, options: LoraOptions = Lora
     held = round(options.validation * len(windows)) if options.eval_samples else 0
     if held >= len(windows):
         raise UsageError(f"{len(windows)} windows leave none to train on; give more.")
-    weights = [layer.weight for layer in layers]
     job = {"options": json.loads(json.dumps(asdict(options))), "masked": masked,
            "windows": _digest([windows]),
-           "model": _digest(part for W in weights for part in (W.flatten()[:2**16], (W != 0).sum()))}
+           "model": _digest(part for parameter in model.parameters()
+                            for part in (parameter.flatten()[:2**16], (parameter != 0).sum()))}
     config = LoraConfig(r=options.rank, lora_alpha=options.alpha, lora_dropout=options.dropout,
                         target_modules=[layer.name for layer in layers], task_type="CAUSAL_LM",
                         fan_in_fan_out=layers[0].transposed)
@@ -176,7 +178,8 @@ class Tuned:
         last: at no moment do adapters lie there without their own masks, or with others'.
         """
         adapters, folder = self._open(), Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        with writing_to(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".", dir=folder) as aside:
             if self.masked:
                 keep = {name: self.model.get_submodule(name).kept for name in self.layers}
@@ -202,8 +205,8 @@ def recovered(dense: Perplexity, pruned: Perplexity, tuned: Perplexity) -> tuple
     All three on the same windows; the interval is that of the windows' first-order parts in the share (delta
     method). Raises UsageError if they are not.
     """
-    if len({len(measured.nll) for measured in (dense, pruned, tuned)}) > 1:
-        raise UsageError("the three perplexities are not over the same windows; evaluate all on the same.")
+    for measured in (pruned, tuned):
+        loss_differences(measured, dense)
     gap = pruned.value - dense.value
     share = (pruned.value - tuned.value) / gap
     # What each window adds to a perplexity, to first order.

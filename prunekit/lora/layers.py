@@ -167,9 +167,11 @@ def with_masks(config: LoraConfig, masked: bool) -> LoraConfig:
 
 def attach(model: nn.Module, config: LoraConfig, masked: bool, seed: int) -> PeftModel:
     """Put new adapters into the model. Raises UsageError where a merge would change another module."""
+    trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     with torch.random.fork_rng(), quiet_peft():
         torch.manual_seed(seed)
         adapters = get_peft_model(model, with_masks(config, masked))
+    adapters.trained_before = trained
     places = list(model.named_parameters(remove_duplicate=False))
     uses = Counter(id(parameter) for _, parameter in places)
     for name, parameter in places:
@@ -251,8 +253,11 @@ def quiet_peft() -> Iterator[None]:
 
 
 def detach(adapters: PeftModel, model: nn.Module) -> None:
+    """Take the adapters out; what required a gradient before they came does so again."""
     adapters.unload()
-    model.requires_grad_(True).eval()
+    model.eval()
+    for parameter, flag in adapters.trained_before:
+        parameter.requires_grad_(flag)
 
 
 def merge_layer(module: LoraLinear, masked: bool) -> dict[str, Any]:

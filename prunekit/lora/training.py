@@ -18,7 +18,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from transformers.utils import logging
 
 from prunekit.errors import UsageError
-from prunekit.files import file_hash, write_atomic
+from prunekit.files import file_hash, read_json, write_atomic
 from prunekit.progress import tqdm
 
 if TYPE_CHECKING:
@@ -41,10 +41,10 @@ def train(model: nn.Module, training: Tensor, validation: Tensor, options: LoraO
     watch = Watch(job, progress)
     read, held = ([{"input_ids": window, "labels": window} for window in part]
                   for part in (training, validation))
-    trainer = Trainer(model, arguments, train_dataset=read, eval_dataset=held or None, callbacks=[watch])
-    trainer.remove_callback(PrinterCallback)
     memory = Memory(arguments.device)
-    with torch.random.fork_rng(), _quiet():
+    with torch.random.fork_rng(), _quiet(), _as_configured(model, options.gradient_checkpointing):
+        trainer = Trainer(model, arguments, train_dataset=read, eval_dataset=held or None, callbacks=[watch])
+        trainer.remove_callback(PrinterCallback)
         trainer.train(resume_from_checkpoint=str(last) if last else None)
     model.eval()
     tokens = training.shape[1] * options.batch * max(1, arguments.world_size)
@@ -83,6 +83,20 @@ def _arguments(model: nn.Module, options: LoraOptions, folder: Path, windows: in
 
 
 @contextmanager
+def _as_configured(model: nn.Module, recomputed: bool) -> Iterator[None]:
+    """Afterwards the cache is as before the Trainer switched it off, and activations are kept again."""
+    cache = model.config.use_cache
+    try:
+        yield
+    finally:
+        model.config.use_cache = cache
+        if recomputed:
+            name = next(iter(_checkpointing(True)))  # the method is called as the argument is
+            getattr(model, f"{name}_disable")()
+            model.disable_input_require_grads()
+
+
+@contextmanager
 def _quiet() -> Iterator[None]:
     before = logging.get_verbosity()
     logging.set_verbosity_error()
@@ -107,12 +121,16 @@ def resumable(folder: Path, job: dict[str, Any]) -> Path | None:
     """
     marks = folder.glob(f"checkpoint-*/{_MARK}")
     for file in sorted(marks, key=lambda file: file.stat().st_mtime_ns, reverse=True):
-        mark = json.loads(file.read_text(encoding="utf-8"))
-        if mark["job"] != job:
+        try:
+            mark = read_json(file.read_bytes())
             other = ", ".join(key for key in job if mark["job"].get(key) != job[key])
+            files = mark["files"]
+        except (ValueError, TypeError, KeyError, AttributeError):  # damaged
+            continue
+        if other:
             raise UsageError(f"the checkpoints in {folder} are of another fine-tuning (other {other}); give "
                              "another folder, or remove them.")
-        if mark["files"] == _hashes(file.parent):
+        if files == _hashes(file.parent):
             return file.parent
     return None
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from prunekit.choices import parse_pattern
 from prunekit.errors import UsageError
 from prunekit.pruning.masks import keep_mask, zero_out
+from prunekit.pruning.obs import check_count, ladder
 
 Score = Callable[[Tensor], Tensor]  # current weights (out, in) -> what the mask ranks (out, in); float32
 
@@ -37,12 +38,14 @@ class AdmmOptions:
     rho: float = 0.7
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "damping", tuple(self.damping))  # a list, as JSON has it
-        if not 0 <= self.growth <= self.iterations or self.iterations < 1:
+        object.__setattr__(self, "damping", ladder(self.damping))
+        check_count("iterations", self.iterations, 1)
+        check_count("growth", self.growth, 0)
+        if self.growth > self.iterations:
             raise UsageError(f"{self.growth} iterations of growth do not fit into {self.iterations} in all; "
                              "give 0 <= growth <= iterations and iterations >= 1.")
-        if not self.damping or not all(value > 0 for value in (*self.damping, self.rho)):
-            raise UsageError(f"damping {self.damping} and rho {self.rho} must be above 0.")
+        if not self.rho > 0:
+            raise UsageError(f"rho {self.rho} must be above 0.")
         if not 0 < self.relaxation < 2:
             raise UsageError(f"relaxation {self.relaxation} must be above 0 and below 2, where it converges.")
 

@@ -96,6 +96,7 @@ def owl_budget(model: nn.Module, windows: Tensor, sparsity: float, *, threshold:
     u = 2 * (r - r.min()) / (r.max() - r.min()) if r.max() > r.min() else torch.zeros_like(r)
     budget = (sparsity + spread * (u.mean() - u)).tolist()
     if min(budget) < 0 or max(budget) >= 1:
-        raise UsageError(f"a spread of {spread} around sparsity {sparsity} gives a block {max(budget):.2f}; "
+        raise UsageError(f"a spread of {spread} around sparsity {sparsity} gives a block "
+                         f"{min(budget) if min(budget) < 0 else max(budget):.2f}; "
                          "take a smaller spread.")
     return budget

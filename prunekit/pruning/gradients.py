@@ -47,7 +47,7 @@ class LayerTensors(Mapping[str, Tensor]):
         for name, tensor in tensors.items():
             place = _place(name)
             if place is None:
-                raise UsageError(f"{self.kind} '{name}' names no layer of a decoder block; collect the "
+                raise UsageError(f"{self.kind} {name!r:.60} names no layer of a decoder block; collect the "
                                  f"{self.kind}s again.")
             if self._names.setdefault(place, name) != name:
                 raise UsageError(f"the {self.kind}s hold one layer under two names, {self._names[place]} and "
@@ -95,9 +95,15 @@ class LayerTensors(Mapping[str, Tensor]):
         return tuple(layer.weight.shape)
 
     def save(self, path: str | Path, *, dtype: torch.dtype | None = None) -> Path:
-        """Write a .safetensors file that says how it was made; `dtype=torch.float16` halves it."""
+        """Write a .safetensors file that says how it was made; `dtype=torch.float16` halves it.
+
+        Raises UsageError if that dtype cannot hold what was finite, and if the file cannot be written."""
         path = Path(path)
         tensors = {name: tensor.to("cpu", dtype).contiguous() for name, tensor in self.items()}
+        for name, tensor in tensors.items() if dtype else ():
+            if self[name].isfinite().all() and not tensor.isfinite().all():
+                raise UsageError(f"the {self.kind} of layer {name} is beyond {dtype}; save it in float32, or "
+                                 "in bfloat16.")
         with replacing_file(path) as file:
             meta = json.dumps(self.meta, sort_keys=True)
             save_file(tensors, file, metadata={"kind": self.kind, "prunekit": meta})
@@ -150,10 +156,10 @@ class Activations(LayerTensors):
 
 def _place(name: str) -> tuple[int, str] | None:
     """(block, place in the block) of `model.layers.0.self_attn.q_proj` or `self_attn.q_proj_layer_0`."""
-    published = re.fullmatch(r"(.+)_layer_(\d+)", name)
+    published = re.fullmatch(r"(.+)_layer_(\d{1,6})", name)
     if published:
         return int(published[2]), published[1]
-    path = re.fullmatch(r"[^\d]*?\.(\d+)\.(.+)", name)
+    path = re.fullmatch(r"[^\d]*?\.(\d{1,6})\.(.+)", name)
     return (int(path[1]), path[2]) if path else None
 
 
@@ -175,7 +181,7 @@ def _read_pth(path: Path, kind: str) -> dict[str, Tensor]:
         raise UsageError(f"{kind} file {path} is neither safetensors nor a file of plain tensors; it is "
                          "damaged or holds code, which is never run. Collect it again.") from error
     named = isinstance(content, dict) and all(isinstance(name, str) for name in content)
-    if not named or not all(isinstance(tensor, Tensor) for tensor in content.values()):
+    if not named or not all(isinstance(x, Tensor) and not x.is_meta for x in content.values()):
         raise UsageError(f"{kind} file {path} does not map layer names to tensors; collect it again.")
     return content
 
@@ -349,6 +355,7 @@ def _differentiating(model: nn.Module, parameters: list[nn.Parameter],
             handle.remove()
         for parameter, flag in before:
             parameter.requires_grad_(flag)
+        for parameter in parameters:
             parameter.grad = None
 
 

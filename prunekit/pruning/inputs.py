@@ -4,6 +4,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from threading import Lock
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ from torch import Tensor
 from prunekit.errors import UsageError
 from prunekit.pruning.masks import finite, remedy
 from prunekit.pruning.walk import Step
+
+_PRECISION = Lock()  # of products, which is the whole process's
 
 _CHUNK = 256  # tokens squared at once
 
@@ -72,12 +75,13 @@ def _gram(x: Tensor) -> Tensor:
     if x.dtype != torch.bfloat16 or x.device.type != "cpu":
         return exact.T @ exact
     backend = torch.backends.mkldnn.matmul
-    before = backend.fp32_precision
-    try:
-        backend.fp32_precision = "bf16"
-        return exact.T @ exact
-    finally:
-        backend.fp32_precision = before
+    with _PRECISION:
+        before = backend.fp32_precision
+        try:
+            backend.fp32_precision = "bf16"
+            return exact.T @ exact
+        finally:
+            backend.fp32_precision = before
 
 
 @cache

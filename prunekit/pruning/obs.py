@@ -1,10 +1,12 @@
 """The Optimal Brain Surgeon update: SparseGPT's solver (arXiv 2301.00774), for any metric."""
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,10 +26,40 @@ _refused: set[torch.device] = set()  # where that did not do what the loop does
 @dataclass(frozen=True)
 class ObsOptions:
     """block_size: columns whose mask is chosen together. damping: share of mean(diag H) added to its
-    diagonal, each tried in turn until the factorization succeeds."""
+    diagonal, each tried in turn until the factorization succeeds.
+
+    Raises UsageError on values that solve nothing.
+    """
 
     block_size: int = 128
     damping: tuple[float, ...] = (0.01, 0.1, 1.0)
+
+    def __post_init__(self) -> None:
+        check_count("block_size", self.block_size, 1)
+        object.__setattr__(self, "damping", ladder(self.damping))
+
+
+def check_blocks(options: ObsOptions, pattern: str) -> int:
+    """The width of a pattern's groups, 1 without one. Raises UsageError if one is wider than a block."""
+    group = (parse_pattern(pattern) or (0, 1))[1]
+    if group > options.block_size:
+        raise UsageError(f"block size {options.block_size} is smaller than a group of pattern {pattern}; "
+                         f"give {group} or more.")
+    return group
+
+
+def check_count(name: str, value: Any, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise UsageError(f"{name} {value!r:.40} is no whole number from {least} on.")
+
+
+def ladder(damping: Any) -> tuple[float, ...]:
+    """Dampings to be tried in turn, as a tuple (JSON has a list). Raises UsageError if one is not above 0."""
+    given = tuple(damping) if isinstance(damping, Sequence) and not isinstance(damping, str) else (damping,)
+    numbers = [value for value in given if isinstance(value, (int, float)) and 0 < value < math.inf]
+    if not given or len(numbers) < len(given):
+        raise UsageError(f"damping {damping!r:.60} must be one or more numbers above 0.")
+    return given
 
 
 @dataclass(frozen=True)
@@ -97,11 +129,7 @@ def obs_update(W: Tensor, factor: Factor, sparsity: float, pattern: str, *, keep
     Raises UsageError if a group of the pattern is wider than a block, and if a score or a new weight is not
     finite.
     """
-    U, ratio = factor.U, parse_pattern(pattern)
-    group = ratio[1] if ratio else 1
-    if group > options.block_size:
-        raise UsageError(f"block size {options.block_size} is smaller than a group of pattern {pattern}; "
-                         f"give {group} or more.")
+    U, ratio, group = factor.U, parse_pattern(pattern), check_blocks(options, pattern)
     block = options.block_size - options.block_size % group
     W.masked_fill_(factor.dead, 0)
     given, keep = keep is not None, torch.ones_like(W, dtype=torch.bool) if keep is None else keep

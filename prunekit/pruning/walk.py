@@ -15,7 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.errors import UsageError
-from prunekit.models import Layer, check_windows, decoder_blocks, prunable_layers, refuse_offloaded
+from prunekit.models import (
+    Layer,
+    check_windows,
+    decoder_blocks,
+    in_eval_mode,
+    prunable_layers,
+    refuse_offloaded,
+)
 from prunekit.progress import tqdm
 from prunekit.pruning.experts import ExpertInputs, one_by_one
 
@@ -156,10 +163,8 @@ class Walk:
 
     @torch.no_grad()
     def __iter__(self) -> Iterator[Step]:
-        training = self.model.training
-        self.model.eval()
         try:
-            with one_by_one(self.model):
+            with in_eval_mode(self.model), one_by_one(self.model):
                 groups, rewrap = self._probe()
                 self._prepare(rewrap)
                 steps = [Step(i, f"{self.path}.{i}", block, self.layers[i], groups[i], self)
@@ -170,7 +175,6 @@ class Walk:
                         if not step._outputs_kept and step is not steps[-1]:
                             self._forward(step, store=True)
         finally:
-            self.model.train(training)
             self._hidden, self._calls = [], []
 
     # --- one ordinary forward pass --------------------------------------------------------------------------

@@ -33,7 +33,7 @@ _STACKED = 2**24  # scores that a GPU ranks at once: of small layers many, where
 
 def fast_dtype(device: str = "auto") -> str:
     """bfloat16 where it is computed in hardware, else float32: emulated, it is about eight times slower."""
-    if device == "cpu" or device == "auto" and not torch.cuda.is_available():
+    if device == "cpu" or device in ("auto", "balanced") and not torch.cuda.is_available():
         cpu = torch.cpu  # torch has no public question
         return "bfloat16" if cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported() else "float32"
     return "bfloat16"
@@ -109,7 +109,7 @@ class Bench:
 
     def decide_again(self, method: Method, index: int, target: Target, options: Any = None) -> Decision:
         """`decide` at one target, remembered: of two budgets most layers have the same."""
-        key = str(method.tree), method.update, index, target
+        key = str(method.tree), method.update, index, target, options
         if key not in self._made:
             decision = self.decide(method, index, [target], options)[0]
             rounded = None if decision.W is None else decision.W.to(self.dense[index].dtype)

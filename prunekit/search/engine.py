@@ -36,7 +36,9 @@ from prunekit.search.workers import Task, Workers
 # it gives, so that a fault of theirs can be mended while a search stands still.
 DECIDING = ("metric/*.py", "search/engine.py", "search/operators.py", "search/presets.py",
             "search/budgets.py", "search/random_trees.py", "search/records.py", "search/state.py",
-            "search/bench.py", "search/evaluator.py", "pruning/*.py", "evaluate/perplexity.py")
+            "search/bench.py", "search/evaluator.py", "pruning/*.py", "evaluate/perplexity.py",
+            "choices.py", "models.py")
+_HOPELESS = 1000  # candidates, all of which were refused
 
 
 # Algorithm 1 of the paper, and where it is:
@@ -61,7 +63,8 @@ def evolve(evaluator: Callable[..., Any], preset: str | Preset = "modern", budge
     what is assumed.
 
     Raises UsageError for an unknown preset or field, values that cannot be, a loss that is no number, a
-    journal of another search, in use, or damaged, and a disk that is full.
+    journal of another search, in use, or damaged, a disk that is full, and where the first thousand
+    candidates are all refused.
     """
     chosen = find_preset(preset, **changes)
     budget = chosen.budget if budget is None else budget
@@ -111,6 +114,7 @@ class _Loop:
         self.recorded = {event["i"] for event in self.replay if event["event"] != "propose"}
         self.pending: dict[int, Task | int] = {}
         self.races: dict[int, Race | None] = {}
+        self.refused = ""
         self.started = time.perf_counter()
 
     def step(self) -> bool:
@@ -122,6 +126,9 @@ class _Loop:
         while len(search.proposed) - search.settled < search.preset.lag:
             self._propose()
         self._settle(search.settled)
+        if search.settled >= _HOPELESS and not search.counted:
+            raise UsageError(f"all of the first {search.settled} candidates were refused, the last one since "
+                             f"{self.refused}; look at the evaluator.")
         return True
 
     def _propose(self) -> None:
@@ -161,6 +168,7 @@ class _Loop:
                                  "seconds": round(time.perf_counter() - started, 3),
                                  "host": self.workers.host})
         self.races.pop(index, None)
+        self.refused = event.get("why", self.refused)
         self.search.apply(event)
 
     def _write(self, event: dict[str, Any]) -> dict[str, Any]:

@@ -30,14 +30,15 @@ from prunekit.pruning.decide import SOLVERS, Decision
 from prunekit.pruning.gradients import Gradients
 from prunekit.pruning.inputs import InputStatistics
 from prunekit.pruning.masks import keep_mask, mask_sums
-from prunekit.pruning.obs import ObsOptions
+from prunekit.pruning.obs import ObsOptions, check_blocks, check_count
 from prunekit.search.bench import Bench, together, without_gradients
 from prunekit.search.budgets import Budget, Places
 from prunekit.search.records import Outcome, Race, behind
 
 _PROBE_ROWS = 8
 _FEW_DISTINCT = 0.5  # of a row's scores: fewer, and position decides the mask rather than the metric
-_TOP, _MOST = 0.1, 0.9  # a metric that removes 90 % of the largest tenth of the weights is upside down
+_TOP, _MOST = 0.1, 0.9  # a metric that removes 90 % of the largest tenth of the weights is upside down,
+# but at targets above that share, where a good one removes most of them as well: there it is nearly all
 Decided = list[list[list[Decision]]]  # by model, target and layer
 
 
@@ -49,9 +50,10 @@ class Evaluator:
     candidate is scored with; the factored Hessians are shared. rungs: the numbers of windows after which a
     hopeless candidate may be stopped; the windows are taken in one fixed random order. threads: per
     evaluation, since sums depend on it. What becomes of a layer is `pruning.decide`'s word, as in `prune`.
+    A bench is then this evaluator's: `on` gives others of the same models.
 
     Raises UsageError if there is no target or an impossible one, an unknown update, rungs that do not grow,
-    or models with different numbers of windows.
+    models with different numbers of windows, or a bench that another evaluator has.
     """
 
     def __init__(self, benches: Bench | Sequence[Bench], targets: Sequence[float | str] = (0.5,), *,
@@ -60,6 +62,9 @@ class Evaluator:
         self.update, self.threads, self.seed = update, threads, seed
         self.options = admm if update == "admm" else obs
         self._set([benches] if isinstance(benches, Bench) else list(benches), targets, rungs)
+        if any(bench.inputs for bench in self.benches):
+            raise UsageError("the bench has an evaluator, in whose order it holds its windows: make another "
+                             "Bench, or take evaluator.on(…).")
         with without_gradients(self.threads):
             for bench in self.benches:
                 order = torch.randperm(len(bench.search), generator=torch.Generator().manual_seed(seed))
@@ -74,6 +79,11 @@ class Evaluator:
         if self.update is not None and self.update not in UPDATES:
             known = ", ".join(UPDATES)
             raise UsageError(f"weight update {self.update!r} is not known; give None or one of {known}.")
+        for target in self.targets:
+            for bench in self.benches:
+                layer_targets(bench.layers, str(target))
+            if self.update in ("obs", "obs-iter"):
+                check_blocks(self.options, target.pattern)
         counts = {len(bench.search) for bench in self.benches}
         if len(counts) > 1:
             several = " and ".join(map(str, sorted(counts)))
@@ -229,7 +239,9 @@ class Evaluator:
         W = bench.dense[bench.smallest].abs().flatten()
         largest = W.topk(max(1, int(_TOP * W.numel()))).indices
         removed = ~keep_mask(S, *self.targets[0]).flatten()[largest]
-        return "inverted" if removed.float().mean() > _MOST else ""
+        sparsity = self.targets[0].sparsity
+        bar = _MOST if sparsity <= _MOST else _MOST + (1 - _MOST) * sparsity
+        return "inverted" if removed.float().mean() > bar else ""
 
     # In other processes -------------------------------------------------------------------------------------
 
@@ -283,14 +295,16 @@ class Evaluator:
             self.options = options(**meta.get("options", {}))
             benches = [_read_bench(tensors, number, self.update, *named)
                        for number, named in enumerate(meta["benches"])]
+            check_count("threads", self.threads, 1)
+            self._set(benches, [str(Target(*target)) for target in meta["tasks"]], meta["rungs"])
+            same = meta["models"] == self.identity["models"]
         except UsageError:
             raise
         except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
             raise UsageError(f"{path} holds no evaluator ({str(error)[:80]}): make it anew with "
                              "Evaluator(…).save(path).") from error
-        self._set(benches, [str(Target(*target)) for target in meta["tasks"]], meta["rungs"])
         self.home = path
-        if meta["models"] != self.identity["models"]:
+        if not same:
             raise UsageError(f"the evaluator {path} was made with another state of {benches[0].name}: make "
                              "it anew.")
         return self

@@ -105,7 +105,10 @@ def grid(steps: int = GRID_STEPS) -> dict[tuple[int, int, int], Tree]:
 
     Only ratios of exponents matter to a mask, so this holds magnitude (12, 0, 0), Wanda (8, 0, 4), W·G (6, 6,
     0) and W²·G (8, 4, 0). As trees the exponents are quarters, which keeps the products inside float32.
+    Raises UsageError for other steps.
     """
+    if not 1 <= steps <= MOST_STEPS:
+        raise UsageError(f"a grid of {steps} steps cannot be; give 1 to {MOST_STEPS}.")
     points = ((a, b, steps - a - b) for a in range(steps + 1) for b in range(steps + 1 - a))
     return {point: monomial(dict(zip(TERMINALS, point, strict=True))) for point in points}
 

@@ -70,3 +70,15 @@ def test_other_vocabularies_are_refused(golden_model, golden_windows):
     other.resize_token_embeddings(200)
     with pytest.raises(pk.UsageError, match="vocabularies of 200 and 256 tokens"):
         pk.divergence(other, dense, golden_windows, 64, progress=False)
+
+
+def test_what_is_not_finite_is_refused_and_pieces_are_alike_on_two_devices(monkeypatch):
+    model, tokenizer = pk.load_model("embedded/llama", dtype="float32")
+    dense, _ = pk.load_model("embedded/llama", dtype="float32")
+    ids = pk.token_windows("embedded", tokenizer, "test", 2, 32)
+    sizes = iter((8192, 4096, 4096, 4096))  # as cards with more and less memory have it
+    monkeypatch.setattr(module, "batch_tokens", lambda model: next(sizes))
+    assert pk.divergence(model, dense, ids, 32, progress=False).kl.tolist() == pytest.approx([0, 0], abs=1e-6)
+    torch.nn.init.constant_(model.get_output_embeddings().weight, math.inf)
+    with pytest.raises(pk.UsageError, match="2 of 2 windows is not finite"):
+        pk.divergence(model, dense, ids, 32, progress=False)

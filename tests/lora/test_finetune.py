@@ -471,8 +471,9 @@ def test_the_recovered_share_by_hand():
     noisy = Perplexity(dense + 0.1 + generator.normal(0, 0.05, 50))
     value, low, high = pk.recovered(of(0), of(0.3), noisy)
     assert low < value < high and high - low < 0.3
-    with pytest.raises(pk.UsageError, match="not over the same windows"):
-        pk.recovered(of(0), of(0.3), Perplexity(dense[:40]))
+    for other in (Perplexity(dense[:40]), Perplexity(dense, {"seqlen": 2048})):
+        with pytest.raises(pk.UsageError, match="not paired"):
+            pk.recovered(of(0), of(0.3), other)
 
 
 def test_where_nothing_is_lost_no_share_comes_back():
@@ -613,3 +614,32 @@ def test_the_command_refuses_before_it_loads(capsys):
         assert sentence in capsys.readouterr().err
     assert main(["evaluate", "--model", "embedded/llama", "--lora-weights", "nowhere"]) == 2
     assert "folder nowhere holds no adapter_model.safetensors" in capsys.readouterr().err
+
+
+def test_a_model_that_differs_elsewhere_does_not_go_on_from_anothers_checkpoints(tmp_path):
+    ids, options = windows(40, 8), replace(FAST, save_every=2)
+    pk.finetune_lora(pruned(), ids, options, checkpoints=tmp_path, progress=False)
+    other = pruned()
+    mlp = other.model.layers[0].mlp.down_proj.weight
+    mlp.data[0, :4] = 0  # no target of the adapters
+    with pytest.raises(pk.UsageError, match=r"another fine-tuning \(other model\)"):
+        pk.finetune_lora(other, ids, options, checkpoints=tmp_path, progress=False)
+
+
+@pytest.mark.parametrize("mark", ["{", "[]", "{}", "[" * 100_000, '{"job": 3, "files": {}}'])
+def test_a_damaged_mark_is_no_checkpoint(tmp_path, mark):
+    (tmp_path / "checkpoint-2").mkdir()
+    (tmp_path / "checkpoint-2" / "prunekit.json").write_text(mark)
+    assert training.resumable(tmp_path, {"model": "a"}) is None
+
+
+@pytest.mark.parametrize("recomputed", [False, True])
+def test_afterwards_the_model_is_configured_as_before(recomputed):
+    model = pruned()
+    assert model.config.use_cache
+    frozen = model.get_input_embeddings().weight.requires_grad_(False)
+    pk.finetune_lora(model, windows(20, 8), replace(FAST, gradient_checkpointing=recomputed),
+                     progress=False).merge()
+    assert model.config.use_cache and not frozen.requires_grad
+    assert not model(windows(1, 8)).logits.requires_grad or any(p.requires_grad for p in model.parameters())
+    assert not model.get_input_embeddings()._forward_hooks

@@ -130,3 +130,20 @@ def test_what_a_caller_left_in_grad_is_no_sample(golden_model, golden_windows):
     model(input_ids=golden_windows[:1], labels=golden_windows[:1]).loss.backward()
     again = pk.collect_gradients(model, golden_windows[:2], progress=False)
     assert model.training and all(torch.equal(clean[name], again[name]) for name in clean)
+
+
+def test_a_dtype_that_cannot_hold_G_is_refused_when_it_is_saved(tmp_path):
+    G = pk.Gradients({"model.layers.0.q": torch.full((2, 2), 1e5)})
+    with pytest.raises(pk.UsageError, match=r"beyond torch\.float16"):
+        G.save(tmp_path / "G.safetensors", dtype=torch.float16)
+    assert not list(tmp_path.iterdir())
+    assert pk.Gradients.load(G.save(tmp_path / "G", dtype=torch.bfloat16))["model.layers.0.q"].max() < 1.01e5
+
+
+def test_a_published_file_of_no_layers_or_no_numbers_is_refused(tmp_path):
+    torch.save({"q_layer_" + "9" * 5000: torch.ones(1)}, tmp_path / "long.pth")
+    with pytest.raises(pk.UsageError, match="names no layer of a decoder block"):
+        pk.Gradients.load(tmp_path / "long.pth")
+    torch.save({"q_layer_0": torch.ones(1, device="meta")}, tmp_path / "meta.pth")
+    with pytest.raises(pk.UsageError, match="does not map layer names to tensors"):
+        pk.Gradients.load(tmp_path / "meta.pth")

@@ -204,3 +204,14 @@ def test_a_model_without_ordered_sums_begins_again_and_says_so(model: nn.Module,
     assert found.meta == plain.meta | {"repeatable": False}
     assert all(torch.equal(found[name], plain[name]) for name in plain)
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_what_was_not_asked_for_is_left_alone():
+    model = FAMILIES["LLaMA"].model()
+    embedding = model.get_input_embeddings().weight
+    embedding.grad = torch.ones_like(embedding)
+    block = model.model.layers[0].eval()
+    model.model.layers[1].train()
+    pk.collect_gradients(model, windows(2, 8), progress=False)
+    pk.prune(model, windows(2, 8), "wanda", 0.5, progress=False)
+    assert embedding.grad is not None and not block.mlp.training and model.model.layers[1].mlp.training

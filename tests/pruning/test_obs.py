@@ -82,3 +82,15 @@ def test_a_group_wider_than_a_block_is_refused():
     W, H = problem()
     with pytest.raises(UsageError, match="block size 2 is smaller than a group of pattern 2:4"):
         obs_update(W, inverse_factor(H), 0.5, "2:4", options=ObsOptions(block_size=2))
+
+
+@pytest.mark.parametrize("wrong", [
+    {"damping": ()}, {"damping": (0.0,)}, {"damping": (float("nan"),)}, {"damping": "0.01"},
+    {"block_size": 0}, {"block_size": 1.5}, {"block_size": True}])
+def test_options_that_solve_nothing_are_refused(wrong):
+    with pytest.raises(UsageError, match="block_size|damping"):
+        ObsOptions(**wrong)
+
+
+def test_one_damping_is_a_ladder_of_one():
+    assert ObsOptions(damping=0.01) == ObsOptions(damping=[0.01]) == ObsOptions(damping=(0.01,))

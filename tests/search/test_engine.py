@@ -16,7 +16,7 @@ from prunekit.search import journal as journals
 from prunekit.search.engine import DECIDING
 from prunekit.search.operators import factor, power
 from prunekit.search.presets import PRESETS, Preset, preset
-from prunekit.search.random_trees import Alphabet, half_and_half, random_tree, smallest_first
+from prunekit.search.random_trees import Alphabet, grid, half_and_half, random_tree, smallest_first
 from prunekit.search.records import Outcome, Race, behind, pareto
 from prunekit.search.state import Search
 from tests.search.toy import Racing, distance
@@ -349,3 +349,15 @@ def test_power_and_factor_step_one_exponent():
         reached.add(tuple((4 * exponents).round().int().tolist()))
     # in quarters; the base is (4, 2, 0)
     assert {(5, 2, 0), (4, 3, 0), (4, 2, 1), (8, 2, 0), (4, 4, 0), (8, 4, 0)} <= reached
+
+
+def test_a_search_in_which_nothing_is_valid_ends():
+    with pytest.raises(pk.UsageError, match="all of the first 1000 candidates were refused"):
+        list(pk.evolve(lambda tree: math.nan, "paper", budget=3, progress=False))
+
+
+def test_a_grid_has_the_exponents_that_its_keys_say():
+    assert len(grid(15)) == 136 and str(grid(15)[15, 0, 0]).count("W") == 4  # 8 + 4 + 2 + 1 quarters
+    for steps in (0, 16, 20):
+        with pytest.raises(pk.UsageError, match="1 to 15"):
+            grid(steps)

@@ -349,3 +349,33 @@ def test_the_fast_data_type_is_never_an_emulated_one(monkeypatch, native, wanted
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native[0])
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: native[1])
     assert fast_dtype("cpu") == wanted
+
+
+def test_what_no_candidate_could_reach_is_refused_before_anything_is_computed(parts, monkeypatch):
+    model, windows, _ = parts
+    bench = pk.Bench(model, windows["calibration"], windows["search"])
+    monkeypatch.setattr(bench, "prepare", None)
+    with pytest.raises(pk.UsageError, match="3:7 does not divide"):
+        pk.Evaluator(bench, ["0.5", "3:7"], rungs=())
+    with pytest.raises(pk.UsageError, match="block size 2 is smaller"):
+        pk.Evaluator(bench, ["2:4"], update="obs-iter", obs=pk.ObsOptions(block_size=2), rungs=())
+
+
+def test_a_bench_is_one_evaluators_whose_options_tell_its_decisions_apart(parts):
+    model, windows, _ = parts
+    bench = pk.Bench(model, windows["calibration"], windows["search"])
+    pk.Evaluator(bench, ["0.5"], update="admm", rungs=())
+    with pytest.raises(pk.UsageError, match="the bench has an evaluator"):
+        pk.Evaluator(bench, ["0.5"], rungs=())
+    method = Method("wanda", WANDA, update="admm")
+    few, many = (bench.decide_again(method, 0, Target(0.5), pk.AdmmOptions(iterations=n, growth=0)).W
+                 for n in (1, 20))
+    assert not torch.equal(few, many)
+
+
+def test_wanda_is_not_upside_down_where_nearly_all_weights_go(parts):
+    model, windows, _ = parts
+    for sparsity in (0.95, 0.98, 0.99):
+        bench = pk.Bench(model, windows["calibration"], windows["search"])
+        evaluator = pk.Evaluator(bench, [sparsity], rungs=())
+        assert not evaluator(WANDA).defect

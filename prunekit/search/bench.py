@@ -1,6 +1,7 @@
 """A dense model with everything that evaluating a metric on it needs, resident."""
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -66,10 +67,16 @@ class Bench:
             gradients.near(layer.weight, layer.name) for layer in self.layers]
         self.inputs: list[InputStatistics] = []  # by layer, H already factored
         self._written: Sequence[Decision] | None = None  # what the model is pruned by
-        self.calibration, self.search = calibration, search
+        self.calibration, self.search, self.given = calibration, search, search
         self._made: OrderedDict[tuple[Any, ...], Decision] = OrderedDict()
         self.losses, self.tokens = window_losses(self.model.eval()), tokens or batch_tokens(self.model)
         self.nll = np.zeros(0)
+
+    def again(self) -> Bench:
+        """The same dense model and windows for another evaluator, which takes them in an order of its own."""
+        other = copy.copy(self)
+        other.search, other.inputs, other._made = self.given, [], OrderedDict()
+        return other
 
     def prepare(self, update: str | None, options: Any) -> None:
         """Collect X (and factor H as a weight update wants it), and the dense losses of the search."""

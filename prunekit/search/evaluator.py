@@ -50,10 +50,10 @@ class Evaluator:
     candidate is scored with; the factored Hessians are shared. rungs: the numbers of windows after which a
     hopeless candidate may be stopped; the windows are taken in one fixed random order. threads: per
     evaluation, since sums depend on it. What becomes of a layer is `pruning.decide`'s word, as in `prune`.
-    A bench is then this evaluator's: `on` gives others of the same models.
+    A bench is then this evaluator's; a further one works on a copy of it.
 
     Raises UsageError if there is no target or an impossible one, an unknown update, rungs that do not grow,
-    models with different numbers of windows, or a bench that another evaluator has.
+    or models with different numbers of windows.
     """
 
     def __init__(self, benches: Bench | Sequence[Bench], targets: Sequence[float | str] = (0.5,), *,
@@ -61,10 +61,8 @@ class Evaluator:
                  obs: ObsOptions = ObsOptions(), admm: AdmmOptions = AdmmOptions()):
         self.update, self.threads, self.seed = update, threads, seed
         self.options = admm if update == "admm" else obs
-        self._set([benches] if isinstance(benches, Bench) else list(benches), targets, rungs)
-        if any(bench.inputs for bench in self.benches):
-            raise UsageError("the bench has an evaluator, in whose order it holds its windows: make another "
-                             "Bench, or take evaluator.on(…).")
+        given = [benches] if isinstance(benches, Bench) else benches
+        self._set([bench.again() if bench.inputs else bench for bench in given], targets, rungs)
         with without_gradients(self.threads):
             for bench in self.benches:
                 order = torch.randperm(len(bench.search), generator=torch.Generator().manual_seed(seed))
@@ -166,7 +164,8 @@ class Evaluator:
         with without_gradients(self.threads):
             for bench, given in zip(benches, windows or (), strict=bool(windows)):
                 check_windows(bench.model, given)
-                bench.search, bench.nll = given, bench.measure(given)
+                bench.given = bench.search = given
+                bench.nll = bench.measure(given)
         other = Evaluator.__new__(Evaluator)
         vars(other).update(vars(self))
         other._set(benches, list(map(str, self.targets)) if targets is None else targets, self.rungs[:-1])

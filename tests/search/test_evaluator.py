@@ -361,12 +361,15 @@ def test_what_no_candidate_could_reach_is_refused_before_anything_is_computed(pa
         pk.Evaluator(bench, ["2:4"], update="obs-iter", obs=pk.ObsOptions(block_size=2), rungs=())
 
 
-def test_a_bench_is_one_evaluators_whose_options_tell_its_decisions_apart(parts):
+def test_a_second_evaluator_leaves_the_first_ones_bench_alone(parts):
     model, windows, _ = parts
     bench = pk.Bench(model, windows["calibration"], windows["search"])
-    pk.Evaluator(bench, ["0.5"], update="admm", rungs=())
-    with pytest.raises(pk.UsageError, match="the bench has an evaluator"):
-        pk.Evaluator(bench, ["0.5"], rungs=())
+    first = pk.Evaluator(bench, ["0.5"], update="admm", rungs=())
+    before = first.losses(WANDA)
+    again = pk.Evaluator(bench, ["0.5"], update="admm", rungs=())
+    other = pk.Evaluator(bench, ["0.5"], update="admm", rungs=(), seed=1, admm=pk.AdmmOptions(1, 0))
+    assert np.array_equal(again.losses(WANDA), before) and not np.array_equal(other.losses(WANDA), before)
+    assert np.array_equal(first.losses(WANDA), before)
     method = Method("wanda", WANDA, update="admm")
     few, many = (bench.decide_again(method, 0, Target(0.5), pk.AdmmOptions(iterations=n, growth=0)).W
                  for n in (1, 20))

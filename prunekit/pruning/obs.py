@@ -54,11 +54,11 @@ def check_count(name: str, value: Any, least: int) -> None:
 
 
 def ladder(damping: Any) -> tuple[float, ...]:
-    """Dampings to be tried in turn, as a tuple (JSON has a list). Raises UsageError if one is not above 0."""
+    """Dampings to be tried in turn, as a tuple (JSON has a list). Raises UsageError if one is below 0."""
     given = tuple(damping) if isinstance(damping, Sequence) and not isinstance(damping, str) else (damping,)
-    numbers = [value for value in given if isinstance(value, (int, float)) and 0 < value < math.inf]
+    numbers = [value for value in given if isinstance(value, (int, float)) and 0 <= value < math.inf]
     if not given or len(numbers) < len(given):
-        raise UsageError(f"damping {damping!r:.60} must be one or more numbers above 0.")
+        raise UsageError(f"damping {damping!r:.60} must be one or more numbers from 0 on.")
     return given
 
 

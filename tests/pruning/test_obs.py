@@ -85,7 +85,7 @@ def test_a_group_wider_than_a_block_is_refused():
 
 
 @pytest.mark.parametrize("wrong", [
-    {"damping": ()}, {"damping": (0.0,)}, {"damping": (float("nan"),)}, {"damping": "0.01"},
+    {"damping": ()}, {"damping": (-0.1,)}, {"damping": (float("nan"),)}, {"damping": "0.01"},
     {"block_size": 0}, {"block_size": 1.5}, {"block_size": True}])
 def test_options_that_solve_nothing_are_refused(wrong):
     with pytest.raises(UsageError, match="block_size|damping"):

@@ -15,8 +15,8 @@ GOLDEN = Path(__file__).parent / "golden"
 
 
 def pytest_collection_modifyitems(items):
-    """All notebooks on `smoke` take longest: first, so that at the end no worker waits for another."""
-    items.sort(key=lambda item: "test_smoke" not in item.nodeid)
+    """All notebooks take longest: first, so that at the end no worker waits for another."""
+    items.sort(key=lambda item: not any(name in item.nodeid for name in ("test_smoke", "second_device")))
 
 
 @pytest.fixture

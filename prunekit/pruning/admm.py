@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from prunekit.choices import parse_pattern
+from prunekit.choices import checked, parse_pattern
 from prunekit.errors import UsageError
 from prunekit.pruning.masks import keep_mask, zero_out
-from prunekit.pruning.obs import check_count, ladder
+from prunekit.pruning.obs import ladder
 
 Score = Callable[[Tensor], Tensor]  # current weights (out, in) -> what the mask ranks (out, in); float32
 
@@ -39,8 +41,8 @@ class AdmmOptions:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "damping", ladder(self.damping))
-        check_count("iterations", self.iterations, 1)
-        check_count("growth", self.growth, 0)
+        checked("iterations", self.iterations, Annotated[int, Field(ge=1)])
+        checked("growth", self.growth, Annotated[int, Field(ge=0)])
         if self.growth > self.iterations:
             raise UsageError(f"{self.growth} iterations of growth do not fit into {self.iterations} in all; "
                              "give 0 <= growth <= iterations and iterations >= 1.")

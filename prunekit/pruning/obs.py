@@ -1,17 +1,17 @@
 """The Optimal Brain Surgeon update: SparseGPT's solver (arXiv 2301.00774), for any metric."""
 from __future__ import annotations
 
-import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from prunekit.choices import parse_pattern
+from prunekit.choices import checked, parse_pattern
 from prunekit.errors import UsageError
 from prunekit.pruning.masks import check_scores, finite, keep_above, keep_n_of_m, zero_out
 
@@ -19,6 +19,7 @@ from prunekit.pruning.masks import check_scores, finite, keep_above, keep_n_of_m
 SliceScore = Callable[[slice, Tensor], Tensor]
 # Columns updated one by one before the rest of the block is updated at once; so few stay in the cache
 _PANEL = 32
+_Ladder = Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(min_length=1)]
 _KERNEL_ON = ("cuda",)  # kinds of devices where a block is solved by `obs_kernel`
 _refused: set[torch.device] = set()  # where that did not do what the loop does
 
@@ -35,7 +36,7 @@ class ObsOptions:
     damping: tuple[float, ...] = (0.01, 0.1, 1.0)
 
     def __post_init__(self) -> None:
-        check_count("block_size", self.block_size, 1)
+        checked("block_size", self.block_size, Annotated[int, Field(ge=1)])
         object.__setattr__(self, "damping", ladder(self.damping))
 
 
@@ -48,18 +49,9 @@ def check_blocks(options: ObsOptions, pattern: str) -> int:
     return group
 
 
-def check_count(name: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise UsageError(f"{name} {value!r:.40} is no whole number from {least} on.")
-
-
 def ladder(damping: Any) -> tuple[float, ...]:
     """Dampings to be tried in turn, as a tuple (JSON has a list). Raises UsageError if one is below 0."""
-    given = tuple(damping) if isinstance(damping, Sequence) and not isinstance(damping, str) else (damping,)
-    numbers = [value for value in given if isinstance(value, (int, float)) and 0 <= value < math.inf]
-    if not given or len(numbers) < len(given):
-        raise UsageError(f"damping {damping!r:.60} must be one or more numbers from 0 on.")
-    return given
+    return checked("damping", tuple(damping) if isinstance(damping, (list, tuple)) else (damping,), _Ladder)
 
 
 @dataclass(frozen=True)

@@ -10,15 +10,16 @@ from dataclasses import asdict
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from prunekit.choices import Sparsity, Target
+from prunekit.choices import Sparsity, Target, checked
 from prunekit.errors import UsageError
 from prunekit.files import read_json, replacing_file
 from prunekit.metric.catalogue import UPDATES, Method
@@ -30,7 +31,7 @@ from prunekit.pruning.decide import SOLVERS, Decision
 from prunekit.pruning.gradients import Gradients
 from prunekit.pruning.inputs import InputStatistics
 from prunekit.pruning.masks import keep_mask, mask_sums
-from prunekit.pruning.obs import ObsOptions, check_blocks, check_count
+from prunekit.pruning.obs import ObsOptions, check_blocks
 from prunekit.search.bench import Bench, together, without_gradients
 from prunekit.search.budgets import Budget, Places
 from prunekit.search.records import Outcome, Race, behind
@@ -294,7 +295,7 @@ class Evaluator:
             self.options = options(**meta.get("options", {}))
             benches = [_read_bench(tensors, number, self.update, *named)
                        for number, named in enumerate(meta["benches"])]
-            check_count("threads", self.threads, 1)
+            checked("threads", self.threads, Annotated[int, Field(ge=1)])
             self._set(benches, [str(Target(*target)) for target in meta["tasks"]], meta["rungs"])
             same = meta["models"] == self.identity["models"]
         except UsageError:

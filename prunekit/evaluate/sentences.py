@@ -101,8 +101,8 @@ def effects(rows: pd.DataFrame, effect: str = "ratio", form: str = "") -> list[s
     needed = [_places(row, null) for row in measured]
     shared = min(3, max(needed, default=0))
     forms = [form or f"{'' if null else '+'}.{max(shared, places)}f" for places in needed]
-    return [f"{value:{each}} ({low:{each}} to {high:{each}})"
-            for each, (value, low, high) in zip(forms, measured, strict=True)]
+    return [f"{value:{each}} (" + ("no interval" if low != low else f"{low:{each}} to {high:{each}}") + ")"
+            for each, (value, low, high) in zip(forms, measured, strict=True)]  # one window has none
 
 
 def bounds(rows: pd.DataFrame) -> list[str]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from scipy import stats
 
-from prunekit.errors import UsageError
+from prunekit.errors import UsageError, did_you_mean
 from prunekit.evaluate.harness import load_tasks, quiet, with_fewshot
 from prunekit.evaluate.intervals import (
     Mean,
@@ -212,9 +212,13 @@ def by_limit(documents: pd.DataFrame, metric: str = "acc",
     documents: one model's, as `zero_shot(…, return_documents=True)` gives them. A row per limit, and one for
     all: documents (the limit), value, low, high (95 %), detectable (the smallest true difference found with
     probability 0.8 between two models that were asked so many documents each, but not the same ones).
+
+    Raises UsageError for a metric that no task has.
     """
     import pandas as pd
 
+    if metric not in (known := set(documents["metric"])):
+        raise UsageError(f"no task here has the metric {metric!r:.40}{did_you_mean(metric, sorted(known))}.")
     answers = documents[documents["metric"] == metric]
     number = answers["document"].str.partition(":")[0].astype(int)
     rows = []

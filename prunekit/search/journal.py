@@ -70,9 +70,17 @@ class Journal:
             self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
         lock(self._file, f"the journal {self.path} is being written by another process: wait for it, or give "
                          "another journal.")
+        if not self._in_place():  # another process, begun at the same moment, put it aside
+            return self._open()
         self.events, self._crc, self._size = _scan(self.path)
         os.ftruncate(self._file, self._size)
         os.lseek(self._file, self._size, os.SEEK_SET)
+
+    def _in_place(self) -> bool:
+        try:
+            return os.path.samestat(os.fstat(self._file), os.stat(self.path))
+        except FileNotFoundError:
+            return False
 
     def _close(self) -> None:
         if self._file >= 0:

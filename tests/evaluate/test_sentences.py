@@ -1,10 +1,13 @@
 """Sentences turn with the numbers that they rest on, and compare nowhere else."""
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from prunekit.errors import UsageError
+from prunekit.evaluate.compare import compare_many
+from prunekit.evaluate.perplexity import Perplexity
 from prunekit.evaluate.sentences import claim, comparing, effects
 
 ROWS = pd.DataFrame({"rival": ["a", "a", "b"], "target": ["0.5", "2:4", "0.5"], "ratio": [0.9, 0.95, 0.98],
@@ -62,6 +65,14 @@ def test_an_effect_is_said_with_an_interval_that_has_two_ends():
     assert said("It {measured}.", rows, name=["target"], words=words) == (
         "It **is lower at** 50 % (0.900, 0.800 to 0.970) and 2:4 (0.9500, 0.9498 to 0.9501); "
         "**is open at** 50 % (0.980, 0.960 to 1.200).")
+
+
+def test_an_effect_of_one_window_is_said_to_have_no_interval():
+    two = [Perplexity(np.array([nll])) for nll in (3.0, 3.2)]
+    one = compare_many({"wanda": tuple(two)}, ["rival"])
+    assert said("It {measured}.", one, name=["rival"]) == (
+        "It **cannot be told from that of** wanda (0.82, no interval).")
+    assert effects(one) == ["0.82 (no interval)"]
 
 
 def test_effects_that_stand_together_have_as_many_decimals_as_each_other():

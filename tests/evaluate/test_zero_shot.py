@@ -373,3 +373,5 @@ def test_a_limit_is_what_the_first_documents_say(llama):
         mean = pk.mean_over(asked[asked["metric"] == "acc"])
         assert (row.value, row.low, row.high) == pytest.approx((mean["value"], mean["low"], mean["high"]))
         assert row.detectable == pytest.approx(pk.detectable(2 ** 0.5 * mean["stderr"]))
+    with pytest.raises(pk.UsageError, match="no task here has the metric 'accuracy'"):
+        by_limit(found, "accuracy")

@@ -235,3 +235,24 @@ def test_a_journal_that_does_not_tell_tasks_apart_reads_as_it_did(tmp_path):
     one, other = (pk.history(tmp_path / f"{name}.jsonl").drop(columns="journal") for name in ("old", "new"))
     assert one.equals(other.drop(columns=["loss[0.5]", "loss[2:4]"]))
     assert not pk.replay(tmp_path / "old.jsonl").best.by_task
+
+
+def test_two_that_restart_at_once_keep_what_was_put_aside(tmp_path, monkeypatch):
+    path = tmp_path / "journal.jsonl"
+    with journals.Journal(path, {"search": "old"}) as journal:
+        journal.append({"event": "note", "of": "the old search"})
+    old = path.read_bytes()
+    lock = journals.lock
+
+    def late(handle, sentence):  # between opening and locking the other one begins, and ends
+        monkeypatch.setattr(journals, "lock", lock)
+        with journals.Journal(path, {"search": "new"}, restart=True):
+            pass
+        lock(handle, sentence)
+
+    monkeypatch.setattr(journals, "lock", late)
+    with journals.Journal(path, {"search": "new"}, restart=True) as journal:
+        assert [event["search"] for event in journal.events] == ["new"]
+        journal.append({"event": "note", "of": "the new search"})
+    assert path.with_name("journal.jsonl~").read_bytes() == old
+    assert [event.get("of") for event in journals.read(path)] == [None, "the new search"]

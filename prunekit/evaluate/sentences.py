@@ -7,6 +7,7 @@ and intervals. A sentence that compares without rows is refused where takeaways 
 """
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -101,8 +102,9 @@ def effects(rows: pd.DataFrame, effect: str = "ratio", form: str = "") -> list[s
     needed = [_places(row, null) for row in measured]
     shared = min(3, max(needed, default=0))
     forms = [form or f"{'' if null else '+'}.{max(shared, places)}f" for places in needed]
-    return [f"{value:{each}} (" + ("no interval" if low != low else f"{low:{each}} to {high:{each}}") + ")"
-            for each, (value, low, high) in zip(forms, measured, strict=True)]  # one window has none
+    ends = ["no interval" if math.isnan(low) else f"{low:{each}} to {high:{each}}"  # of one window
+            for each, (_, low, high) in zip(forms, measured, strict=True)]
+    return [f"{value:{each}} ({two})" for each, value, two in zip(forms, measured[:, 0], ends, strict=True)]
 
 
 def bounds(rows: pd.DataFrame) -> list[str]:

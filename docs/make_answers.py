@@ -37,8 +37,11 @@ def pages() -> dict[Path, str]:
             "docs/study.md": "\n".join(wrapped(each, "- ") for each in every)}
     made = {}
     for name, text in said.items():
-        head, _, rest = (ROOT / name).read_text(encoding="utf-8").partition(MARKS[0])
-        made[ROOT / name] = f"{head}{MARKS[0]}\n{text}\n\n{MARKS[1]}{rest.partition(MARKS[1])[2]}"
+        head, first, rest = (ROOT / name).read_text(encoding="utf-8").partition(MARKS[0])
+        _, last, rest = rest.partition(MARKS[1])
+        if not (first and last):
+            raise SystemExit(f"{name} lacks one of the marks {' and '.join(MARKS)}: put it back.")
+        made[ROOT / name] = f"{head}{MARKS[0]}\n{text}\n\n{MARKS[1]}{rest}"
     return made
 
 

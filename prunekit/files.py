@@ -9,7 +9,7 @@ import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -138,6 +138,29 @@ def write_atomic(path: Path, text: str) -> None:
     """Write a text file so that it is there whole or not at all, even through a power cut."""
     with replacing_file(path) as file:
         file.write_text(text, encoding="utf-8")
+
+
+def refuse_other(place: Path, had: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    """Raise UsageError if what a file or folder holds was computed with other settings than are asked for."""
+    for key, value in asked.items():
+        if key not in ("recorded", "machine") and str(had.get(key)) != str(value):
+            raise UsageError(f"{place} holds what was computed with another {key} ({had.get(key)}): ask for "
+                             "the same, or give another place.")
+
+
+def keep_request(folder: Path, asked: Mapping[str, Any]) -> None:
+    """Write down in a folder, as asked.json, what its files are computed with, before they are.
+
+    Raises UsageError if they were computed with something else."""
+    file, had = folder / "asked.json", asked
+    if file.exists():
+        try:
+            had = dict(read_json(file.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise UsageError(f"{file} is damaged, so nobody knows what those beside it were computed with: "
+                             "give another place.") from error
+    refuse_other(folder, had, asked)
+    write_atomic(file, json.dumps(asked, indent=1) + "\n")
 
 
 def file_hash(path: Path) -> str:

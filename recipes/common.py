@@ -5,7 +5,7 @@ import argparse
 import inspect
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -52,11 +52,3 @@ def columns(model: str, corpus: str, dtype: str, seed: int) -> dict[str, Any]:
     """What was measured, when and where, for every row."""
     return {"model": label(model), "weights": fingerprint(model), "corpus": Path(corpus).name, "dtype": dtype,
             "seed": seed, "recorded": time.strftime("%Y-%m-%d"), "machine": machine()}
-
-
-def refuse_other(place: Path, had: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
-    """Raise UsageError if what a file or folder holds was computed with other settings than are asked for."""
-    for key, value in asked.items():
-        if key not in ("recorded", "machine") and str(had.get(key)) != str(value):
-            raise UsageError(f"{place} holds what was computed with another {key} ({had.get(key)}): ask for "
-                             "the same, or give another place.")

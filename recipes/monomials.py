@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 import prunekit as pk
 from prunekit.errors import UsageError
-from prunekit.files import check_file, replacing_file
+from prunekit.files import check_file, refuse_other, replacing_file
 from recipes import common
 
 EXPONENTS = ["W", "G", "X"]  # in quarters
@@ -47,7 +47,7 @@ def monomials(model: str, corpus: str, output: Path, *, targets: Sequence[str] =
         check_file(properties)
     table = pd.read_csv(output, dtype={"target": str}) if output.exists() else None
     if table is not None:
-        common.refuse_other(output, table.iloc[0], asked)
+        refuse_other(output, table.iloc[0], asked)
         sizes = table[table["target"] != "dense"].groupby(EXPONENTS).size()
         if (sizes != groups * len(targets)).any():
             raise UsageError(f"{output} was measured at other targets or in other groups: ask for the same, "

@@ -26,6 +26,7 @@ import pandas as pd
 from torch import Tensor, nn
 
 import prunekit as pk
+from prunekit import data
 from prunekit.analysis.history import ends, lowest, searches
 from prunekit.choices import Target, check_texts, text_name
 from prunekit.errors import UsageError, did_you_mean
@@ -33,7 +34,7 @@ from prunekit.evaluate.compare import compare_many, compare_means
 from prunekit.evaluate.harness import load_tasks
 from prunekit.evaluate.measure import prune_and_measure
 from prunekit.evaluate.perplexity import Perplexity
-from prunekit.files import read_json, replacing, write_atomic
+from prunekit.files import keep_request, read_json, replacing, write_atomic
 from prunekit.ledger.study import write
 from prunekit.models import fingerprint
 from prunekit.search.rivals import planned
@@ -78,11 +79,9 @@ def study(model: str, corpus: str, folder: Path, output: Path, *, texts: Sequenc
     loaded_tasks = load_tasks(tasks, datasets=datasets) if tasks else {}
     network, tokenizer = pk.load_model(model, dtype=dtype, device=device)  # from the hub, if it is there
     asked |= {"weights": fingerprint(model), "task_data": str(task_data or "")}
+    asked |= {f"content of {text_name(text)}": data.fingerprint(text) for text in (corpus, *texts)}
     began, started = time.time(), time.strftime("%Y-%m-%d %H:%M:%S")
-    folder.mkdir(parents=True, exist_ok=True)
-    if (file := folder / "asked.json").exists():
-        common.refuse_other(folder, read_json(file.read_text(encoding="utf-8")), asked)
-    write_atomic(file, json.dumps(asked, indent=1) + "\n")
+    keep_request(folder, asked)
     of = {role: pk.token_windows(corpus, tokenizer, role, asked[role], seqlen, seed) for role in WINDOWS}
     held_out = {text_name(text): pk.token_windows(text, tokenizer, "test", test, seqlen)
                 for text in (corpus, *texts)}
@@ -111,7 +110,7 @@ def study(model: str, corpus: str, folder: Path, output: Path, *, texts: Sequenc
     if not (file := folder / "finalists.csv").exists():
         bred = [pk.choose(evaluator, pk.finalists(journal), [of["select"]]).assign(journal=name)
                 for name, journal in journals.items() if name.startswith("journal-modern")]
-        pd.concat(bred).sort_values(["select", "size", "i"]).to_csv(file, index=False)
+        write_atomic(file, pd.concat(bred).sort_values(["select", "size", "i"]).to_csv(index=False))
     finalists = pd.read_csv(file)
     each = {seed_of(journal, seed): trees.iloc[0] for journal, trees in finalists.groupby("journal")["tree"]
             if journal != finalists.loc[0, "journal"]}  # the winner's rows are in `paired`

@@ -107,12 +107,16 @@ def test_the_api_page_is_of_today():
     assert made == TEXTS[ROOT / "docs" / "api.md"], "docs/api.md is stale: run `make docs`"
 
 
-def test_what_recorded_studies_license_is_of_today_and_nothing_else_compares_there():
+def test_what_studies_license_is_of_today_and_nothing_else_compares_there(tmp_path, monkeypatch):
     made = runpy.run_path(str(ROOT / "docs" / "make_answers.py"))
     for path, text in made["pages"]().items():
         assert text == TEXTS[path], f"{path.name} is stale: run `make docs`"
         start, end = (text.index(mark) for mark in made["MARKS"])
         assert start < end
+    monkeypatch.setitem(made["pages"].__globals__, "ROOT", tmp_path)
+    (tmp_path / "README.md").write_text(f"A page {made['MARKS'][0]} without its end.")
+    with pytest.raises(SystemExit, match="README.md lacks one of the marks"):
+        made["pages"]()
     studied = TEXTS[ROOT / "docs" / "study.md"]
     typed = studied[:studied.index(made["MARKS"][0])] + studied[studied.index(made["MARKS"][1]):]
     assert not comparing(typed)

@@ -137,6 +137,11 @@ def test_a_study_is_tested_as_prune_and_perplexity_say_and_goes_on_after_a_kill(
         ("dense", "magnitude (rows)", "pruner-zero", "sparsegpt", "wanda", "winner"), len(frame))
     with pytest.raises(UsageError, match=r"was computed with another test \(8\): ask for the same"):
         study("embedded/llama", "embedded", folder, output, **asked | {"test": 6})
+    first = (tmp_path / "text/test.txt").read_text()
+    (tmp_path / "text/test.txt").write_text("Another text under the same name. " * 60)
+    with pytest.raises(UsageError, match=r"was computed with another content of text \("):
+        study("embedded/llama", "embedded", folder, output, **asked)
+    (tmp_path / "text/test.txt").write_text(first)
     kept = (folder / "tested.jsonl").read_text().splitlines(keepends=True)
     (folder / "tested.jsonl").write_text("".join(kept[:3]) + kept[3][:40])  # as if killed while writing
     again = study("embedded/llama", "embedded", folder, output, **asked)

@@ -208,10 +208,12 @@ def leads(history: pd.DataFrame, first: str) -> pd.DataFrame:
         within = (history["search"] == search) & history["complete"] & (history["evaluated"] <= budget)
         return history[within].groupby("seed")["fitness"].min()
 
-    found = []
+    drawing, found = history["operator"].ne("given").groupby(history["search"]).any(), []
     for search in ended.index.drop(first):
         budget = min(ended[first], ended[search])
-        pair = pd.DataFrame({"ours": best(first, budget), "theirs": best(search, budget)}).ffill().dropna()
+        ours, theirs = best(first, budget), best(search, budget)
+        theirs = theirs if drawing[search] else pd.Series(theirs.min(), ours.index)
+        pair = pd.DataFrame({"ours": ours, "theirs": theirs}).dropna()
         change = (pair["ours"] - pair["theirs"]).to_numpy()
         found.append((search, budget, mean_of(change, running=False), len(change)))
     told = corrected(mean for *_, mean, _ in found)

@@ -182,7 +182,8 @@ def run_profile(profile: str, topics: Iterable[str] = (), overrides: Mapping[str
 
     def run() -> Iterator[Record]:
         with only_one(project.root() / "runs" / profile, f"prunekit run {profile}"):
-            write_atomic(_remembered(profile), json.dumps(dict(overrides or {})))
+            last = {"folder": os.getcwd(), "set": dict(overrides or {})}
+            write_atomic(_remembered(profile), json.dumps(last))
             forced = [unit for unit in planned if force and unit.topic in wanted]
             yield from (record for _, record in bring_up_to_date(
                 planned, forced=forced, workers=workers, progress=progress))
@@ -206,8 +207,10 @@ def ahead(profile: str, topics: Iterable[str] = (), overrides: Mapping[str, str]
 def status(profile: str, overrides: Mapping[str, str] | None = None) -> dict[str, manifest.State]:
     """The state of every notebook of a profile, with the `--set` values of its last run if none are given."""
     file = _remembered(profile)
-    overrides = overrides or (json.loads(file.read_text(encoding="utf-8")) if file.exists() else {})
-    planned = units(profile, project.topics(), params.resolve_profile(profile, overrides))
+    last = json.loads(file.read_text(encoding="utf-8")) if file.exists() and not overrides else {}
+    folder = Path(last["folder"]) if "folder" in last else None
+    resolved = params.resolve_profile(profile, overrides or last.get("set"), folder)
+    planned = units(profile, project.topics(), resolved)
     return {unit.topic: state for unit, state in states(planned).items()}
 
 

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -126,7 +127,7 @@ def _compare(then: Path, now: Path, tolerance: float) -> tuple[int, list[Mismatc
         count += int(x.notna().sum())
         differing = a[column] != b[column]
         if tolerance:  # of numbers alone
-            near = (x - y).abs() <= tolerance * pd.concat([x.abs(), y.abs()], axis=1).max(axis=1)
+            near = (x - y).abs() <= tolerance * x.abs().clip(y.abs()).clip(upper=sys.float_info.max)
             differing &= ~(near | x.isna() & y.isna())
         mismatches += [Mismatch(then.stem, row + 1, column, a[column][row], b[column][row])
                        for row in a.index[differing]]

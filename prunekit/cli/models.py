@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock
+
 from prunekit import hub
 from prunekit.choices import default_tasks, read_sparsity, task_folders
 from prunekit.cli.options import DATA, argument, check_options, command, flags, say, stored_rows
@@ -101,6 +103,8 @@ def gradients(args: argparse.Namespace) -> int:
 def evaluate(args: argparse.Namespace) -> int:
     """Perplexity of a model on a test text, and lm-eval's tasks, with intervals."""
     text = args.zero_shot is None or args.corpus is not None
+    if args.results and args.zero_shot is None:
+        raise UsageError("--results keeps the rows of zero-shot tasks: give --tasks as well.")
     check_options(args)
     tasks = _tasks(args)
     if args.lora_weights:
@@ -306,7 +310,9 @@ def _add_rows(file: Path, rows: pd.DataFrame | list[dict[str, Any]]) -> None:
     import pandas as pd
 
     frame = pd.DataFrame(rows)
-    write_atomic(file, pd.concat([*stored_rows(file), frame]).to_csv(index=False))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(file.with_name(f".{file.name}.lock")):  # several commands may end at once
+        write_atomic(file, pd.concat([*stored_rows(file), frame]).to_csv(index=False))
     say(f"{len(frame)} row{'s' * (len(frame) > 1)} added to {file}")
 
 

@@ -99,11 +99,11 @@ def check_values(args: argparse.Namespace) -> None:
 
 
 def stored_rows(file: Path) -> list[pd.DataFrame]:
-    """What a table of results holds already, if there is one."""
+    """What a table of results holds already, if there is one: as text, so that it is written as it was."""
     import pandas as pd
 
     try:
-        return [pd.read_csv(file)] if file.exists() else []
+        return [pd.read_csv(file, dtype=str, keep_default_na=False)] if file.exists() else []
     except ValueError as error:  # pandas' own, and text in another encoding
         raise UsageError(f"{file} is no table that rows can be added to: move it away, or give another "
                          "--results.") from error

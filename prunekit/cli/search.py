@@ -11,14 +11,17 @@ from prunekit.choices import Target, read_sparsity
 from prunekit.cli.models import gradients_of, load, windows_of
 from prunekit.cli.options import DATA, argument, check_options, check_values, command, say
 from prunekit.errors import UsageError, did_you_mean
-from prunekit.files import check_file, replacing_file, write_atomic
+from prunekit.files import check_file, file_hash, keep_request, replacing_file, write_atomic
 from prunekit.parallel import open_executor
+from prunekit.workbook.protocol import label
 
 _JOURNAL = argument("journal")
 _HOW = ("budget", argument("--executor", default="serial", help="serial, processes or dask"),
         argument("--workers", type=int, help="processes (default: one per core)"),
         argument("--address", help="of a Dask scheduler, as tcp://host:8786"))
 _FORMATS = (".csv", ".parquet", ".json")
+_MAKE = ("corpus", "targets", "update", "roles", "nsamples", "search_windows", "seqlen", "seed", "norm",
+         "scale", "dtype")  # options that an evaluator depends on, as they stand
 
 
 @contextmanager
@@ -62,13 +65,10 @@ def _start(args: argparse.Namespace, pool: Any) -> int:
     def windows(role: str, n: int) -> Any:
         return windows_of(args, tokenizer, role, args.corpus, n)
 
+    keep_request(saved.parent, _computed_with(args))
     if saved.exists():
         say(f"going on with {saved}")
         evaluator = pk.Evaluator.load(saved)
-        held, drawn = evaluator.benches[0].search, windows("search", args.search_windows)
-        if not held.unique(dim=0).equal(drawn.unique(dim=0)):
-            raise UsageError(f"{saved} was made on other search windows than these options draw: give the "
-                             "options of then, or another --output.")
     else:
         gradients = gradients_of(args, model, tokenizer, args.corpus, args.gradients)
         read = windows("calibration", args.nsamples), windows("search", args.search_windows)
@@ -92,6 +92,18 @@ def _start(args: argparse.Namespace, pool: Any) -> int:
     if args.evolve != "metric":
         _write_budget(best["budget"], winner)
     return 0
+
+
+def _computed_with(args: argparse.Namespace) -> dict[str, Any]:
+    """What the evaluator of these options is made of."""
+    from prunekit import data
+    from prunekit.models import fingerprint
+
+    files = {"windows": args.windows, "gradients": args.gradients}
+    return {"model": label(args.model), "weights": fingerprint(args.model),
+            "text": data.fingerprint(args.corpus),
+            **{name: getattr(args, name) for name in _MAKE}, "bos": args.begins,
+            **{name: file and file_hash(Path(file)) for name, file in files.items()}}
 
 
 def _write_budget(budget: str, beside: Path) -> None:

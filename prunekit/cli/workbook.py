@@ -77,7 +77,14 @@ def status(args: argparse.Namespace) -> int:
     for profile in [args.profile] if args.profile else made:
         if not args.profile:
             say(profile)
-        for topic, state in schedule.status(profile, overrides).items():
+        try:
+            states = schedule.status(profile, overrides)
+        except UsageError as error:
+            if args.profile:
+                raise
+            say(f"{'all':<17} {'unknown':<12} {error}")
+            continue
+        for topic, state in states.items():
             say(f"{topic:<17} {state.word:<12} {state.reason}".rstrip())
     for file in [] if args.profile else sorted((project.root() / "params" / "sweeps").glob("*.yaml")):
         if (project.root() / "runs" / "sweeps" / file.stem).is_dir():
@@ -197,17 +204,19 @@ def record(args: argparse.Namespace) -> int:
 @command("figures", PROFILE, argument("topics", nargs="*", metavar="TOPIC", help="only of these, as 03"))
 def figures(args: argparse.Namespace) -> int:
     """Draw the figures of a profile again from their CSVs alone, and render the report."""
+    from prunekit.batch import schedule
     from prunekit.report import site
     from prunekit.workbook import display
 
     params.resolve_profile(args.profile)
     check_folder(project.report_folder(args.profile))
     drawn = []
-    for figure in display.rebuild(args.profile, args.topics):
-        drawn.append(figure)
-        say(f"{figure.topic:<17} {figure.name:<20} {figure.word}")
+    with schedule.only_one(project.root() / "runs" / args.profile, f"prunekit run {args.profile}"):
+        for figure in display.rebuild(args.profile, args.topics):
+            drawn.append(figure)
+            say(f"{figure.topic:<17} {figure.name:<20} {figure.word}")
     say(f"{len(drawn)} figures ({_counts(drawn) or 'none drawn yet'}); report: {site.render(args.profile)}")
-    return 0
+    return int(any(figure.word == "damaged" for figure in drawn))
 
 
 @command("paper", argument("folder", metavar="DIR", help="a new folder, or one that this command wrote"),

@@ -51,7 +51,7 @@ class Claim:
 def claim(template: str, rows: pd.DataFrame, table: str, *, effect: str = "ratio",
           name: Sequence[str] = (), words: Sequence[str] = ("is lower than that of", "is higher than that of",
                                                             "cannot be told from that of"),
-          form: str = "") -> Claim | None:
+          form: str = "", about: Mapping[str, Any] | None = None) -> Claim | None:
     """The sentence that these rows of a table license; None where none of them has an effect.
 
     template: text that compares nothing itself, with some of the fields
@@ -68,7 +68,7 @@ def claim(template: str, rows: pd.DataFrame, table: str, *, effect: str = "ratio
     table's name in the run. name: columns that name a row, "wanda" and "0.5" as "wanda at 50 %", and where a
     third one says something, as "wanda at 50 % (ptb)". words: for
     an effect below no difference (a ratio of 1, anything else of 0), above it, and for what cannot be told.
-    form: of effects, see `effects`.
+    form: of effects, see `effects`. about: further fields, for names that might read as words or fields here.
 
     Raises UsageError for several rows without Holm's correction, and for a template that compares.
     """
@@ -88,8 +88,9 @@ def claim(template: str, rows: pd.DataFrame, table: str, *, effect: str = "ratio
     named = rows[list(name)].astype(object).fillna("").astype(str)
     labels = [tuple(percent(part) for part in parts if part) or ("",) for parts in named.to_numpy()]
     fields = _fields(labels, signs, effects(rows, effect, form), words)
-    how = {"effect": effect, "name": list(name), "words": list(words), "form": form}
-    return Claim(template.format(**fields), template, table, [int(i) for i in rows.index], how)
+    about = dict(about or {})
+    how = {"effect": effect, "name": list(name), "words": list(words), "form": form, "about": about}
+    return Claim(template.format(**fields | about), template, table, [int(i) for i in rows.index], how)
 
 
 def effects(rows: pd.DataFrame, effect: str = "ratio", form: str = "") -> list[str]:

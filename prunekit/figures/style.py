@@ -153,10 +153,10 @@ def ticks(axis: Any, places: Iterable[float]) -> None:
 def log_scale(axis: Any, values: Iterable[float]) -> None:
     """A logarithmic axis with readable numbers: round ones, as many as are at most eight."""
     getattr(axis.axes, f"set_{axis.axis_name}scale")("log")
-    values = list(values)
-    low, high = min(values) / 1.1, max(values) * 1.1
+    values = [value for value in values if np.isfinite(value)]
+    low, high = min(values, default=1) / 1.1, max(values, default=1) * 1.1
     for steps in ((1, 1.5, 2, 3, 5, 7), (1, 2, 5), (1,)):
-        places = [step * 10.0**power for power in range(-6, 10) for step in steps]
+        places = [step * 10.0**power for power in range(-6, 30) for step in steps]
         places = [place for place in places if low <= place <= high]
         if len(places) <= 8:
             break

@@ -250,8 +250,9 @@ def leaks() -> pd.DataFrame:
     from prunekit.evaluate.leakage import leakage
 
     done = project.root() / "runs" / "sweeps" / "leakage" / "cells.csv"
-    cells = pd.read_csv(done) if done.exists() else pd.DataFrame({"outcome": [""]})
-    if not (cells["outcome"] == "done").all():
+    cells = pd.read_csv(done) if done.exists() else pd.DataFrame({"outcome": [""], "runs": [""]})
+    there = cells["runs"].map(lambda folder: (project.root() / str(folder) / "nll.csv").is_file())
+    if cells.empty or not (there & (cells["outcome"] == "done")).all():
         return pd.read_csv(Path(__file__).with_name("leakage.csv"))
     nll = {(cell.gradient_corpus, cell.corpus, cell.test_corpus, cell.seed):
            pd.read_csv(project.root() / cell.runs / "nll.csv") for cell in cells.itertuples()}

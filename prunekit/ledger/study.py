@@ -37,7 +37,7 @@ _DROPPED = ["raw", "terminals", "seconds"]  # of a history: follows from the tre
 
 def studies() -> list[str]:
     """The names of the recorded studies, those of a real model first."""
-    names = sorted(file.parent.name for file in FOLDER.glob("*/manifests.json"))
+    names = sorted(file.parent.name for file in FOLDER.glob("[!.]*/manifests.json"))
     return sorted(names, key=lambda name: _made(name)["parameters"]["model"] in EMBEDDED)
 
 
@@ -76,7 +76,7 @@ def _files(name: str) -> dict[str, list[Path]]:
 
 def _measured() -> dict[str, list[Path]]:
     """The tables that recipes made: each a folder, with a file for each model."""
-    return {folder.name: sorted(folder.glob("*.csv*")) for folder in FOLDER.glob("*")
+    return {folder.name: sorted(folder.glob("*.csv*")) for folder in FOLDER.glob("[!.]*")
             if not (folder / "manifests.json").exists()}
 
 
@@ -131,9 +131,10 @@ def found(name: str, against: str = "{verdicts}") -> tuple[Claim, str]:
     rows, made = _tested(name), _made(name)["parameters"]
     tree, seeds = recorded("finalists", name).loc[0, "tree"], made["repeats"]
     search = f"{f'{seeds} searches' if seeds > 1 else 'one search'} of {made['budget']} evaluations"
-    said = _claim(f"On {spoken(made['model'])}, {search}{' each' * (seeds > 1)}, at {_goals(made)}, found "
-                  f"the metric `{Tree.parse(tree).infix()}`. On text that no search had seen its perplexity "
-                  f"{against}.", rows[rows["rival"] == "wanda"], "recorded-paired", name=row_names(rows),
+    said = _claim(f"On {{model}}, {search}{' each' * (seeds > 1)}, at {_goals(made)}, found the metric "
+                  f"`{Tree.parse(tree).infix()}`. On text that no search had seen its perplexity {against}.",
+                  rows[rows["rival"] == "wanda"], "recorded-paired", name=row_names(rows),
+                  about={"model": spoken(made["model"])},
                   words=["is lower than Wanda's at", "is higher than Wanda's at",
                          "cannot be told from Wanda's at"])
     count = " to ".join(dict.fromkeys(str(n) for n in (rows["n"].min(), rows["n"].max())))
@@ -159,8 +160,9 @@ def beside(name: str) -> pd.DataFrame:
 def others(name: str) -> Claim:
     """The same against every other line; of several texts on the first, that of calibration."""
     rows, text = on_first_text(_tested(name))
-    return _claim(f"On {subject(name)}, the perplexity of the metric found there{text} {{verdicts}}.",
-                  rows[rows["rival"] != "wanda"], "recorded-paired", name=["rival", "target"])
+    return _claim(f"On {{subject}}, the perplexity of the metric found there{text} {{verdicts}}.",
+                  rows[rows["rival"] != "wanda"], "recorded-paired", name=["rival", "target"],
+                  about={"subject": subject(name)})
 
 
 def on_first_text(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
@@ -190,10 +192,10 @@ def lead(name: str) -> Claim:
 
     known = searches(recorded("history", name))
     seeds = known["seed"].nunique()
-    return _claim(f"Over {seeds} seeds the minimum loss of `modern` on the search windows of "
-                  f"{subject(name)}, minus that of another search after as many evaluations, is: {{values}}.",
+    return _claim(f"Over {seeds} seeds the minimum loss of `modern` on the search windows of {{subject}}, "
+                  "minus that of another search after as many evaluations, is: {values}.",
                   leads(known, "modern"), "recorded-leads", effect="change", name=["search", "evaluated"],
-                  form="+.4f")
+                  form="+.4f", about={"subject": subject(name)})
 
 
 def sentences(name: str) -> list[Claim]:
@@ -203,8 +205,8 @@ def sentences(name: str) -> list[Claim]:
     for table, (first, than, apart, template) in _SAID.items():
         if table in there:
             rows = recorded(table, name)
-            about = {"about": subject(name), "draws": rows.get("draws", [0])[0], "verdicts": "{verdicts}"}
-            said.append(_claim(template.format(**about), rows, table, name=row_names(rows, first),
+            said.append(_claim(template, rows, table, name=row_names(rows, first),
+                               about={"about": subject(name), "draws": int(rows.get("draws", [0])[0])},
                                effect="difference" if "difference" in rows else "ratio",
                                words=(f"is lower {than}", f"is higher {than}", f"cannot be told {apart}")))
     return said

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from prunekit.choices import Target, percent
 from prunekit.errors import UsageError
 from prunekit.metric.catalogue import METHODS, Method
 from prunekit.metric.drawing import layout
@@ -62,8 +63,7 @@ def _measured(made: Mapping[str, Any]) -> pd.DataFrame:
     frame = pd.concat(frames).fillna({"update": ""})
     frame["key"] = [_key(Method("", _tree(row.tree), row.group, row.update or None))
                     for row in frame.itertuples()]
-    shares = (frame["sparsity"] * 100).map("{:.0f} %".format)
-    frame["setting"] = frame["pattern"].where(frame["pattern"] != "unstructured", shares)
+    frame["setting"] = [percent(Target(round(row.sparsity, 4), row.pattern)) for row in frame.itertuples()]
     return frame.drop_duplicates(["key", "setting"])
 
 

@@ -66,7 +66,8 @@ def _entry(profile: str, topic: str, state: manifest.State) -> dict[str, Any]:
     artifacts, copied = [], {}
     for key, artifact in made.get("artifacts", {}).items():
         if artifact["kind"] in ("figure", "table"):
-            targets = {folder / file: file.replace("/", f"/{topic}-") for file in artifact["files"]}
+            targets = {folder / file: file.replace("/", f"/{topic}-") for file in artifact["files"]
+                       if (folder / file).is_file()}
             copied |= targets
             named = {file.suffix[1:].upper(): target for file, target in targets.items()}
             artifacts.append({**artifact, "name": key.partition("/")[2], "files": named})

@@ -23,7 +23,7 @@ from prunekit.lora.options import LoraOptions
 from prunekit.search.presets import PRESETS, Preset
 
 PATHS = ("model", "corpus", "gradient_corpus", "test_corpus", "test_corpora", "other_corpus",
-         "windows", "gradients", "tree")
+         "windows", "gradients", "tree", "layer_targets")
 _N_OF_M = "'n:m' with 0 < n < m (n zeros in every m consecutive inputs, as in '2:4')"
 
 
@@ -254,8 +254,15 @@ ROWS = LORA | _rows(Preset, "population", "budget") | Options.model_fields
 
 
 def typed(key: str, value: Any, kind: Any, hint: Callable[[Any, Any], str] | None = None) -> Any:
-    """The value of a parameter or option, strictly of its type and as its row allows; else UsageError."""
-    return checked(key, value, _bounded(key, kind), hint)
+    """The value of a parameter or option, strictly of its type and as its row allows, without anything twice
+    in a list; else UsageError."""
+    found = checked(key, value, _bounded(key, kind), hint)
+    if isinstance(found, list):
+        goals = key.endswith("targets") and key != "layer_targets"
+        same = [str(choices.Target.parse(each)) if goals and each else each for each in found]
+        if twice := [each for number, each in enumerate(same) if each in same[:number]]:
+            raise UsageError(f"{key} = {value!r} has {twice[0]!r} twice.")
+    return found
 
 
 @cache

@@ -245,7 +245,8 @@ MOST = 40_000  # values; more are not written, and the figure is kept as it is
 
 @dataclass(frozen=True)
 class Rebuilt:
-    """`word`: same (byte for byte), changed (drawn anew), or kept (it has no table)."""
+    """`word`: same (byte for byte), changed (drawn anew), kept (it has no table) or damaged (its table was
+    changed, so nothing is drawn)."""
 
     topic: str
     name: str
@@ -299,6 +300,8 @@ def _again(folder: Path, artifact: dict[str, Any]) -> str:
     files = {Path(file).suffix: folder / file for file in artifact["files"]}
     if not artifact.get("drawn") or not files[".csv"].is_file():
         return "kept"
+    if files[".csv"].stat().st_size != artifact["files"][str(files[".csv"].relative_to(folder))]:
+        return "damaged"  # its table is not what the run wrote
     outcome = "same"
     for suffix, content in figure_files(draw(artifact["drawn"], files[".csv"])).items():
         if not files[suffix].is_file() or files[suffix].read_bytes() != content:

@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import prunekit
-from prunekit.files import file_hash
+from prunekit.files import file_hash, read_json
 from prunekit.workbook import project
 
 PACKAGE = Path(prunekit.__file__).resolve().parent
@@ -86,7 +86,7 @@ def _fingerprint(kind: str, value: str) -> str:
 
 
 def inputs(parameters: Mapping[str, Any]) -> dict[str, str]:
-    """Fingerprints of the model, the corpora and the windows file that the parameters name.
+    """Fingerprints of the model, the corpora and the files of windows and targets that the parameters name.
 
     The embedded corpus has none: it is made by modules, and those that were used are known by name.
     """
@@ -94,9 +94,10 @@ def inputs(parameters: Mapping[str, Any]) -> dict[str, str]:
     named |= {f"test_corpora {text}": text for text in parameters.get("test_corpora", ())}
     prints = {key: _fingerprint("model" if key == "model" else "corpus", text) for key, text in named.items()
               if text and (key == "model" or text.partition(":")[0] != "embedded")}
-    if parameters.get("windows"):
-        prints["windows"] = file_hash(Path(parameters["windows"]).expanduser())
-    return prints
+    files = {"windows": parameters.get("windows") or ""} | {
+        f"layer_targets {text}": text for text in parameters.get("layer_targets", ())}
+    there = {key: Path(text).expanduser() for key, text in files.items() if text}
+    return prints | {key: file_hash(file) for key, file in there.items() if os.path.isfile(file)}
 
 
 # ---------------------------------------------------------------- where a run was made
@@ -159,9 +160,10 @@ def read(profile: str, topic: str) -> dict[str, Any] | None:
     folder = project.run_folder(profile, topic)
     project.mend(folder)
     try:
-        return json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        content = read_json((folder / "manifest.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
+    return content if isinstance(content, dict) and content else None
 
 
 def state(profile: str, topic: str, parameters: Mapping[str, Any], shared_only: bool = False,
@@ -223,7 +225,8 @@ def _changed_files(profile: str, topic: str, manifest: Mapping[str, Any]) -> str
     now = inputs(manifest["parameters"])
     for key, digest in manifest["inputs"].items():
         if now.get(key) != digest:
-            return f"the {key} {manifest['parameters'][key]} changed"
+            name, _, text = key.partition(" ")  # of several test texts, which one
+            return f"the {name} {text or manifest['parameters'][name]} changed"
     for key, digest in manifest["loaded"].items():
         other, name = key.split("/", 1)
         made = read(profile, other)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -198,11 +199,13 @@ def yaml_hint(value: Any, kind: Any) -> str:
 
 # ---------------------------------------------------------------- profiles
 
-def profile_settings(profile: str, overrides: Mapping[str, str] | None = None) -> dict[str, Settings]:
+def profile_settings(profile: str, overrides: Mapping[str, str] | None = None, base: Path | None = None
+                     ) -> dict[str, Settings]:
     """Per existing notebook, what the profile's files and the overrides set (not yet checked against types).
 
     Every key must be known: of common.yaml and `--set` to some notebook, of NN_topic.yaml to that. One more,
     `data`, is a profile's own: a folder on this disk for what would come from the hub, see `_from_folder`.
+    base: what paths of the overrides are relative to; default: the current folder.
     """
     folder = project.root() / "params" / profile
     if profile not in project.profiles():
@@ -219,7 +222,7 @@ def profile_settings(profile: str, overrides: Mapping[str, str] | None = None) -
         raise UsageError(f"{name.origin}: profile = {name.value!r} must be {profile!r}, the name of the "
                          "file's folder.")
     common["profile"] = Setting(profile, f"params/{profile}")
-    overrides = overrides or {}
+    overrides, base = overrides or {}, base or Path.cwd()
     if "profile" in overrides:
         raise UsageError(f"--set profile=…: the profile is the one named in the command, {profile}.")
     given = {key: Setting(_from_text(text, known[key].type) if key in known else text, f"--set {key}={text}")
@@ -231,9 +234,10 @@ def profile_settings(profile: str, overrides: Mapping[str, str] | None = None) -
         own = _settings(folder / f"{topic}.yaml", parameters, f"{topic} has no parameter")
         merged = {k: s for k, s in {**common, **own, **given}.items() if k in parameters}
         if data and data.value:
-            base = Path.cwd() if "data" in given else project.root()
-            merged |= _from_folder(data, base, {k: p.default for k, p in parameters.items()}, merged)
-        result[topic] = {key: absolute(key, setting, Path.cwd() if key in given else project.root())
+            place = base if "data" in given else project.root()
+            defaults = {name: parameter.default for name, parameter in parameters.items()}
+            merged |= _from_folder(data, place, defaults, merged)
+        result[topic] = {key: absolute(key, setting, base if key in given else project.root())
                          for key, setting in merged.items()}
     return result
 
@@ -288,18 +292,23 @@ def refuse_unknown(settings: Mapping[str, Setting], known: Collection[str], comp
 def absolute(key: str, setting: Setting, base: Path) -> Setting:
     """Paths that exist become absolute: a notebook works in another folder than the file's or command's."""
     def found(text: str) -> str:
-        path = (base / Path(text).expanduser()).resolve()
-        return str(path) if text and path.exists() else text
+        path = base / Path(text).expanduser()
+        return str(path.resolve()) if text and os.path.exists(path) else text  # a long text is no path
 
+    if key == "folders" and isinstance(setting.value, str):
+        known = (entry.partition("=") for entry in setting.value.split(","))
+        value = ",".join(f"{task}{sign}{found(folder)}" for task, sign, folder in known)
+        return Setting(value, setting.origin)
     return Setting(each(found, setting.value), setting.origin) if key in checks.PATHS else setting
 
 
-def resolve_profile(profile: str, overrides: Mapping[str, str] | None = None) -> dict[str, dict[str, Any]]:
-    """The complete, checked parameters of every existing notebook under a profile.
+def resolve_profile(profile: str, overrides: Mapping[str, str] | None = None, base: Path | None = None
+                    ) -> dict[str, dict[str, Any]]:
+    """The complete, checked parameters of every existing notebook under a profile; as of `profile_settings`.
 
     Parameters that a notebook shares with one it reads from must agree between the two.
     """
-    settings = profile_settings(profile, overrides)
+    settings = profile_settings(profile, overrides, base)
     values = {topic: validate(topic, settings[topic]) for topic in settings}
     for topic, own in values.items():
         agree(f"params/{profile}", topic, own, {other: values[other] for other in project.upstream(topic)})

@@ -206,6 +206,18 @@ def test_seeds_are_joined(grid):
     assert table[table["n"] == 1][["sd", "low", "high"]].isna().all(axis=None)
 
 
+def test_winners_that_read_other_things_are_still_one_method():
+    rows = [{"cell": seed, "seed": seed, "run": f"r{seed}", "table": "t", "method": "winner", "tree": tree,
+             "gradient_corpus": corpus, "value": float(value)}
+            for seed, (tree, corpus, value) in enumerate([
+                ("mul(W, G)", "embedded", 20.0), ("W", "-", 10.0), ("G", "embedded", 22.0),
+                ("X", "-", 11.0)])]
+    [row] = sweep.over_seeds(pd.DataFrame(rows), []).itertuples()
+    assert (row.mean, row.n, row.gradient_corpus) == (15.75, 4, "- or embedded")
+    two = sweep.over_seeds(pd.DataFrame(rows), ["gradient_corpus"])  # here the grid varies it
+    assert two.set_index("gradient_corpus")["mean"].to_dict() == {"embedded": 21.0, "-": 10.5}
+
+
 def test_the_ready_sweeps_are_sound(monkeypatch):
     monkeypatch.delenv("PRUNEKIT_HOME", raising=False)
     counts = {file.stem: len(sweep.read(file).cells)

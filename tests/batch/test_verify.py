@@ -71,6 +71,15 @@ def test_on_another_machine_a_tolerance_is_allowed(saved):
         assert [verdict.tolerance for verdict in verify.verify("tiny")] == [verify.TOLERANCE]
 
 
+def test_a_number_that_became_infinite_is_within_no_tolerance(tmp_path):
+    for name, values in {"then": "1.0\ninf\ninf\n2.0\n", "now": "inf\n-inf\ninf\n2.0000001\n"}.items():
+        (tmp_path / name / "tables").mkdir(parents=True)
+        (tmp_path / name / "tables/ppl.csv").write_text("ppl\n" + values)
+    count, found = verify.compare_tables(tmp_path / "then", tmp_path / "now", 1e-3)
+    assert (count, [(each.row, each.then, each.now) for each in found]) == (
+        4, [(1, "1.0", "inf"), (2, "inf", "-inf")])
+
+
 def test_what_cannot_be_verified_is_said(home, saved):
     with pytest.raises(UsageError, match="There is no profile 'tny'"):
         verify.verify("tny")

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 
 import pandas as pd
@@ -11,6 +12,7 @@ from safetensors.torch import save_file
 
 import prunekit as pk
 from prunekit.cli import _parser, main
+from prunekit.cli.models import _add_rows
 from prunekit.lora.options import LoraOptions
 
 SEQLEN, VOCABULARY = 16, 64
@@ -196,6 +198,21 @@ def test_a_configuration_file_is_checked_like_a_parameter_file(home, tmp_path, c
     (tmp_path / "c.yaml").write_text(content)
     assert main(["prune", "--model", "embedded/llama", "--config", "c.yaml"]) == 2
     assert capsys.readouterr().err == f"prunekit: c.yaml: {sentence}\n"
+
+
+def test_rows_of_commands_that_end_at_once_are_all_kept_as_they_were(tmp_path):
+    file = tmp_path / "results.csv"
+    file.write_text("model,model_hash,n\nNA,12e45,64\n")
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda i: _add_rows(file, [{"model": f"m{i}", "n": i}]), range(12)))
+    first, *others = pd.read_csv(file, dtype=str, keep_default_na=False).to_dict("records")
+    assert first == {"model": "NA", "model_hash": "12e45", "n": "64"}
+    assert sorted(row["model"] for row in others) == sorted(f"m{i}" for i in range(12))
+
+
+def test_results_without_tasks_are_refused(tiny, capsys):
+    assert main(["evaluate", *options(tiny, results=tiny / "kept")]) == 2
+    assert "--results keeps the rows of zero-shot tasks: give --tasks as well." in capsys.readouterr().err
 
 
 def test_status_names_every_notebook(home, capsys):

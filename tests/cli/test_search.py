@@ -34,12 +34,17 @@ def test_a_search_from_start_to_export(folder, capsys):
     assert pk.Tree.from_json(folder / "winner.json").size >= 1
 
 
-def test_a_search_does_not_go_on_with_other_windows(folder, capsys):
+def test_a_search_does_not_go_on_with_anything_else(folder, capsys):
     assert main([*START, "--budget", "6", "--output", str(folder)]) == 0
     assert "going on with" in capsys.readouterr().out
-    for other in (["--bos", "always"], ["--seed", "1"], ["--search-windows", "9"]):
-        assert main([*START, *other, "--budget", "6", "--output", str(folder)]) == 2
-        assert "was made on other search windows than these options draw" in capsys.readouterr().err
+    for name, value in {"bos": "always", "seed": "1", "targets": "2:4", "search-windows": "9",
+                        "update": "obs", "model": "embedded/opt", "dtype": "bfloat16"}.items():
+        assert main([*START, f"--{name}", value, "--budget", "6", "--output", str(folder)]) == 2
+        said = f"holds what was computed with another {name.replace('-', '_')} ("
+        assert said in capsys.readouterr().err
+    (folder / "asked.json").write_text("{")
+    assert main([*START, "--budget", "6", "--output", str(folder)]) == 2
+    assert "asked.json is damaged" in capsys.readouterr().err
 
 
 def test_a_search_for_budgets_ends_in_a_file_that_prune_takes(tmp_path, capsys):

@@ -67,6 +67,13 @@ def test_an_effect_is_said_with_an_interval_that_has_two_ends():
         "**is open at** 50 % (0.980, 0.960 to 1.200).")
 
 
+@pytest.mark.parametrize("name", ["best", "my{model}", "fast-most"])
+def test_a_name_that_reads_as_a_word_or_a_field_is_a_name(name):
+    told = claim("On {subject} it {verdicts}.", ROWS, "paired", name=["rival"], about={"subject": name})
+    assert told.sentence.startswith(f"On {name} it **is lower than that of** a")
+    assert claim(told.template, ROWS, told.table, **told.how) == told
+
+
 def test_an_effect_of_one_window_is_said_to_have_no_interval():
     two = [Perplexity(np.array([nll])) for nll in (3.0, 3.2)]
     one = compare_many({"wanda": tuple(two)}, ["rival"])

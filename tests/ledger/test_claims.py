@@ -229,6 +229,9 @@ def test_leakage_is_read_from_its_sweep_once_all_cells_are_done(tmp_path, monkey
                      "runs": f"runs/sweeps/leakage/{number}"})
     pd.DataFrame(rows).assign(outcome=["failed", *["done"] * 15]).to_csv(folder / "cells.csv", index=False)
     pd.testing.assert_frame_equal(claims.leaks(), shipped)
+    for unfinished in (pd.DataFrame(rows).iloc[:0], pd.DataFrame(rows).assign(runs="runs/sweeps/removed")):
+        unfinished.to_csv(folder / "cells.csv", index=False)
+        pd.testing.assert_frame_equal(claims.leaks(), shipped)
     pd.DataFrame(rows).to_csv(folder / "cells.csv", index=False)
     found = claims.leaks()
     assert list(found["sparsity"]) == [0.6] and set(shipped) == set(found)

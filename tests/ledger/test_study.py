@@ -134,6 +134,7 @@ def test_a_recorded_study_of_a_real_model_leads(tmp_path, monkeypatch):
         made["04_gp_search"]["parameters"] |= {"model": f"/models/{name}", "repeats": 1}
         (tmp_path / name / "manifests.json").write_text(json.dumps(made))
     assert study.leading() == ["study-a", "study-b"]
+    shutil.copytree(tmp_path / "study", tmp_path / ".study.old")  # as a kill leaves it
     assert pk.studies() == ["study-a", "study-b", "study"]
     told = study.answer("study-a")
     assert told.sentence.startswith("On study-a, one search of 350 evaluations, at 70 %, found the metric `")

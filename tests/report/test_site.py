@@ -244,6 +244,33 @@ def test_a_parameter_of_one_notebook_marks_its_readers_as_well(project):
         "01_data": manifest.State("fresh"), "03_baselines": manifest.State("stale", "wait was 0, is 1")}
 
 
+def test_a_run_is_judged_from_any_folder_and_its_lost_files_are_left_out(project, monkeypatch, capsys):
+    folder = project.parent / "a"
+    folder.mkdir()
+    (folder / "my.txt").write_text("A text.")
+    notebook = project / "notebooks/01_data.ipynb"
+    notebook.write_text(notebook.read_text().replace(
+        '# rows of the table', '# rows\\ntest_corpora: list[str] = [\\"\\"]'))
+    monkeypatch.chdir(folder)
+    assert {outcome for outcome, _ in outcomes(overrides={"test_corpora": "my.txt"}).values()} == {"done"}
+    monkeypatch.chdir(project)
+    assert all(state.fresh for state in schedule.status("tiny").values())
+    file = next((project / "runs/tiny/01_data").rglob("*.tex"))
+    held = file.read_bytes()
+    file.unlink()
+    assert site.render("tiny").is_file()
+    file.write_bytes(held)
+    (folder / "my.txt").write_text("Another text.")
+    reason = f"the test_corpora {folder / 'my.txt'} changed"
+    assert schedule.status("tiny")["01_data"] == manifest.State("stale", reason)
+    (folder / "my.txt").unlink()
+    assert main(["status", "tiny"]) == 2
+    assert main(["status"]) == 0
+    assert "all               unknown      --set test_corpora=my.txt" in capsys.readouterr().out
+    (project / "runs/tiny/01_data/manifest.json").write_text("[" * 100_000)
+    assert manifest.read("tiny", "01_data") is None
+
+
 @pytest.mark.parametrize(("text", "left"), [
     ("  50%|##  | 1/2 [00:00<00:00, 9.00it/s]\r", ""), ("\r      \r\x1b[A\n", ""),
     ("careful\n  9%|# |\r", "careful"),
@@ -365,6 +392,20 @@ def test_the_metrics_page_groups_and_finds_what_ran_by_proof_not_by_name(tmp_pat
     rows = [{link.text for link in row.select("a")} for row in page.select("#classes + p + table tbody tr")]
     assert {"wanda", "obd-layer"} in rows and {"wanda-variant"} in rows and {"pruner-zero-variant"} in rows
     assert not any("admm" in row or "sparsegpt" in row for row in rows)
+
+
+def test_shares_that_round_alike_are_rows_of_their_own(tmp_path):
+    frame = pd.DataFrame({"sparsity": [0.5, 0.504, 0.625], "ppl": [20.0, 21.0, 40.0]}).assign(
+        method="wanda", tree="mul(W, sqrt(X))", group="row", update="", pattern="unstructured", low=1,
+        high=99, n=8)
+    frame.to_csv(tmp_path / "result.csv", index=False)
+    made = {"artifacts": {"tables/result": {"files": {"result.csv": 1}}}}
+    page = BeautifulSoup(metrics_page.body([{"topic": "04_gp_search", "made": made, "folder": tmp_path}]),
+                         "html.parser")
+    card = next(section for section in page.select("section.metric") if section.h2["id"] == "wanda")
+    cells = [[cell.text for cell in row.select("td")] for row in card.select("table")[-1].select("tbody tr")]
+    found = {setting: float(ppl) for setting, ppl, *_ in cells}
+    assert found == {"50 %": 20, "50.4 %": 21, "62.5 %": 40}
 
 
 def test_neighbouring_cells_for_more_are_folded_together():

@@ -122,6 +122,12 @@ def test_overrides_are_checked_alike(home, overrides, sentence):
     assert str(caught.value) == sentence
 
 
+def test_nothing_is_twice_in_a_list(home):
+    for overrides, twice in (({"targets": "0.5,0.50"}, "0.5"), ({"methods": "wanda,wanda"}, "wanda")):
+        with pytest.raises(UsageError, match=rf"has '{twice}' twice\."):
+            params.resolve_profile("tiny", overrides)
+
+
 def test_a_folder_stands_for_all_that_the_hub_would_give(tmp_path, monkeypatch):
     monkeypatch.delenv("PRUNEKIT_HOME", raising=False)
     monkeypatch.chdir(tmp_path)
@@ -221,3 +227,17 @@ def test_folders_of_tasks_are_split_alike_everywhere(tmp_path):
     assert checks.problem("folders", "rte").endswith("data set 'rte' is not TASK=FOLDER")
     assert checks.problem("folders", f"rte={tmp_path}/no") == (
         f"must name folders that exist; '{tmp_path}/no' does not")
+
+
+def test_paths_of_an_override_are_of_the_folder_where_it_was_given(home, tmp_path, monkeypatch):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/my.txt").write_text("A text.")
+    monkeypatch.chdir(tmp_path / "a")
+    here = params.resolve_profile("tiny", {"corpus": "my.txt"})
+    monkeypatch.chdir(tmp_path)
+    assert params.resolve_profile("tiny", {"corpus": "my.txt"}, tmp_path / "a") == here
+    assert here["03_baselines"]["corpus"] == str(tmp_path / "a/my.txt")
+    own = {"folders": ("rte=a,boolq=none", f"rte={tmp_path}/a,boolq=none"),
+           "layer_targets": (["a/my.txt", '{"*": 0.6}'], [f"{tmp_path}/a/my.txt", '{"*": 0.6}'])}
+    for key, (value, there) in own.items():
+        assert params.absolute(key, params.Setting(value, "--set"), tmp_path).value == there

@@ -91,15 +91,16 @@ def token_windows(corpus: str | Path, tokenizer: Any, role: str, n: int | None =
 
     windows: a safetensors file with tensors by role, which overrides all; they are taken as they are.
 
-    Raises UsageError for unknown names, missing files or network, too little text, `always` with a tokenizer
-    that has no BOS token, and `never` or `always` with published or ready windows.
+    Raises UsageError for unknown names, missing files or network, too little text, a file of windows that are
+    no whole numbers, `always` with a tokenizer that has no BOS token, `never` or `always` with published or
+    ready windows, and published ones of a corpus without a train split.
     """
     for what, given, known in (("role", role, ROLES), ("roles", roles, SAMPLINGS)):
         if given not in known:
             raise UsageError(f"{what} '{given}' is not known{did_you_mean(given, known)}.")
     if n is None and role != "test":
         raise UsageError(f"role {role} needs a number of windows n.")
-    if n is not None and (not isinstance(n, Integral) or n < (role != "test")):
+    if n is not None and (not isinstance(n, Integral) or isinstance(n, bool) or n < (role != "test")):
         raise UsageError(f"n = {n!r} is no number of windows; give 1 or more.")
     check_seqlen(seqlen)
     begun = begins(tokenizer, bos, roles, windows) == "every window"
@@ -150,6 +151,10 @@ def _drawn(corpus: str, tokenizer: Any, role: str, n: int | None, seqlen: int, s
     loaded = load_corpus(corpus, cache_dir)
     if role == "test":
         return _test_windows(loaded, tokenizer, n, seqlen, published)
+    if published and role in ("calibration", "gradient", "train") and "all" in loaded.splits:
+        raise UsageError(f"corpus '{loaded.name}' has no train split, so published {role} windows would be "
+                         "of its test text too; put it into a folder, as train.txt (or .jsonl, .parquet), or "
+                         "leave roles at 'disjoint'.")
     if role == "train" and (published or not loaded.running):
         return _training_windows(loaded, tokenizer, n, seqlen, None if published else seed)
     if published and role in ("calibration", "gradient"):  # fitness is not measured on what X is from
@@ -201,9 +206,20 @@ def _digest(files: Iterable[Path], salt: str) -> str:
 # --- corpora ---------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=4)
 def load_corpus(corpus: str, cache_dir: str | None = None) -> Corpus:
     """Read a corpus of the hub or of this disk. Raises UsageError if it cannot be found or holds no text."""
+    return _read_once(corpus, cache_dir, () if corpus in CORPORA else stamp(corpus))
+
+
+def stamp(path: str | Path) -> tuple[tuple[str, int, int], ...]:
+    """Name, time of change and size of a file, or of all in a folder: what has the same is not read again."""
+    path = Path(path).expanduser()
+    files = (file for file in (sorted(path.rglob("*")) if path.is_dir() else [path]) if file.is_file())
+    return tuple((str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files)
+
+
+@lru_cache(maxsize=4)
+def _read_once(corpus: str, cache_dir: str | None, then: tuple[tuple[str, int, int], ...]) -> Corpus:
     path = Path(corpus).expanduser()
     found = _from_hub(corpus, cache_dir) if corpus in CORPORA else _from_disk(path)
     empty = [split for split, texts in found.splits.items() if not any(text.strip() for text in texts)]
@@ -362,7 +378,10 @@ def _from_file(path: Path, role: str, n: int | None, seqlen: int) -> Tensor:
     if role not in tensors:
         has = ", ".join(sorted(tensors))
         raise UsageError(f"windows file {path} has no windows for role {role} (it has {has}).")
-    held = tensors[role].long()
+    kind, held = tensors[role].dtype, tensors[role].long()
+    if kind.is_floating_point or kind.is_complex or kind == torch.bool or not held.numel():
+        raise UsageError(f"windows file {path} holds {role} windows of shape {tuple(held.shape)} and {kind}; "
+                         "give whole numbers, one window a row.")
     if held.ndim != 2 or held.shape[1] != seqlen:
         raise UsageError(f"windows file {path} holds {role} windows of shape {tuple(held.shape)}; set seqlen "
                          "to their length.")

@@ -21,6 +21,7 @@ from prunekit.errors import UsageError, did_you_mean
 from prunekit.hub import gguf_file, gguf_on_hub, gguf_read_once, hub_or_cache, quantization_of, unreadable
 
 DTYPES = {name: getattr(torch, name) for name in _DTYPES}
+_READ, _VOCABULARIES = {".json", ".safetensors", ".model", ".jinja", ".tiktoken"}, {"merges.txt", "vocab.txt"}
 _HASHED_WHOLE = 256 * 2**20  # bytes; of larger files 64 pieces of 1 MiB, evenly spread
 
 
@@ -114,16 +115,19 @@ def _place(source: str | Path, cache_dir: str | None) -> tuple[str, dict[str, st
     return str(file.parent), {"gguf_file": str(file)}  # not its bare name: that may be found elsewhere
 
 
-def fingerprint(source: str | Path) -> str:
+def fingerprint(source: str | Path, cache_dir: str | None = None) -> str:
     """A short hash that changes when the model's files change (a hub id: its cached revision); of a GGUF
-    file, also of a cached one, it says what the weights are made from: `gguf-Q4_1:b179c9523d0e6a0f`."""
+    file, also of a cached one, it says what the weights are made from: `gguf-Q4_1:b179c9523d0e6a0f`.
+
+    Of a directory it reads configuration, tokenizer, chat template and weights; of a file above 256 MiB its
+    size and 64 pieces of 1 MiB, evenly spread, so that a change between two pieces goes unseen."""
     path = Path(locate(source))
     if path.is_file():
         return f"gguf-{quantization_of(path)}:{_file_digest(path).hex()[:16]}"
     if path.is_dir():
         digest = hashlib.sha256()
         for file in sorted(path.iterdir()):
-            if file.suffix in {".json", ".safetensors"} and file.name != "prunekit.json":
+            if (file.suffix in _READ or file.name in _VOCABULARIES) and file.name != "prunekit.json":
                 digest.update(file.name.encode())
                 digest.update(_file_digest(file))
         return digest.hexdigest()[:16]
@@ -132,7 +136,7 @@ def fingerprint(source: str | Path) -> str:
 
     org, file = (path.parent.as_posix(), path.name) if path.suffix == ".gguf" else (path.as_posix(), "")
     try:
-        cached = Path(snapshot_download(org, local_files_only=True))
+        cached = Path(snapshot_download(org, cache_dir=cache_dir, local_files_only=True))
         gguf = gguf_file(cached / file)
     except (LocalEntryNotFoundError, UsageError):  # not here, or several files of it, by name
         return str(source)
@@ -460,7 +464,11 @@ def _refuse_unseen(model: nn.Module, block: nn.Module, prefix: str, seen: set[in
 
 
 def refuse_offloaded(model: nn.Module) -> None:
-    """Raise UsageError if weights are only brought (by accelerate) for a forward pass and dropped after."""
+    """Raise UsageError if weights are only brought (by accelerate) for a forward pass and dropped after, or
+    if `torch.inference_mode` keeps track of nothing that is done to them."""
+    if torch.is_inference_mode_enabled() or any(parameter.is_inference() for parameter in model.parameters()):
+        raise UsageError("torch.inference_mode is on, or was when the model was loaded, and nothing that it "
+                         "makes can be changed or differentiated; use torch.no_grad.")
     if any(parameter.is_meta for parameter in model.parameters()):
         raise UsageError("parts of the model are offloaded to disk or the CPU, where they can be neither "
                          "measured nor changed; load it whole, or prune it from disk to disk with "

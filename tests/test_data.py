@@ -45,7 +45,7 @@ def folder(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "value"), [("n", -1), ("n", 0), ("n", 2.5), ("seqlen", 0), ("seqlen", 1),
-                                             ("seqlen", -8), ("seqlen", 8.0)])
+                                             ("seqlen", -8), ("seqlen", 8.0), ("n", True)])
 @pytest.mark.parametrize("corpus", ["embedded", None])
 def test_impossible_numbers_are_one_sentence(name, value, corpus, folder):
     with pytest.raises(pk.UsageError, match=f"^{name} = {value} is no "):
@@ -95,8 +95,8 @@ def test_published_sampling_of_documents_gives_up_when_all_are_too_short(tmp_pat
             asked.extend(texts)
             return super().__call__(texts, **options)
 
-    path = write_rows(tmp_path / "mixed.jsonl", texts)
-    draw = lambda seqlen: pk.token_windows(path, Counted(), "calibration", 5, seqlen, 3, roles="published")
+    write_rows(tmp_path / "train.jsonl", texts)
+    draw = lambda long: pk.token_windows(tmp_path, Counted(), "calibration", 5, long, 3, roles="published")
     assert draw(10)[:, 0].tolist() == expected
     asked.clear()
     with pytest.raises(pk.UsageError, match="has text for 0 calibration windows of 50 tokens where 5"):
@@ -105,7 +105,9 @@ def test_published_sampling_of_documents_gives_up_when_all_are_too_short(tmp_pat
 
 
 def test_training_windows_pack_whole_documents(tmp_path):
-    path = write_documents(tmp_path, ".jsonl")
+    path = tmp_path / "corpus"
+    path.mkdir()
+    write_documents(tmp_path, ".jsonl").rename(path / "train.jsonl")
     published = pk.token_windows(path, Words(), "train", 6, 50, roles="published").flatten().tolist()
     packed = [token for i in range(300) for token in [*range(i * 100, i * 100 + 30), 0]]
     assert published == packed[:300]
@@ -115,6 +117,22 @@ def test_training_windows_pack_whole_documents(tmp_path):
     assert all(b == a + 1 for a, b in within)
     with pytest.raises(pk.UsageError, match="has text for 186 train windows"):
         pk.token_windows(path, Words(), "train", 187, 50, roles="published")
+
+
+@pytest.mark.parametrize("role", ["calibration", "gradient", "train"])
+def test_published_windows_need_a_train_split(role, tmp_path):
+    (tmp_path / "text.txt").write_text(numbers(0, 5000))
+    draw = lambda role, roles: pk.token_windows(tmp_path / "text.txt", Words(), role, 4, 10, roles=roles)
+    with pytest.raises(pk.UsageError, match=f"no train split, so published {role} windows would be of its"):
+        draw(role, "published")
+    for other in ("search", "select", "test"):
+        assert draw(other, "published").equal(draw(other, "disjoint"))
+
+
+def test_a_corpus_that_changes_within_a_process_is_read_again(folder):
+    before = pk.token_windows(folder, Words(), "test", 1, 10)
+    (folder / "test.txt").write_text(numbers(30_000, 30_100))
+    assert not pk.token_windows(folder, Words(), "test", 1, 10).equal(before)
 
 
 def test_published_training_windows_of_a_running_text_are_its_first(folder):
@@ -236,11 +254,14 @@ def test_embedded_roles_share_no_window():
 
 def test_a_windows_file_overrides_all(tmp_path):
     path = tmp_path / "windows.safetensors"
-    save_file({"calibration": torch.arange(40, dtype=torch.int32).view(4, 10)}, path)
+    save_file({"calibration": torch.arange(40, dtype=torch.int32).view(4, 10), "train": torch.rand(4, 10),
+               "select": torch.zeros(0, 10, dtype=torch.long)}, path)
     assert pk.token_windows("nothing", None, "calibration", 2, 10, windows=path).tolist() == [
         list(range(10)), list(range(10, 20))]
     for arguments, message in ((("calibration", 5, 10), "holds 4 calibration windows where 5"),
-                               (("test", None, 10), "has no windows for role test (it has calibration)"),
+                               (("test", None, 10), "no windows for role test (it has calibration, select, "),
+                               (("train", 2, 10), "of shape (4, 10) and torch.float32; give whole numbers"),
+                               (("select", 1, 10), "of shape (0, 10) and torch.int64; give whole"),
                                (("calibration", 2, 8), "of shape (4, 10); set seqlen")):
         with pytest.raises(pk.UsageError) as refused:
             pk.token_windows("nothing", None, *arguments, windows=path)

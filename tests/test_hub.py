@@ -17,6 +17,7 @@ import prunekit as pk
 from prunekit import hub
 from prunekit.cli import main
 from prunekit.models import fingerprint, layers
+from prunekit.streaming import stream
 from tests import tiny_gguf
 
 
@@ -118,6 +119,24 @@ def test_a_gguf_file_is_pruned_from_disk_to_disk(packed, windows, tmp_path, monk
     assert fingerprint(folder) in (tmp_path / "made" / "prunekit.json").read_text()
 
 
+@pytest.mark.parametrize(("method", "options", "message", "converted"), [
+    ("wnda", {}, "did you mean 'wanda'", False),
+    ("pruner-zero", {}, "reads G", False),
+    ("wanda", {"pattern": "5:7"}, "5:7 does not divide", False),
+    ("wanda", {}, "holds no interrupted run", True)])
+def test_of_a_gguf_file_that_cannot_be_pruned_nothing_is_left(packed, windows, tmp_path, monkeypatch, method,
+                                                              options, message, converted):
+    read = []
+    monkeypatch.setattr(stream, "load_model", lambda *a, **k: read.append(a) or pk.load_model(*a, **k))
+    if converted:
+        (tmp_path / "made").mkdir()
+        (tmp_path / "made" / "mine.txt").write_text("mine")
+    with pytest.raises(pk.UsageError, match=message):
+        sparsity = 5 / 7 if options else 0.5
+        pk.prune_checkpoint(packed[0], tmp_path / "made", windows, method, sparsity, **options)
+    assert bool(read) == converted and [path.name for path in tmp_path.iterdir()] == ["made"] * converted
+
+
 def test_prune_takes_a_gguf_file_and_its_record_says_so(packed, windows, tmp_path):
     from safetensors.torch import save_file
 
@@ -171,8 +190,9 @@ def test_a_gguf_file_of_the_hub_is_found_in_its_cache(packed, tmp_path, monkeypa
     monkeypatch.setattr("huggingface_hub.list_repo_files", lambda name: ["a.gguf", "b.gguf"])
     with pytest.raises(pk.UsageError, match=r"holds 2 GGUF files: name one, as org/name/a\.gguf"):
         pk.load_model("org/name", cache_dir=str(tmp_path))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     content = fingerprint(packed[0])
+    assert fingerprint("org/name", cache_dir=str(tmp_path)) == content
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     assert fingerprint("org/name") == fingerprint("org/name/tiny.Q4_1.gguf") == content
     for missing in ("org/name/other.gguf", "org/no"):
         assert fingerprint(missing) == missing

@@ -67,6 +67,16 @@ def test_fingerprint_follows_the_content(tmp_path):
     assert fingerprint(copy) != before
 
 
+@pytest.mark.parametrize("name", ["tokenizer.model", "chat_template.jinja", "merges.txt", "vocab.txt"])
+def test_fingerprint_sees_what_makes_tokens_of_text(name, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    before = fingerprint(tmp_path)
+    (tmp_path / "LICENSE.txt").write_text("yours")
+    assert fingerprint(tmp_path) == before
+    (tmp_path / name).write_text("a b")
+    assert fingerprint(tmp_path) != before
+
+
 def test_fingerprint_of_a_large_file_sees_a_changed_matrix(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with (tmp_path / "model.safetensors").open("wb") as file:

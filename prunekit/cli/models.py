@@ -234,12 +234,13 @@ def prune(args: argparse.Namespace) -> int:
     target = _empty_directory(args.save_model) if args.save_model else None
     tasks = _tasks(args)
     import prunekit as pk
-    from prunekit.models import layers
+    from prunekit.models import decoder_blocks, layers
     from prunekit.pruning.budgets import layer_targets
 
     model, tokenizer = load(args)
     sparsity = read_sparsity(args.sparsity)
-    layer_targets(layers(model), sparsity, args.pattern, args.skip)  # a wrong name, before gradients are
+    blocks = len(decoder_blocks(model)[1])
+    layer_targets(layers(model), sparsity, args.pattern, args.skip, blocks)  # a wrong name, before G is made
     G, corpus = None, args.gradient_corpus or args.corpus
     if "G" in method.needs:
         if not args.gradients:
@@ -291,8 +292,8 @@ def _asked(args: argparse.Namespace) -> dict[str, Any]:
     from prunekit.models import fingerprint
 
     given = {name: getattr(args, name) for name in ("roles", "nsamples", "seqlen", "seed")}
-    return {"model": args.model, "model_hash": fingerprint(args.model), "corpus": args.corpus,
-            "test_corpus": _test_corpus(args),
+    return {"model": args.model, "model_hash": fingerprint(args.model, args.cache_dir),
+            "corpus": args.corpus, "test_corpus": _test_corpus(args),
             "windows_file": args.windows or "", **given, "bos": args.begins,
             **{f"version_{name}": number for name, number in manifest.versions().items()}}
 

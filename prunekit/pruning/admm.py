@@ -46,10 +46,10 @@ class AdmmOptions:
         if self.growth > self.iterations:
             raise UsageError(f"{self.growth} iterations of growth do not fit into {self.iterations} in all; "
                              "give 0 <= growth <= iterations and iterations >= 1.")
-        if not all(value > 0 for value in (*self.damping, self.rho)):
-            raise UsageError(f"damping {self.damping} and rho {self.rho} must be above 0.")
-        if not 0 < self.relaxation < 2:
-            raise UsageError(f"relaxation {self.relaxation} must be above 0 and below 2, where it converges.")
+        if 0 in self.damping:
+            raise UsageError(f"damping {self.damping} must be above 0.")
+        checked("rho", self.rho, Annotated[float, Field(gt=0)])
+        checked("relaxation", self.relaxation, Annotated[float, Field(gt=0, lt=2)])  # where it converges
 
 
 @dataclass(frozen=True)

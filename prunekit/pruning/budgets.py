@@ -3,11 +3,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
-from prunekit.choices import Sparsity, Target, parse_pattern, targets_in
+from prunekit.choices import Sparsity, Target, checked, parse_pattern, targets_in
 from prunekit.errors import UsageError, did_you_mean
 from prunekit.models import Layer
 from prunekit.pruning.inputs import collect_inputs
@@ -22,13 +24,17 @@ def layer_targets(layers: Sequence[Layer], sparsity: Sparsity, pattern: str = "u
     is a share of zeros, which goes with `pattern`, or a word ("0.6", "2:4"), which brings its own. A pattern
     such as `*.down_proj`, in the language of fnmatch, is held against a layer's name inside its block
     (`mlp.down_proj`) and in full (`model.layers.0.mlp.down_proj`). Where several match a layer, the last
-    holds; where none does, and where one of `skip` does, it stays dense. blocks: how many there are.
+    holds; where none does, and where one of `skip` does, it stays dense. blocks: how many there are (by
+    default as many as have layers).
 
-    Raises UsageError for what is no target, a pattern that matches no layer, a list of another length than
-    `blocks`, and an N:M pattern that does not divide a layer's inputs.
+    Raises UsageError for what is no target, a mapping or list without one, a pattern that matches no layer, a
+    list of another length than `blocks`, and an N:M pattern that does not divide a layer's inputs.
     """
-    named, skip = _Names(layers), [skip] if isinstance(skip, str) else skip
-    targets = targets_in(sparsity, pattern)
+    named, skip = _Names(layers), [skip] if isinstance(skip, str) else skip or ()
+    targets, blocks = targets_in(sparsity, pattern), blocks or 1 + max(layer.block for layer in layers)
+    if not targets:
+        raise UsageError(f"sparsity {sparsity} names no target; give one for all layers, one per block, or a "
+                         "mapping from patterns of layer names.")
     if isinstance(sparsity, Mapping):
         found = [Target(0.0)] * len(layers)
         for name, target in zip(sparsity, targets, strict=True):
@@ -36,7 +42,7 @@ def layer_targets(layers: Sequence[Layer], sparsity: Sparsity, pattern: str = "u
                 found[index] = target
     elif isinstance(sparsity, str) or not isinstance(sparsity, Sequence):
         found = targets * len(layers)
-    elif blocks is not None and len(targets) != blocks:
+    elif len(targets) != blocks:
         raise UsageError(f"{len(targets)} sparsities were given for a model of {blocks} decoder blocks; "
                          "give one number or one per block.")
     else:
@@ -63,6 +69,8 @@ class _Names:
 
     def matching(self, pattern: str) -> list[int]:
         """Raises UsageError if there is none."""
+        if not isinstance(pattern, str):
+            raise UsageError(f"{pattern!r} is no pattern of layer names; give a text such as '*.down_proj'.")
         if pattern in self.places:  # also an expert's, whose [e] means something else to fnmatch
             return self.places[pattern]
         found = {index for name, places in self.places.items() if fnmatchcase(name, pattern)
@@ -79,9 +87,14 @@ def owl_budget(model: nn.Module, windows: Tensor, sparsity: float, *, threshold:
 
     With A = |W| sqrt(X) of the dense model, r_b is the share of block b's entries with A > threshold *
     mean(A) of their layer. sparsity_b = sparsity + spread * (mean(u) - u_b), u_b = 2 (r_b - min r) / (max r -
-    min r). windows: token ids (n, seqlen). Blocks are taken to be of one size. Raises UsageError if a block's
-    share would leave [0, 1).
+    min r). windows: token ids (n, seqlen). Blocks are taken to be of one size.
+
+    Raises UsageError if sparsity, threshold or spread is no such number, and if a block's share would leave
+    [0, 1).
     """
+    checked("sparsity", sparsity, Annotated[float, Field(ge=0, lt=1)])
+    for name, value in (("threshold", threshold), ("spread", spread)):
+        checked(name, value, Annotated[float, Field(ge=0)])
     shares = []
     with torch.no_grad():
         for step in Walk(model, windows, one_shot=True, progress=progress):

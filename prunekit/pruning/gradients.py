@@ -9,18 +9,21 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import torch
+from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from prunekit.choices import checked
 from prunekit.errors import UsageError, did_you_mean
 from prunekit.files import replacing_file
 from prunekit.models import Layer, check_windows, decoder_blocks, in_eval_mode, layers, refuse_offloaded
 from prunekit.progress import tqdm
+from prunekit.pruning.inputs import refuse_not_finite_inputs
 from prunekit.pruning.masks import bounds, finite
 from prunekit.pruning.walk import InputGroup, Walk
 
@@ -99,6 +102,7 @@ class LayerTensors(Mapping[str, Tensor]):
 
         Raises UsageError if that dtype cannot hold what was finite, and if the file cannot be written."""
         path = Path(path)
+        _refuse_whole(dtype)
         tensors = {name: tensor.to("cpu", dtype).contiguous() for name, tensor in self.items()}
         for name, tensor in tensors.items() if dtype else ():
             if self[name].isfinite().all() and not tensor.isfinite().all():
@@ -211,11 +215,14 @@ def collect_gradients(model: nn.Module, windows: Tensor, *, norm: str = "l2", sc
     On a GPU the backward pass adds in a fixed order, so that G is the same to the last bit each time; where a
     model has a step without such an order, it is as torch makes it and meta has `repeatable`: False.
 
-    Raises UsageError on an unknown norm, a model parts of which are offloaded, windows that it cannot read, a
-    loss that is not finite, or a dtype that cannot hold G.
+    Raises UsageError on an unknown norm, a scale that is no number above 0 or makes G zero or infinite, a
+    model that is offloaded in part or in inference mode, windows that it cannot read, a loss that is not
+    finite, or a dtype that cannot hold G.
     """
     if norm not in GRADIENT_NORMS:
         raise UsageError(f"gradient norm '{norm}' is not known{did_you_mean(norm, GRADIENT_NORMS)}.")
+    checked("scale", scale, Annotated[float, Field(gt=0)])
+    _refuse_whole(on_device)
     refuse_offloaded(model)
     check_windows(model, windows)
     prunable = layers(model)
@@ -234,11 +241,17 @@ def collect_gradients(model: nn.Module, windows: Tensor, *, norm: str = "l2", sc
                 (loss * scale).backward()
 
     repeats = _repeatedly(run, model.get_input_embeddings().weight.device, sums.values())
+    reach = 0.0
     for key, total in sums.items():
         if norm != "l1":
             total.sqrt_() if norm == "l2" else total.abs_()
+        reach += total.max().item()
         if on_device:
             sums[key] = _held(total, parameters[key].device, on_device)
+    if not 0 < reach < math.inf:
+        what, other = ("zero everywhere", "larger") if reach == 0 else ("not finite", "smaller")
+        raise UsageError(f"G is {what} with scale {scale:g}; take a {other} one, or load the model in "
+                         "float32.")
     made = {"kind": "gradient", "norm": norm, "scale": scale, "n": len(windows), "seqlen": windows.shape[1],
             "dtype": str(model.dtype).removeprefix("torch."), **({"local": True} if local else {}),
             **({} if repeats else {"repeatable": False}), **(meta or {})}
@@ -248,9 +261,11 @@ def collect_gradients(model: nn.Module, windows: Tensor, *, norm: str = "l2", sc
 
 def _losses(model: nn.Module, windows: Tensor, progress: bool) -> Iterator[tuple[int, Tensor]]:
     """(window, its mean-token cross-entropy)."""
+    adds = getattr(model.config.get_text_config(), "output_router_logits", False)  # a loss of its routers'
+    alone = {"output_router_logits": False} if adds else {}
     for index, window in enumerate(tqdm(windows, desc="gradients", disable=not progress, leave=False)):
         ids = window[None].to(model.get_input_embeddings().weight.device)
-        yield index, model(input_ids=ids, labels=ids, use_cache=False).loss
+        yield index, model(input_ids=ids, labels=ids, use_cache=False, **alone).loss
 
 
 def _block_norms(model: nn.Module, windows: Tensor, progress: bool) -> Iterator[tuple[int, Tensor]]:
@@ -324,6 +339,11 @@ def _add(sums: dict[int, Tensor], norm: str, parameter: nn.Parameter) -> None:
     parameter.grad = None
 
 
+def _refuse_whole(dtype: torch.dtype | None) -> None:
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise UsageError(f"dtype {dtype} holds no G; give one of fractions, such as torch.bfloat16.")
+
+
 def _held(total: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
     G = total.to(device, dtype)
     if not finite(G):
@@ -342,6 +362,7 @@ def _differentiating(model: nn.Module, parameters: list[nn.Parameter],
                      receive: Callable[[nn.Parameter], None]) -> Iterator[None]:
     """For a while, let gradients flow to the given parameters only; each is handed over once complete."""
     before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    held = [parameter.grad for parameter in parameters]
     model.requires_grad_(False)
     for parameter in parameters:
         parameter.requires_grad_(True)
@@ -355,8 +376,8 @@ def _differentiating(model: nn.Module, parameters: list[nn.Parameter],
             handle.remove()
         for parameter, flag in before:
             parameter.requires_grad_(flag)
-        for parameter in parameters:
-            parameter.grad = None
+        for parameter, grad in zip(parameters, held, strict=True):
+            parameter.grad = grad
 
 
 # --- the published `--task activation` ----------------------------------------------------------------------
@@ -367,7 +388,7 @@ def collect_activations(model: nn.Module, windows: Tensor, *, norm: str = "l2", 
     """Column norms of every prunable layer's input x in the dense model, mean over n windows; (in,) float32.
 
     `l2`: (1/n) sum over tokens of x_j^2, which is the X of the metrics; `l1`: (1/n) sum over tokens of |x_j|.
-    Raises UsageError on an unknown norm, or windows that the model cannot read.
+    Raises UsageError on an unknown norm, windows that the model cannot read, or inputs that are not finite.
     """
     if norm not in ACTIVATION_NORMS:
         raise UsageError(f"activation norm '{norm}' is not known{did_you_mean(norm, ACTIVATION_NORMS)}.")
@@ -378,6 +399,7 @@ def collect_activations(model: nn.Module, windows: Tensor, *, norm: str = "l2", 
                 for group in step.groups}
         step.collect(partial(_add_columns, sums, measure))
         for group in step.groups:
+            refuse_not_finite_inputs(group, sums[id(group)])
             norms |= {layer.name: (sums[id(group)] / len(windows)).cpu() for layer in group.layers}
     made = {"kind": "activation", "norm": norm, "n": len(windows), "seqlen": windows.shape[1], **(meta or {})}
     return Activations(norms, made)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from prunekit.errors import UsageError
 from prunekit.pruning.masks import finite, remedy
-from prunekit.pruning.walk import Step
+from prunekit.pruning.walk import InputGroup, Step
 
 _PRECISION = Lock()  # of products, which is the whole process's
 
@@ -59,11 +59,15 @@ def collect_inputs(step: Step, n: int, *, hessian: bool = False) -> dict[str, In
         found[id(group)] = InputStatistics(n, torch.zeros(1, width, device=device), H)
     step.collect(lambda group, x: found[id(group)].add(x))
     for group in step.groups:
-        if not finite(found[id(group)].X):
-            first = group.layers[0]
-            advice = remedy(first.weight.dtype)
-            raise UsageError(f"the inputs of layer {first.name} are not finite; {advice}.")
+        refuse_not_finite_inputs(group, found[id(group)].X)
     return {layer.name: found[id(group)] for group in step.groups for layer in group.layers}
+
+
+def refuse_not_finite_inputs(group: InputGroup, norms: Tensor) -> None:
+    """Raise UsageError, naming a layer, unless the norms of a group's inputs are finite."""
+    if not finite(norms):
+        first = group.layers[0]
+        raise UsageError(f"the inputs of layer {first.name} are not finite; {remedy(first.weight.dtype)}.")
 
 
 def _gram(x: Tensor) -> Tensor:

@@ -115,6 +115,8 @@ def keep_n_of_m(S: Tensor, n: int, m: int) -> Tensor:
         raise UsageError(f"pattern {n}:{m} needs inputs in multiples of {m}, but the layer has {S.shape[1]}.")
     if S.device.type != "cpu" and m <= _PAIRED:
         return keep_by_pairs(S, n, m)
+    if m > 256:  # a rank would not fit into a byte
+        return keep_rows(S.reshape(-1, m), n).view(S.shape)
     columns = [column.contiguous() for column in S.reshape(-1, m).unbind(1)]  # m of (out * in / m,)
     rank = [torch.zeros(columns[0].shape, dtype=torch.uint8, device=S.device) for _ in columns]
     # a place's rank is the number of places it does not precede: m(m-1)/2 comparisons, no sort
@@ -153,14 +155,13 @@ def keep_variant(S: Tensor, sparsity: float) -> Tensor:
     low, high, alpha = 0.0, 0.8, 0.4
     while True:
         counts = (cumulative <= total * alpha).sum(1, keepdim=True)
-        share = counts.sum().item() / S.numel()
+        # The reference zeroes everything up to the last counted score, so ties with it go, and count, too.
+        keep = S > torch.where(counts > 0, order.values.gather(1, (counts - 1).clamp(min=0)), -torch.inf)
+        share = (S.numel() - nonzero(keep)) / S.numel()
         if abs(share - sparsity) <= 0.001 or high - low < 0.001:
-            break
+            return keep
         low, high = (low, alpha) if share > sparsity else (alpha, high)
         alpha = (low + high) / 2
-    # The reference zeroes everything up to the last counted score, so ties with it go too.
-    bound = torch.where(counts > 0, order.values.gather(1, (counts - 1).clamp(min=0)), -torch.inf)
-    return S > bound
 
 
 def kth_smallest(S: Tensor, k: int) -> Tensor:

@@ -118,8 +118,8 @@ def obs_update(W: Tensor, factor: Factor, sparsity: float, pattern: str, *, keep
     first column. Then for each column i: q = keep * w, err = (w - q) / U_ii, W[:, i:] -= err U[i, i:]; the
     columns right of the block follow at once: W -= Err U[block, right]. zeros: as of `keep_mask`.
 
-    Raises UsageError if a group of the pattern is wider than a block, and if a score or a new weight is not
-    finite.
+    Raises UsageError if a group of the pattern is wider than a block, if the scores are all the same, and if
+    one, or a new weight, is not finite.
     """
     U, ratio, group = factor.U, parse_pattern(pattern), check_blocks(options, pattern)
     block = options.block_size - options.block_size % group
@@ -138,7 +138,10 @@ def obs_update(W: Tensor, factor: Factor, sparsity: float, pattern: str, *, keep
         W[:, columns.stop:].addmm_(errors.T, U[columns, columns.stop:], alpha=-1)
     zero_out(W, keep)
     if scores.bounds:
-        check_scores(torch.cat([bound.reshape(-1) for bound in scores.bounds]))
+        seen = torch.cat([bound.reshape(-1) for bound in scores.bounds])
+        check_scores(seen)
+        if score and (seen == seen[0]).all():  # of its own score the kernel tells the largest only
+            raise UsageError("the metric's score is constant on this layer, so it ranks nothing.")
     if not finite(W):
         raise UsageError("the updated weights are not finite; the layer's weights or inputs are too large "
                          "for the update, so use a method without it.")

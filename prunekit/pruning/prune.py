@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,34 +20,38 @@ from prunekit.metric.tree import Tree
 from prunekit.models import Layer, check_windows, decoder_blocks, layers, prunable_layers, refuse_offloaded
 from prunekit.pruning.admm import AdmmOptions
 from prunekit.pruning.budgets import layer_targets
-from prunekit.pruning.decide import Decision, Known, decide
+from prunekit.pruning.decide import SOLVERS, Decision, Known, decide
 from prunekit.pruning.gradients import Gradients
 from prunekit.pruning.inputs import InputStatistics, collect_inputs
 from prunekit.pruning.masks import check_zeros, finite, nonzero, remedy
-from prunekit.pruning.obs import ObsOptions
+from prunekit.pruning.obs import ObsOptions, check_blocks
 from prunekit.pruning.walk import Resident, Walk, batch_noted, batch_tokens
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_SHORTFALL = 0.01  # of the weights; whole weights per row make up for less in all but the narrowest models
+_TOLERANCE = 0.01  # of the weights; whole weights per row make up for less in all but the narrowest models
 
 
 @dataclass(frozen=True)
 class Report:
     """What pruning did. `rows`: one record per layer; `meta`: what was asked for.
 
-    Warns if clearly fewer weights are zero than were asked for (the published variant stops early, for one).
+    Warns if clearly fewer weights are zero than were asked for (the published variant stops early, for one),
+    or if the masks took clearly more (equal scores go together where a threshold decides).
     """
 
     rows: list[dict[str, Any]]
     meta: dict[str, Any]
 
     def __post_init__(self) -> None:
-        if self.sparsity < self.target - _SHORTFALL:
+        masked = sum(row["masked"] for row in self.rows) / sum(row["numel"] for row in self.rows)
+        short = self.sparsity < self.target - _TOLERANCE
+        if short or masked > self.target + _TOLERANCE and not self.meta["preserve"]:
             method = f"{self.meta['method']} (group {self.meta['group']})"
+            why = "goes no further in this model" if short else "has too many equal scores in this model"
             warnings.warn(f"{self.sparsity:.1%} of the prunable weights are zero where {self.target:.1%} "
-                          f"were asked for: {method} goes no further in this model.", stacklevel=4)
+                          f"were asked for: {method} {why}.", stacklevel=4)
 
     @property
     def sparsity(self) -> float:
@@ -73,28 +78,32 @@ class Report:
 
 
 def prune(model: nn.Module, windows: Tensor | None, method: str | Tree | Method, sparsity: Sparsity,
-          pattern: str = "unstructured", *, gradients: Gradients | None = None, group: str | None = None,
-          update: str | None = None, one_shot: bool = False, skip: Sequence[str] = (), preserve: bool = False,
-          obs: ObsOptions = ObsOptions(), admm: AdmmOptions = AdmmOptions(), progress: bool = True) -> Report:
+          pattern: str = "unstructured", *, gradients: Gradients | str | Path | None = None,
+          group: str | None = None, update: str | None = None, one_shot: bool = False,
+          skip: Sequence[str] = (), preserve: bool = False, obs: ObsOptions = ObsOptions(),
+          admm: AdmmOptions = AdmmOptions(), progress: bool = True) -> Report:
     """Prune the linear layers of a model's decoder blocks in place.
 
     windows: calibration token ids (n, seqlen); may be None for a method that reads W or W and G only. method:
     a name of the catalogue, a Tree or its text. sparsity: share of zeros (n/m for pattern `n:m`) or a word
-    such as "2:4"; one for all, one per block, or a mapping from patterns of layer names. skip: such patterns,
-    of what stays dense (`layer_targets`). group, update: override the method's own. one_shot: take all
+    such as "2:4"; one for all, one per block, or a mapping from patterns of layer names. gradients: G, or a
+    file of it. skip: such patterns, of what stays dense (`layer_targets`). group, update: override the
+    method's own (`obs-iter` compares by block of columns, whatever the metric's group). one_shot: take all
     statistics from the dense model. preserve: weights that are zero stay so, and count. obs, admm: options of
     those updates. Scores and updates are float32 whatever the model's dtype.
     Sources: the published lib/prune.py; SparseGPT for obs and obs-iter; arXiv 2401.02938 for admm.
 
     Raises UsageError, before anything is changed, on an unknown method, sparsity or pattern, on missing or
     foreign gradients, on windows that are missing or that the model cannot read, on an input width that the
-    pattern does not divide, on weights or scores that are not finite, on more zeros than can be preserved,
-    and on a model parts of which are offloaded. Where inputs are read, scores and updates are seen on the
-    way: the sentence then says that the model is half pruned.
+    pattern does not divide, on a block of the update too narrow for a pattern or options of another update,
+    on weights or scores that are not finite, on more zeros than can be preserved, and on a model that is
+    offloaded in part or in inference mode. Where inputs are read, scores and updates are seen on the way: the
+    sentence then says that the model is half pruned.
     """
     refuse_offloaded(model)
     asked = resolve(method, group, update)
     options = admm if asked.update == "admm" else obs
+    gradients = Gradients.load(gradients) if isinstance(gradients, (str, Path)) else gradients
     plan = Plan(model, windows, asked, sparsity, pattern, gradients, options, one_shot, skip, preserve)
     path, decoder = decoder_blocks(model)
     refuse_not_finite(decoder, path)
@@ -150,10 +159,17 @@ class Plan:
         targets = layer_targets(self.layers, self.sparsity, self.pattern, self.skip, blocks)
         self.targets = {layer.name: target for layer, target in zip(self.layers, targets, strict=True)}
         if "G" in self.method.needs:
-            if self.gradients is None:
+            if not isinstance(self.gradients, Gradients):
                 raise UsageError(f"method {self.method.name} reads G; pass "
                                  "gradients=collect_gradients(model, windows) or a file.")
             self.gradients.check(self.layers)
+        kind = SOLVERS[self.method.update].options if self.method.update else ObsOptions
+        self.options = kind() if self.options is None else self.options
+        if not isinstance(self.options, kind):
+            raise UsageError(f"method {self.method.name} takes {kind.__name__} for its update, not "
+                             f"{type(self.options).__name__}.")
+        for target in self.targets.values() if self.method.update in ("obs", "obs-iter") else ():
+            check_blocks(self.options, target.pattern)
         if self.windows is not None:
             check_windows(self.model, self.windows)
         elif self.reads_inputs:

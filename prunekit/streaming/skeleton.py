@@ -39,7 +39,9 @@ class Skeleton:
             raise UsageError(f"dtype '{dtype}' is not known{did_you_mean(dtype, ['auto', *DTYPES])}.")
         config = load_config(source)
         self.checkpoint = Checkpoint(source)
-        self.model, self.dtype = _build(config, self.checkpoint, DTYPES.get(dtype))
+        stored = (tensor.dtype for tensor in self.checkpoint.values() if tensor.dtype.is_floating_point)
+        self.dtype = DTYPES.get(dtype) or getattr(config, "dtype", None) or next(stored)
+        self.model = build(config, source, self.dtype)
         self.path, blocks = decoder_blocks(self.model)
         self.tensors = self.model.state_dict(keep_vars=True)  # as they are without weights
         self.origins, unexpected = _origins(self.model, self.checkpoint, self.tensors)
@@ -167,20 +169,19 @@ class Streamed(Resident):
             self.skeleton.put(name, self.skeleton.tensors[name])
 
 
-def _build(config: Any, checkpoint: Checkpoint, dtype: torch.dtype | None) -> tuple[nn.Module, torch.dtype]:
+def build(config: Any, source: Path, dtype: torch.dtype) -> nn.Module:
+    """A model on the meta device, in eval mode. Raises UsageError if its configuration makes none."""
     from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM
 
-    stored = (tensor.dtype for tensor in checkpoint.values() if tensor.dtype.is_floating_point)
-    own = getattr(config, "dtype", None) or next(stored)
     try:
         with init_empty_weights(include_buffers=False):
-            model = AutoModelForCausalLM.from_config(config, dtype=dtype or own, trust_remote_code=False)
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
         model.tie_weights()
     except (OSError, ValueError, KeyError) as error:
-        raise UsageError(f"model '{checkpoint.path}' cannot be built from its config.json: "
+        raise UsageError(f"model '{source}' cannot be built from its config.json: "
                          f"{str(error).splitlines()[0][:200]}") from error
-    return model.eval(), dtype or own
+    return model.eval()
 
 
 def _origins(model: nn.Module, checkpoint: Checkpoint, tensors: dict[str, Tensor]

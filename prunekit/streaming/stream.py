@@ -7,29 +7,30 @@ import json
 import shutil
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from prunekit import __version__
 from prunekit.choices import Sparsity
 from prunekit.errors import UsageError
-from prunekit.files import file_hash, locked, replacing
+from prunekit.files import check_folder, file_hash, locked, replacing
 from prunekit.metric.catalogue import Method, resolve
 from prunekit.metric.tree import Tree
-from prunekit.models import Layer, fingerprint, load_model, locate, prunable_layers, save_model
+from prunekit.models import Layer, fingerprint, load_config, load_model, locate, prunable_layers, save_model
 from prunekit.pruning import walk
 from prunekit.pruning.admm import AdmmOptions
 from prunekit.pruning.gradients import Gradients
 from prunekit.pruning.obs import ObsOptions
 from prunekit.pruning.prune import Plan, Report, refuse_not_finite
 from prunekit.streaming.checkpoint import INDEX, Checkpoint, Entry, write_json, write_safetensors
-from prunekit.streaming.skeleton import Skeleton, Streamed
+from prunekit.streaming.skeleton import Skeleton, Streamed, build
 
 PROGRESS, PROVENANCE, LOCK = "prunekit.progress.json", "prunekit.json", "prunekit.lock"
 _COPIED = {".json", ".txt", ".model", ".jinja", ".tiktoken"}  # configuration, tokenizer, chat template
@@ -79,17 +80,18 @@ def prune_checkpoint(source_dir: str | Path, target_dir: str | Path, windows: Te
 
     Raises UsageError, before anything is written, where `prune` does, if the checkpoint does not fit its
     config.json, if the target holds anything else, is being written by another process or was damaged since,
-    and if its disk has too little room. What only shows in a block's numbers is refused when that block is
-    read.
+    and if it cannot be made or its disk has too little room. What only shows in a block's numbers is refused
+    when that block is read.
     """
-    started, target = time.perf_counter(), Path(target_dir)
+    started, target = time.perf_counter(), check_folder(target_dir)
     stored = _stored_gradients(gradients) if isinstance(gradients, (str, Path)) else gradients
-    with _as_checkpoint(source_dir, target, dtype) as source:
+    asked = resolve(method, group, update)
+    options = admm if asked.update == "admm" else obs
+    planned = partial(Plan, windows=windows, method=asked, sparsity=sparsity, pattern=pattern,
+                      gradients=stored, options=options, skip=skip, preserve=preserve)
+    with _as_checkpoint(source_dir, target, dtype, planned) as source:
         skeleton = Skeleton(source, dtype)
-        asked = resolve(method, group, update)
-        options = admm if asked.update == "admm" else obs
-        plan = Plan(skeleton.model, windows, asked, sparsity, pattern, stored, options, False, skip,
-                    preserve)
+        plan = planned(skeleton.model)
         request = _request(source_dir, skeleton, plan)
         run = _Run(source, target, request, _needs(skeleton, plan), len(skeleton.blocks))
         meta = plan.meta() | {"dtype": request["dtype"]} | run.needs
@@ -102,18 +104,24 @@ def prune_checkpoint(source_dir: str | Path, target_dir: str | Path, windows: Te
 
 
 @contextmanager
-def _as_checkpoint(source: str | Path, target: Path, dtype: str) -> Iterator[Path]:
-    """The source's directory; of a GGUF file one of safetensors, which a failure leaves for the next try."""
+def _as_checkpoint(source: str | Path, target: Path, dtype: str, check: Callable[[nn.Module], Any]
+                   ) -> Iterator[Path]:
+    """The source's directory; of a GGUF file one of safetensors, made once `check` has seen the model without
+    its weights, which a run that has begun leaves for its next try."""
     file = Path(locate(source))
     if not file.is_file():
         yield _local(source)
         return
     plain = target.with_name(f".{target.name}.{fingerprint(file)[-16:]}.{dtype}")
     if not plain.is_dir():
+        check(build(load_config(file), file, torch.float32))
         with replacing(plain) as folder:
             save_model(*load_model(file, dtype=dtype, device="cpu"), folder)
-    yield plain
-    shutil.rmtree(plain)
+    try:
+        yield plain
+    finally:
+        if not (target / PROGRESS).is_file():
+            shutil.rmtree(plain)
 
 
 def _prune_blocks(skeleton: Skeleton, plan: Plan, run: _Run, progress: bool) -> None:

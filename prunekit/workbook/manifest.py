@@ -23,7 +23,7 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -79,10 +79,8 @@ def imported_modules() -> list[str]:
 
 
 @cache
-def _fingerprint(kind: str, value: str) -> str:
-    from prunekit import data, models
-
-    return models.fingerprint(value) if kind == "model" else data.fingerprint(value)
+def _read_once(fingerprint: Callable[[str], str], name: str, then: object) -> str:
+    return fingerprint(name)
 
 
 def inputs(parameters: Mapping[str, Any]) -> dict[str, str]:
@@ -90,10 +88,13 @@ def inputs(parameters: Mapping[str, Any]) -> dict[str, str]:
 
     The embedded corpus has none: it is made by modules, and those that were used are known by name.
     """
+    from prunekit import data, models
+
     named = {key: parameters.get(key) for key in ("model", "corpus", "gradient_corpus", "test_corpus")}
     named |= {f"test_corpora {text}": text for text in parameters.get("test_corpora", ())}
-    prints = {key: _fingerprint("model" if key == "model" else "corpus", text) for key, text in named.items()
-              if text and (key == "model" or text.partition(":")[0] != "embedded")}
+    read = {"model": models.fingerprint}
+    prints = {key: _read_once(read.get(key, data.fingerprint), text, data.stamp(text)) for key, text in
+              named.items() if text and (key in read or text.partition(":")[0] != "embedded")}
     files = {"windows": parameters.get("windows") or ""} | {
         f"layer_targets {text}": text for text in parameters.get("layer_targets", ())}
     there = {key: Path(text).expanduser() for key, text in files.items() if text}

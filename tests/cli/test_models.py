@@ -153,6 +153,8 @@ def test_a_metric_is_a_method_and_so_is_a_tree_in_a_file(tiny, tmp_path, capsys)
     (["prune", "--model", "embedded/llama", "--method", "wanda", "--sparsity", "1.5"],
      ("--sparsity 1.5 must be at least 0 and below 1 (share of zeros), a pattern such as 2:4, or JSON (also "
       "a .json file) of these: a list by block, or a mapping from patterns of layer names.")),
+    (["prune", "--model", "embedded/llama", "--method", "wanda", "--sparsity", "[0.5, 0.6]"],
+     "2 sparsities were given for a model of 6 decoder blocks; give one number or one per block."),
     (["prune", "--model", "embedded/llama", "--method", "wanda", "--skip", "*.donw_proj"],
      "no layer's name matches '*.donw_proj' (did you mean '*.down_proj'?)."),
     (["prune", "--model", "embedded/llama", "--method", "wanda", "--update", "ob"],

@@ -196,7 +196,8 @@ def test_damping_climbs_its_ladder_and_says_so():
 @pytest.mark.parametrize("wrong", [
     {"iterations": 0, "growth": 0}, {"iterations": 10}, {"growth": -1}, {"damping": ()},
     {"damping": (0.1, 0.0)}, {"damping": "0.1"}, {"iterations": 20.0},
-    {"rho": 0.0}, {"rho": float("nan")}, {"relaxation": 0.0}, {"relaxation": 2.0}])
+    {"rho": 0.0}, {"rho": float("nan")}, {"relaxation": 0.0}, {"relaxation": 2.0},
+    {"rho": "0.7"}, {"rho": True}, {"rho": float("inf")}, {"relaxation": "x"}, {"relaxation": True}])
 def test_options_that_solve_nothing_are_refused(wrong):
     with pytest.raises(UsageError, match="iterations|growth|damping|rho|relaxation"):
         AdmmOptions(**wrong)

@@ -5,6 +5,8 @@ import pytest
 import torch
 
 import prunekit as pk
+from prunekit.models import layers
+from prunekit.pruning.budgets import layer_targets
 
 
 def test_mean_is_the_target_and_outliers_are_spared(golden_model, golden_windows):
@@ -29,3 +31,20 @@ def test_blocks_alike_share_alike(golden_model, golden_windows):
 def test_a_spread_that_leaves_nothing_is_refused(golden_model, golden_windows):
     with pytest.raises(pk.UsageError, match="take a smaller spread"):
         pk.owl_budget(golden_model("llama"), golden_windows, 0.95, threshold=2.0, spread=0.2, progress=False)
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"sparsity": "0.6"}, "sparsity = '0.6' must be a number"),
+    ({"sparsity": float("nan")}, "sparsity = nan must be a finite number"),
+    ({"spread": float("nan")}, "spread = nan must be a finite number"),
+    ({"spread": -0.08}, "spread = -0.08 must be at least 0"),
+    ({"threshold": float("nan")}, "threshold = nan must be a finite number"),
+])
+def test_what_is_no_number_is_refused(options, message):
+    with pytest.raises(pk.UsageError, match=message):
+        pk.owl_budget(None, None, **{"sparsity": 0.6, **options})
+
+
+def test_a_list_needs_a_target_for_each_block_that_has_layers(golden_model):
+    with pytest.raises(pk.UsageError, match="1 sparsities were given for a model of 2 decoder blocks"):
+        layer_targets(layers(golden_model("llama")), [0.5])

@@ -136,6 +136,8 @@ def test_a_dtype_that_cannot_hold_G_is_refused_when_it_is_saved(tmp_path):
     G = pk.Gradients({"model.layers.0.q": torch.full((2, 2), 1e5)})
     with pytest.raises(pk.UsageError, match=r"beyond torch\.float16"):
         G.save(tmp_path / "G.safetensors", dtype=torch.float16)
+    with pytest.raises(pk.UsageError, match=r"dtype torch\.int8 holds no G"):
+        G.save(tmp_path / "G.safetensors", dtype=torch.int8)
     assert not list(tmp_path.iterdir())
     assert pk.Gradients.load(G.save(tmp_path / "G", dtype=torch.bfloat16))["model.layers.0.q"].max() < 1.01e5
 

@@ -146,6 +146,32 @@ def test_unknown_norm_and_infinite_loss_are_refused(model: nn.Module):
         pk.collect_gradients(model, windows(), progress=False)
 
 
+@pytest.mark.parametrize(("options", "message"), [
+    ({"scale": 0}, "scale = 0 must be greater than 0"),
+    ({"scale": float("nan")}, "scale = nan must be a finite number"),
+    ({"scale": float("inf")}, "scale = inf must be a finite number"),
+    ({"scale": 1e-30}, "G is zero everywhere with scale 1e-30; take a larger one"),
+    ({"scale": 1e30}, r"G is not finite with scale 1e\+30; take a smaller one"),
+    ({"on_device": torch.int8}, "dtype torch.int8 holds no G"),
+])
+def test_what_gives_no_gradients_is_refused(model: nn.Module, options: dict, message: str):
+    with pytest.raises(pk.UsageError, match=message):
+        pk.collect_gradients(model, windows(1, 8), progress=False, **options)
+
+
+@pytest.mark.parametrize("family", ["Mixtral", "Qwen2-MoE"])
+def test_the_loss_of_the_routers_is_no_part_of_it(family: str):
+    plain, asked = (pk.collect_gradients(FAMILIES[family].model(output_router_logits=asked), windows(2, 8),
+                                         progress=False) for asked in (False, True))
+    assert all(torch.equal(plain[name], asked[name]) for name in plain)
+
+
+def test_activations_that_are_not_finite_are_refused(model: nn.Module):
+    model.model.layers[1].self_attn.v_proj.weight.data[0, 0] = torch.inf
+    with pytest.raises(pk.UsageError, match=r"inputs of layer model\.layers\.1\..* are not finite"):
+        pk.collect_activations(model, windows(), progress=False)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_gradients_of_16_bits_stay_where_they_are_and_rank_alike(model: nn.Module, dtype: torch.dtype):
     exact = pk.collect_gradients(model, windows(), progress=False)
@@ -209,9 +235,12 @@ def test_a_model_without_ordered_sums_begins_again_and_says_so(model: nn.Module,
 def test_what_was_not_asked_for_is_left_alone():
     model = FAMILIES["LLaMA"].model()
     embedding = model.get_input_embeddings().weight
-    embedding.grad = torch.ones_like(embedding)
+    prunable = layers(model)[0].parameter
+    for parameter in (embedding, prunable):
+        parameter.grad = torch.ones_like(parameter)
     block = model.model.layers[0].eval()
     model.model.layers[1].train()
     pk.collect_gradients(model, windows(2, 8), progress=False)
     pk.prune(model, windows(2, 8), "wanda", 0.5, progress=False)
-    assert embedding.grad is not None and not block.mlp.training and model.model.layers[1].mlp.training
+    assert (embedding.grad == 1).all() and (prunable.grad == 1).all()
+    assert not block.mlp.training and model.model.layers[1].mlp.training

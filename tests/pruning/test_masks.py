@@ -41,6 +41,15 @@ def test_every_group_loses_exactly_n(seed, pattern, levels):
     assert torch.equal(keep_by_pairs(S, n, m), expected)  # a GPU's way
 
 
+@pytest.mark.parametrize("pattern", ["150:300", "256:512", "255:256", "998:999"])
+@pytest.mark.parametrize("levels", [5, 10**6])
+def test_groups_wider_than_a_byte_lose_exactly_n(pattern, levels):
+    n, m = parse_pattern(pattern)
+    S = scores(0, 2, 2 * m, levels)
+    expected = torch.stack([lowest_go(group, n) for group in S.view(-1, m)]).view(S.shape)
+    assert torch.equal(keep_mask(S, n / m, pattern), expected)
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 30), st.floats(0.01, 0.99))
 def test_one_threshold_for_the_layer_removes_all_up_to_it(seed, levels, sparsity):
@@ -60,6 +69,32 @@ def test_variant_by_hand():
 def test_variant_reaches_its_target_on_spread_scores():
     S = torch.rand(64, 512, generator=torch.Generator().manual_seed(0))
     assert (~keep_mask(S, 0.4, group="variant")).float().mean().item() == pytest.approx(0.4, abs=0.0015)
+
+
+def published_variant(S: torch.Tensor, sparsity: float) -> torch.Tensor:
+    """The loop of the published prune.py, which measures the mask itself; True where a weight goes."""
+    ordered = S.sort(dim=1, stable=True).values
+
+    def at(alpha: float) -> tuple[torch.Tensor, float]:
+        counts = (ordered.cumsum(1) <= alpha * S.sum(1, keepdim=True)).sum(1, keepdim=True)
+        goes = S <= ordered.gather(1, counts - 1)
+        return goes, goes.sum().item() / goes.numel()
+
+    low, high, alpha = 0.0, 0.8, 0.4
+    goes, share = at(alpha)
+    while abs(share - sparsity) > 0.001 and high - low >= 0.001:
+        low, high = (low, alpha) if share > sparsity else (alpha, high)
+        alpha = (low + high) / 2
+        goes, share = at(alpha)
+    return goes
+
+
+@pytest.mark.parametrize("levels", [4, 8, 50])
+@pytest.mark.parametrize("sparsity", [0.3, 0.5, 0.6])
+def test_variant_counts_ties_as_the_published_loop_does(levels, sparsity):
+    S = scores(0, 64, 256, levels)
+    S[:, 0] = 0  # the published loop needs one score that counts
+    assert torch.equal(keep_mask(S, sparsity, group="variant"), ~published_variant(S, sparsity))
 
 
 def test_nothing_goes_at_zero_sparsity():

@@ -6,6 +6,7 @@ import torch
 import prunekit as pk
 from prunekit.models import layers
 from prunekit.pruning.masks import keep_mask
+from tests.pruning.families import FAMILIES
 
 
 def weights(model):
@@ -89,6 +90,9 @@ def test_the_last_pattern_that_matches_holds_and_what_none_matches_stays_dense(g
     ({"sparsity": {"*": 1.5}}, "sparsity 1.5 is not a share of zeros"),
     ({"sparsity": {"*": "4:2"}}, "pattern '4:2' is not known"),
     ({"sparsity": {"*": 0.5, "*.up_proj": "1:7"}}, "pattern 1:7 does not divide the 32 inputs of layer"),
+    ({"sparsity": {}}, "sparsity {} names no target"),
+    ({"sparsity": {0: 0.5}}, "0 is no pattern of layer names"),
+    ({"sparsity": 0.5, "skip": [3]}, "3 is no pattern of layer names"),
 ])
 def test_targets_that_cannot_be_are_refused(golden_model, golden_windows, given, message):
     model = golden_model("llama")
@@ -101,7 +105,7 @@ def test_targets_that_cannot_be_are_refused(golden_model, golden_windows, given,
 @pytest.mark.parametrize("target", [0.6, "2:4", "4:8"])
 @pytest.mark.parametrize("group", ["row", "layer", "variant"])
 def test_zeros_are_preserved_and_count(golden_model, golden_windows, update, target, group):
-    if target != 0.6 and group != "row":
+    if group != "row" and (target != 0.6 or update == "obs-iter"):
         return
     model = golden_model("llama")
     pk.prune(model, golden_windows, "magnitude", 0.5 if target == 0.6 else "1:4", group="row", progress=False)
@@ -188,6 +192,14 @@ def test_ranking_is_in_float32_whatever_the_model(golden_model, golden_windows):
     ("wanda", {"windows": torch.zeros(8, dtype=torch.long)}, "windows have shape (8,)"),
     ("mul(W, sqrt(Y))", {}, "unknown symbol 'Y'"),
     ("log(mms(W))", {"group": "variant"}, "group 'variant' cumulates scores"),
+    ("pruner-zero", {"gradients": {}}, "method pruner-zero reads G; pass gradients="),
+    ("pruner-zero", {"gradients": "none.safetensors"}, "gradient file none.safetensors does not exist"),
+    ("wanda", {"update": "obs-iter", "group": "layer"}, "group 'layer' is not what would happen"),
+    ("wanda", {"update": "obs-iter", "group": "variant"}, "group 'variant' is not what would happen"),
+    ("sparsegpt", {"obs": pk.AdmmOptions()}, "sparsegpt takes ObsOptions for its update, not AdmmOptions"),
+    ("admm", {"admm": {"rho": 1.0}}, "admm takes AdmmOptions for its update, not dict"),
+    ("sparsegpt", {"obs": pk.ObsOptions(block_size=4), "sparsity": {"*.q_proj": "2:4", "*.o_proj": "4:8"}},
+     "block size 4 is smaller than a group of pattern 4:8; give 8 or more."),
 ])
 def test_refused_before_anything_is_changed(method, options, message, golden_model, golden_windows):
     model = golden_model("llama")
@@ -259,6 +271,36 @@ def test_a_shortfall_is_said(golden_model, golden_windows):
     with pytest.warns(UserWarning, match=message) as said:
         report = pk.prune(golden_model("llama"), golden_windows, "wanda-variant", 0.999, progress=False)
     assert report.sparsity < 0.98 and said[0].filename == __file__
+
+
+@pytest.mark.parametrize("update", [None, "obs", "obs-iter", "admm"])
+def test_what_ranks_nothing_is_refused_under_every_update(update, golden_model, golden_windows):
+    with pytest.raises(pk.UsageError, match="constant on this layer, so it ranks nothing"):
+        pk.prune(golden_model("llama"), golden_windows, "sub(W, W)", 0.5, update=update, progress=False)
+
+
+@pytest.mark.parametrize("options", [{"group": "layer"}, {"update": "obs-iter"}])
+def test_an_overshoot_is_said(options, golden_model, golden_windows):
+    tied = "tanh(mul(100, mul(100, W)))"  # 1, but for the smallest weights
+    with pytest.warns(UserWarning, match=r"100\.0% .* where 50\.0% were asked for: .* too many equal scores"):
+        pk.prune(golden_model("llama"), golden_windows, tied, 0.5, progress=False, **options)
+
+
+def test_gradients_may_be_a_file(golden_model, golden_gradients, tmp_path):
+    G = golden_gradients["llama"]
+    held, read = golden_model("llama"), golden_model("llama")
+    pk.prune(held, None, "grad-weight", 0.5, gradients=G, progress=False)
+    pk.prune(read, None, "grad-weight", 0.5, gradients=G.save(tmp_path / "G.safetensors"), progress=False)
+    assert all(torch.equal(a, b) for a, b in zip(weights(held).values(), weights(read).values(), strict=True))
+
+
+def test_inference_mode_is_refused(golden_model, golden_windows):
+    with torch.inference_mode():
+        made = FAMILIES["LLaMA"].model()
+        with pytest.raises(pk.UsageError, match="torch.inference_mode is on"):
+            pk.prune(golden_model("llama"), golden_windows, "wanda", 0.5, progress=False)
+    with pytest.raises(pk.UsageError, match="or was when the model was loaded"):
+        pk.prune(made, None, "magnitude", 0.5, progress=False)
 
 
 def test_gradients_of_another_model_are_refused(golden_model, golden_windows, golden_gradients):

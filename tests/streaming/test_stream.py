@@ -326,6 +326,12 @@ def test_requests_are_checked_as_in_memory(source: Path, tmp_path: Path):
     target = tmp_path / "target"
     with pytest.raises(pk.UsageError, match="did you mean 'wanda'"):
         prune_checkpoint(source, target, windows(), "wandaa", 0.5)
+    with pytest.raises(pk.UsageError, match="block size 4 is smaller than a group of pattern 4:8"):
+        prune_checkpoint(source, target, windows(), "sparsegpt", {"*.q_proj": "2:4", "*.o_proj": "4:8"},
+                         obs=pk.ObsOptions(block_size=4))
+    for file in (source / "config.json", source / "config.json" / "target"):
+        with pytest.raises(pk.UsageError, match="cannot be written"):
+            prune_checkpoint(source, file, windows(), "wanda", 0.5)
     with pytest.raises(pk.UsageError, match="dtype 'bf16'"):
         prune_checkpoint(source, target, windows(), "wanda", 0.5, dtype="bf16")
     with pytest.raises(pk.UsageError, match="reads G"):

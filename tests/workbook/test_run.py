@@ -273,6 +273,14 @@ def test_parameters_sources_and_files_make_stale(tiny):
     assert state().reason == "notebooks/01_data.ipynb changed"
 
 
+def test_a_corpus_that_changes_within_a_process_is_another(tmp_path):
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("one")
+    before = manifest.inputs({"corpus": str(corpus)})
+    corpus.write_text("another")
+    assert manifest.inputs({"corpus": str(corpus)}) != before
+
+
 def test_a_source_file_makes_stale_just_those_that_imported_it(tiny, tmp_path, monkeypatch):
     package = tmp_path / "prunekit"
     shutil.copytree(manifest.PACKAGE, package, ignore=shutil.ignore_patterns("embedded", "__pycache__"))

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 BUDGETS = {
     "__init__": 90, "__main__": 10, "errors": 30, "files": 165, "hub": 185, "parallel": 165, "choices": 210,
     "models": 500, "data": 505, "embedded": 840, "metric": 1610, "pruning": 2080, "streaming": 750,
-    "evaluate": 1690, "search": 2400, "analysis": 1040, "lora": 765, "figures": 680, "workbook": 1775,
+    "evaluate": 1715, "search": 2400, "analysis": 1040, "lora": 765, "figures": 680, "workbook": 1775,
     "batch": 825, "report": 1050, "ledger": 650, "course": 965, "cli": 975, "progress": 20,
 }
 

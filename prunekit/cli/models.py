@@ -133,7 +133,8 @@ def _tasks(args: argparse.Namespace) -> dict[str, Any]:
     tasks = named or default_tasks(args.model)
     with harness.quiet(progress=False):
         harness.load_tasks(tasks, **data)
-    return data | {"tasks": tasks} | {key: getattr(args, key) for key in _SIZE.split()}
+    limit = args.limit if args.limit is None or args.limit % 1 else int(args.limit)  # a share, or a count
+    return data | {"tasks": tasks} | {key: getattr(args, key) for key in _SIZE.split()} | {"limit": limit}
 
 
 def _zero_shot(args: argparse.Namespace, model: Any, tokenizer: Any, asked: dict, row: dict) -> None:

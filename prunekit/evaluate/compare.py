@@ -32,6 +32,7 @@ from prunekit.evaluate.intervals import (
     pooled,
     sources,
     verdict,
+    within,
 )
 
 if TYPE_CHECKING:
@@ -170,13 +171,14 @@ def compare_draws(draws: Sequence[Mapping[tuple[str, str], Measured]], first: st
 
 def loss_differences(a: Perplexity, b: Perplexity) -> np.ndarray:
     """a's loss minus b's, window by window. Raises UsageError if they are not of the same windows."""
-    if len(a.nll) != len(b.nll) or a.meta.get("seqlen") != b.meta.get("seqlen"):
-        raise UsageError(f"perplexities over {len(a.nll)} and {len(b.nll)} windows are not paired; evaluate "
-                         "both on the same.")
     if (one := a.meta.get("begins_with")) != (other := b.meta.get("begins_with")):
         told = ["anywhere in a text" if token is None else f"with token {token}" for token in (one, other)]
         raise UsageError(f"perplexities over windows that begin {told[0]} and windows that begin {told[1]} "
                          "are not paired; evaluate both on the same.")
+    unlike = len(a.nll) != len(b.nll) or a.meta.get("seqlen") != b.meta.get("seqlen")
+    if unlike or a.text and b.text and a.text != b.text:
+        raise UsageError(f"perplexities over {len(a.nll)} and {len(b.nll)} windows that are not the same are "
+                         "not paired; evaluate both on the same.")
     return a.nll - b.nll
 
 
@@ -251,7 +253,8 @@ def _task_row(task: str, metric: str, rows: pd.DataFrame, level: float) -> dict[
 def _mean_row(frame: pd.DataFrame, metric: str, differences: Mapping[str, np.ndarray], level: float
               ) -> dict[str, Any]:
     mean = pooled([_mean(values) for values in differences.values()])
-    low, high = mean.interval(level)
+    shares = all(map(_binary, differences.values()))
+    low, high = within(mean.interval(level), -1, 1) if shares else mean.interval(level)
     return {"task": "mean", "metric": metric, "n": frame["n"].sum(), "first": frame["first"].mean(),
             "second": frame["second"].mean(), "difference": mean.value, "low": low, "high": high,
             "only_first": frame["only_first"].sum(), "only_second": frame["only_second"].sum(), "p": mean.p,
@@ -271,9 +274,11 @@ def _mean(differences: np.ndarray) -> Mean:
 
 
 def _interval(differences: np.ndarray, level: float) -> tuple[float, float]:
-    low, high = _mean(differences).interval(level)
-    unlike = int(np.abs(differences).sum())
-    if not _binary(differences) or not unlike:
+    interval = _mean(differences).interval(level)
+    if not _binary(differences):
+        return interval
+    low, high = within(interval, -1, 1)
+    if not (unlike := int(np.abs(differences).sum())):
         return low, high
     found = stats.binomtest(int((differences > 0).sum()), unlike).proportion_ci(1 - level, method="exact")
     bottom, top = ((2 * share - 1) * unlike / len(differences) for share in found)

@@ -56,13 +56,25 @@ def load_tasks(names: Sequence[str], *, datasets: Mapping[str, str | Path] | Non
 
 
 @contextmanager
+def generators_kept() -> Iterator[None]:
+    """Afterwards the generators of random, NumPy and torch are as before."""
+    states = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+
+
+@contextmanager
 def quiet(progress: bool) -> Iterator[None]:
     """Inside, the seeds of lm-eval's command line, only errors in its log, and no bars unless `progress`."""
     log = logging.getLogger("lm_eval")
-    level, states = log.level, (random.getstate(), np.random.get_state())
+    level = log.level
     try:
         log.setLevel(logging.ERROR)
-        with torch.random.fork_rng(), ExitStack() as stack:
+        with generators_kept(), ExitStack() as stack:
             if not progress:
                 stack.enter_context(redirect_stderr(stack.enter_context(open(devnull, "w"))))
             random.seed(_SEEDS["python"])
@@ -71,8 +83,6 @@ def quiet(progress: bool) -> Iterator[None]:
             yield
     finally:
         log.setLevel(level)
-        random.setstate(states[0])
-        np.random.set_state(states[1])
 
 
 def with_fewshot(tasks: Mapping[str, Any], count: int | None) -> dict[str, Any]:

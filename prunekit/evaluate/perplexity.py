@@ -1,6 +1,7 @@
 """Perplexity, with what its windows say about its uncertainty."""
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,12 +27,13 @@ class Perplexity:
     """exp(mean of `nll`).
 
     nll: mean negative log-likelihood of each window, nats per predicted token, float64 (n,). meta: among
-    others `begins_with`, where all windows begin with one token (BOS): its id. Raises UsageError if there is
-    no loss, or one that is not finite.
+    others `begins_with`, where all windows begin with one token (BOS): its id. text: hash of the windows, ""
+    where it is not known. Raises UsageError if there is no loss, or one that is not finite.
     """
 
     nll: np.ndarray
     meta: dict[str, Any] = field(default_factory=dict)
+    text: str = field(default="", repr=False)
 
     def __post_init__(self) -> None:
         if np.ndim(self.nll) != 1 or not len(self.nll):
@@ -74,7 +76,8 @@ def perplexity(model: nn.Module, tokens: Tensor, seqlen: int = 128, *, progress:
     nll, first = torch.cat(parts).double().cpu().numpy(), windows[:, 0].unique().tolist()
     begin = {"begins_with": first[0]} if len(first) == 1 < len(windows) else {}
     return Perplexity(nll, {"seqlen": seqlen, "windows": len(nll), **batch_noted(tokens),
-                            "dtype": str(model.dtype).removeprefix("torch."), **begin, **(meta or {})})
+                            "dtype": str(model.dtype).removeprefix("torch."), **begin, **(meta or {})},
+                      hashlib.sha256(windows.cpu().contiguous().numpy()).hexdigest()[:16])
 
 
 def batches(windows: Tensor, tokens: int, task: str = "", progress: bool = False) -> Iterator[Tensor]:

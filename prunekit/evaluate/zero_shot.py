@@ -11,10 +11,12 @@ import copy
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+from pydantic import Field
 from scipy import stats
 
+from prunekit.choices import checked
 from prunekit.errors import UsageError, did_you_mean
 from prunekit.evaluate.harness import load_tasks, quiet, with_fewshot
 from prunekit.evaluate.intervals import (
@@ -33,6 +35,11 @@ from prunekit.models import in_eval_mode
 if TYPE_CHECKING:
     import pandas as pd
     from torch import nn
+
+
+_COUNT = Annotated[int, Field(ge=1)]
+_SHARE = Annotated[float, Field(gt=0, lt=1, description="a share; a number of documents is a whole one")]
+_AUTO = Annotated[str, Field(pattern=r"^auto(:\d+)?$", description="a whole number, or 'auto'")]
 
 
 def zero_shot(model: nn.Module, tokenizer: Any, tasks: Sequence[str] | Mapping[str, Any],
@@ -54,19 +61,21 @@ def zero_shot(model: nn.Module, tokenizer: Any, tasks: Sequence[str] | Mapping[s
     number, or "auto". datasets, include_path, allow_code: see `harness.load_tasks`. return_documents: also a
     frame with a row per document: task, metric, document (number and hash), value.
 
-    Raises UsageError for unknown tasks, tasks that run code, data sets that cannot be had, and a missing
-    tokenizer.
+    Raises UsageError for options that cannot be, no or unknown tasks, tasks that run code, data sets that
+    cannot be had, and a missing tokenizer.
     """
     from lm_eval.evaluator import evaluate
     from lm_eval.models.huggingface import HFLM
 
     if tokenizer is None:
         raise UsageError("the model has no tokenizer, and tasks are text; give a model with one.")
-    if limit is not None and limit <= 0:
-        raise UsageError(f"limit = {limit!r} leaves no documents; give a number, a share below 1, or None "
-                         "for all.")
+    if limit is not None:
+        checked("limit", limit, _COUNT if isinstance(limit, int) else _SHARE)
+    if num_fewshot is not None:
+        checked("num_fewshot", num_fewshot, Annotated[int, Field(ge=0)])
+    checked("batch_size", batch_size, _AUTO if isinstance(batch_size, str) else _COUNT)
     with quiet(progress), in_eval_mode(model):
-        if not isinstance(tasks, Mapping):
+        if not tasks or not isinstance(tasks, Mapping):
             tasks = load_tasks(tasks, datasets=datasets, include_path=include_path, allow_code=allow_code)
         wrapped = HFLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size,
                        trust_remote_code=False)
@@ -185,7 +194,7 @@ def log_probabilities(model: nn.Module, tokenizer: Any, question: str, choices: 
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
 
-    with quiet(progress=False):
+    with quiet(progress=False), in_eval_mode(model):
         wrapped = HFLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=len(choices))
         requests = [Instance("loglikelihood", {}, (question, choice), i) for i, choice in enumerate(choices)]
         return [total for total, _ in wrapped.loglikelihood(requests, disable_tqdm=True)]

@@ -28,7 +28,7 @@ from prunekit.files import writing_to
 from prunekit.lora import layers as lora
 from prunekit.lora.options import LoraOptions
 from prunekit.lora.training import train
-from prunekit.models import check_windows, prunable_layers, refuse_offloaded
+from prunekit.models import check_windows, in_eval_mode, prunable_layers, refuse_offloaded
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -66,18 +66,18 @@ def finetune_lora(model: nn.Module, windows: Tensor, options: LoraOptions = Lora
     config = LoraConfig(r=options.rank, lora_alpha=options.alpha, lora_dropout=options.dropout,
                         target_modules=[layer.name for layer in layers], task_type="CAUSAL_LM",
                         fan_in_fan_out=layers[0].transposed)
-    adapters = lora.attach(model, config, masked, options.seed)
-    try:
-        with tempfile.TemporaryDirectory() as nowhere:
+    with in_eval_mode(model), tempfile.TemporaryDirectory() as nowhere:
+        adapters = lora.attach(model, config, masked, options.seed)
+        try:
             records, costs = train(adapters, windows[held:], windows[:min(held, options.eval_samples)],
                                    options, job, Path(checkpoints or nowhere), bool(checkpoints), progress)
-        trained = ((name, part) for name, part in model.named_parameters() if part.requires_grad)
-        if broken := next((name for name, part in trained if not part.isfinite().all()), ""):
-            raise UsageError(f"the training diverged, and {broken} is no longer finite; give a lower "
-                             "learning_rate, or load the model in float32 if it is float16.")
-    except BaseException:
-        lora.detach(adapters, model)
-        raise
+            trained = ((name, part) for name, part in model.named_parameters() if part.requires_grad)
+            if broken := next((name for name, part in trained if not part.isfinite().all()), ""):
+                raise UsageError(f"the training diverged, and {broken} is no longer finite; give a lower "
+                                 "learning_rate, or load the model in float32 if it is float16.")
+        except BaseException:
+            lora.detach(adapters, model)
+            raise
     return Tuned(model, adapters, [layer.name for layer in layers], masked, records, costs, job)
 
 
@@ -203,11 +203,12 @@ def recovered(dense: Perplexity, pruned: Perplexity, tuned: Perplexity) -> tuple
     """The closed share of the perplexity gap, (pruned - tuned) / (pruned - dense), with its 95 % interval.
 
     All three on the same windows; the interval is that of the windows' first-order parts in the share (delta
-    method). Raises UsageError if they are not.
+    method). NaN where nothing was lost. Raises UsageError if they are not of the same windows.
     """
     for measured in (pruned, tuned):
         loss_differences(measured, dense)
-    gap = pruned.value - dense.value
+    if (gap := pruned.value - dense.value) <= 0:
+        return (math.nan,) * 3
     share = (pruned.value - tuned.value) / gap
     # What each window adds to a perplexity, to first order.
     d, p, t = (measured.value * (measured.nll - measured.nll.mean()) for measured in (dense, pruned, tuned))
@@ -240,6 +241,5 @@ def recovery(dense: Perplexity, pruned: Perplexity, tuned: Perplexity) -> dict[s
     """`recovered` as columns of a result, all intervals of 95 %: tuned, tuned_low, tuned_high (perplexity
     after fine-tuning), recovered, recovered_low, recovered_high (NaN where nothing was lost).
     """
-    share = recovered(dense, pruned, tuned) if pruned.value != dense.value else (math.nan,) * 3
     names = ("tuned", "tuned_low", "tuned_high", "recovered", "recovered_low", "recovered_high")
-    return dict(zip(names, (tuned.value, *tuned.interval, *share), strict=True))
+    return dict(zip(names, (tuned.value, *tuned.interval, *recovered(dense, pruned, tuned)), strict=True))

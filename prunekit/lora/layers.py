@@ -255,7 +255,6 @@ def quiet_peft() -> Iterator[None]:
 def detach(adapters: PeftModel, model: nn.Module) -> None:
     """Take the adapters out; what required a gradient before they came does so again."""
     adapters.unload()
-    model.eval()
     for parameter, flag in adapters.trained_before:
         parameter.requires_grad_(flag)
 

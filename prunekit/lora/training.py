@@ -18,6 +18,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from transformers.utils import logging
 
 from prunekit.errors import UsageError
+from prunekit.evaluate.harness import generators_kept
 from prunekit.files import file_hash, read_json, write_atomic
 from prunekit.progress import tqdm
 
@@ -42,21 +43,25 @@ def train(model: nn.Module, training: Tensor, validation: Tensor, options: LoraO
     read, held = ([{"input_ids": window, "labels": window} for window in part]
                   for part in (training, validation))
     memory = Memory(arguments.device)
-    with torch.random.fork_rng(), _quiet(), _as_configured(model, options.gradient_checkpointing):
+    with generators_kept(), _quiet(), _as_configured(model, options.gradient_checkpointing):
         trainer = Trainer(model, arguments, train_dataset=read, eval_dataset=held or None, callbacks=[watch])
         trainer.remove_callback(PrinterCallback)
         trainer.train(resume_from_checkpoint=str(last) if last else None)
     model.eval()
     tokens = training.shape[1] * options.batch * max(1, arguments.world_size)
+    batches = -(-training.numel() // tokens)  # of an epoch, whose last one may be smaller
+
+    def seen(step: int) -> int:
+        return step // batches * training.numel() + step % batches * tokens
+
     kept = ("loss", "eval_loss", "learning_rate", "seconds")
-    records = [{"step": entry["step"], "tokens": entry["step"] * tokens,
+    records = [{"step": entry["step"], "tokens": seen(entry["step"]),
                 **{key: entry[key] for key in kept if key in entry}}
                for entry in trainer.state.log_history if {"loss", "eval_loss"} & entry.keys()]
     steps, seconds = trainer.state.global_step, watch.seconds
-    seen = min(steps * tokens, round(options.epochs * training.numel()))
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return records, {"steps": steps, "tokens": seen, "seconds": round(seconds, 2),
-                     "tokens_per_second": round(seen / max(seconds, 1e-9), 1), **memory.peak(),
+    return records, {"steps": steps, "tokens": seen(steps), "seconds": round(seconds, 2),
+                     "tokens_per_second": round(seen(steps) / max(seconds, 1e-9), 1), **memory.peak(),
                      "trainable": trainable}
 
 

@@ -168,7 +168,7 @@ class BoundTree:
         # contiguous: vectorised exp, log and tanh may differ in the last bit on strided memory
         inputs = {k: v[:, columns].contiguous() for k, v in self.inputs.items()}
         if W is not None:
-            inputs["W"] = W.abs().to(inputs["W"]).contiguous()
+            inputs["W"] = W.to(inputs["W"]).abs().contiguous()
         width = self.inputs["W"].shape[1]
         frozen = {i: tuple(v[:, columns] if v.dim() == 2 and v.shape[1] == width else v for v in values)
                   for i, values in self.frozen.items()}
@@ -250,7 +250,7 @@ def _finish(tree: Tree, score: Tensor, shape: tuple[int, int], check: bool) -> T
 def _inputs(tree: Tree, W: Tensor, G: Tensor, X: Tensor) -> dict[str, Tensor]:
     if W.dim() != 2:
         raise UsageError(f"W must be (out, in), not {tuple(W.shape)}")
-    inputs = {"W": W.abs().float().contiguous()}
+    inputs = {"W": W.float().abs().contiguous()}  # of int8, -128 has no absolute value
     for name, given in (("G", G), ("X", X)):
         if name not in tree:
             continue

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from prunekit.pruning.walk import Walk, batch_noted, batch_tokens
 
 _REMEMBERED = 3  # decisions about every layer, each as large as the prunable weights
 _ONE_BY_ONE = ("cpu",)  # kinds of devices where layers are decided one by one
+_TURNS = RLock()  # an evaluation prunes the one model that there is
 _STACKED = 2**24  # scores that a GPU ranks at once: of small layers many, where each launch would be a wait
 
 
@@ -199,14 +201,14 @@ class Bench:
 
 @contextmanager
 def without_gradients(threads: int) -> Iterator[None]:
-    """For a while, no gradients, and this many threads (sums depend on their number)."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        with torch.no_grad():
+    """For a while, no gradients, this many threads (sums depend on their number), and nobody else in here."""
+    with _TURNS, torch.no_grad():
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
             yield
-    finally:
-        torch.set_num_threads(before)
+        finally:
+            torch.set_num_threads(before)
 
 
 def together(tensors: Sequence[Tensor]) -> Tensor:

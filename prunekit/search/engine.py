@@ -11,7 +11,7 @@ import inspect
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,22 +49,22 @@ _HOPELESS = 1000  # candidates, all of which were refused
 #     loss = evaluator(child); the child comes in, the worst goes            _Loop._settle, Search._insert
 def evolve(evaluator: Callable[..., Any], preset: str | Preset = "modern", budget: int | None = None,
            seed: int = 0, journal: str | Path | None = None, executor: Any = None, *,
-           seeds: Sequence[Tree] = (), budgets: Sequence[Budget] = (), restart: bool = False,
+           seeds: Iterable[Tree | str] = (), budgets: Iterable[Budget] = (), restart: bool = False,
            progress: bool = True, **changes: Any) -> Iterator[Generation]:
     """Search for metrics or budgets; yields a `Generation` after the first population and then every few.
 
     evaluator: `Evaluator`, or a function from a tree to a loss (lower is better; not finite: no metric).
     budget: distinct evaluations (default: the preset's). journal: a file that the search is written to and
     resumed from. executor: None (here, one after the other), any concurrent.futures.Executor, or
-    `open_executor(...)`. seeds, budgets: trees, and budgets of the first tree (`evaluator.budget(…)`), to try
-    first. restart: put a journal of another search aside (as …~) and begin anew instead of refusing. changes:
-    fields of the preset, such as evolve="budget". Same arguments, same generations, however many workers
-    there are. Source: Algorithm 1 of arXiv 2406.02924, whose code was not published; see `presets.py` for
-    what is assumed.
+    `open_executor(...)`. seeds, budgets: trees, as such or as text, and budgets of the first tree
+    (`evaluator.budget(…)`), to try first, as they are written. restart: put a journal of another search aside
+    (as …~) and begin anew instead of refusing. changes: fields of the preset, such as evolve="budget". Same
+    arguments, same generations, however many workers there are. Source: Algorithm 1 of arXiv 2406.02924,
+    whose code was not published; see `presets.py` for what is assumed.
 
-    Raises UsageError for an unknown preset or field, values that cannot be, a loss that is no number, a
-    journal of another search, in use, or damaged, a disk that is full, and where the first thousand
-    candidates are all refused.
+    Raises UsageError for an unknown preset or field, values that cannot be, text that is no tree, a loss that
+    is no number, a journal of another search, in use, or damaged, a disk that is full, and where the first
+    thousand candidates are all refused.
     """
     chosen = find_preset(preset, **changes)
     budget = chosen.budget if budget is None else budget
@@ -75,10 +75,10 @@ def evolve(evaluator: Callable[..., Any], preset: str | Preset = "modern", budge
     if chosen.evolve != "metric" and places is None:
         raise UsageError("this evaluator names no places that a budget could be moved between: give an "
                          "Evaluator, or a preset that evolves metrics.")
-    if budgets and not places or chosen.evolve == "budget" and len(seeds) > 1:
+    search = Search(chosen, seed, asked.group, seeds, places, budgets)
+    if search.budgets and not places or chosen.evolve == "budget" and len(search.seeds) > 1:
         raise UsageError(f"preset '{chosen.name}' evolves {chosen.evolve}: give budgets where it evolves "
                          "budgets, and one tree where it evolves nothing else.")
-    search = Search(chosen, seed, asked.group, seeds, places, budgets)
     return _evolve(search, asked, budget, journal, restart, executor, progress)
 
 

@@ -37,7 +37,7 @@ from prunekit.search.budgets import Budget, Places
 from prunekit.search.records import Outcome, Race, behind
 
 _PROBE_ROWS = 8
-_FEW_DISTINCT = 0.5  # of a row's scores: fewer, and position decides the mask rather than the metric
+_FEW_DISTINCT = 0.5  # scores of a row to its weights: fewer, and position decides, not the metric
 _TOP, _MOST = 0.1, 0.9  # a metric that removes 90 % of the largest tenth of the weights is upside down,
 # but at targets above that share, where a good one removes most of them as well: there it is nearly all
 Decided = list[list[list[Decision]]]  # by model, target and layer
@@ -50,11 +50,11 @@ class Evaluator:
     sparsity (0.6: unstructured, per row) or a pattern ("2:4"). update: None, or the weight update that every
     candidate is scored with; the factored Hessians are shared. rungs: the numbers of windows after which a
     hopeless candidate may be stopped; the windows are taken in one fixed random order. threads: per
-    evaluation, since sums depend on it. What becomes of a layer is `pruning.decide`'s word, as in `prune`.
-    A bench is then this evaluator's; a further one works on a copy of it.
+    evaluation, since sums depend on it; evaluations of one process take turns. What becomes of a layer is
+    `pruning.decide`'s word, as in `prune`. A bench is then this evaluator's; a further one works on a copy.
 
-    Raises UsageError if there is no target or an impossible one, an unknown update, rungs that do not grow,
-    or models with different numbers of windows.
+    Raises UsageError if there is no target or an impossible one, an unknown update, threads, a seed or rungs
+    that cannot be, or models with different numbers of windows.
     """
 
     def __init__(self, benches: Bench | Sequence[Bench], targets: Sequence[float | str] = (0.5,), *,
@@ -71,6 +71,9 @@ class Evaluator:
                 bench.prepare(update, self.options)
 
     def _set(self, benches: list[Bench], targets: Sequence[float | str], rungs: Sequence[int]) -> None:
+        checked("threads", self.threads, Annotated[int, Field(ge=1)])
+        checked("seed", self.seed, Annotated[int, Field(ge=0, lt=2**63)])
+        rungs = checked("rungs", list(rungs), list[Annotated[int, Field(ge=1)]])
         self.benches, self.targets = benches, [Target.parse(target) for target in targets]
         self.home: Path | None = None
         if not self.targets or not self.benches:
@@ -89,8 +92,8 @@ class Evaluator:
             raise UsageError(f"the models have {several} search windows; give equally many.")
         windows = counts.pop()
         self.rungs = [rung for rung in rungs if rung < windows] + [windows]
-        if self.rungs != sorted(set(self.rungs)) or self.rungs[0] < 1:
-            raise UsageError(f"rungs {list(rungs)} must grow and begin at 1 window or more.")
+        if self.rungs != sorted(set(self.rungs)):
+            raise UsageError(f"rungs {rungs} must grow.")
 
     @property
     def group(self) -> str:
@@ -233,10 +236,11 @@ class Evaluator:
         S = bench.scores(tree, bench.smallest)
         if why := defect(S):
             return why
-        distinct = [len(row.unique()) for row in S[:_PROBE_ROWS]]
-        if sum(distinct) < _FEW_DISTINCT * len(distinct) * S.shape[1]:
+        W = bench.dense[bench.smallest].abs()
+        distinct, of_weights = (sum(len(row.unique()) for row in rows[:_PROBE_ROWS]) for rows in (S, W))
+        if distinct < _FEW_DISTINCT * of_weights:
             return "tied"
-        W = bench.dense[bench.smallest].abs().flatten()
+        W = W.flatten()
         largest = W.topk(max(1, int(_TOP * W.numel()))).indices
         removed = ~keep_mask(S, *self.targets[0]).flatten()[largest]
         sparsity = self.targets[0].sparsity
@@ -295,7 +299,6 @@ class Evaluator:
             self.options = options(**meta.get("options", {}))
             benches = [_read_bench(tensors, number, self.update, *named)
                        for number, named in enumerate(meta["benches"])]
-            checked("threads", self.threads, Annotated[int, Field(ge=1)])
             self._set(benches, [str(Target(*target)) for target in meta["tasks"]], meta["rungs"])
             same = meta["models"] == self.identity["models"]
         except UsageError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 import random
 from bisect import insort
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from operator import attrgetter
 from typing import Any
 
@@ -37,19 +37,21 @@ def _monomials(preset: Preset) -> list[Tree]:
 class Search:
     """The state after a number of events. `apply` is the only thing that changes it."""
 
-    def __init__(self, preset: Preset, seed: int, group: str = "row", seeds: Sequence[Tree] = (),
-                 places: Places | None = None, budgets: Sequence[Budget] = ()):
-        self.preset, self.seed, self.group, self.seeds = preset, seed, group, tuple(seeds)
+    def __init__(self, preset: Preset, seed: int, group: str = "row", seeds: Iterable[Tree | str] = (),
+                 places: Places | None = None, budgets: Iterable[Budget] = ()):
+        self.preset, self.seed, self.group = preset, seed, group
+        self.seeds = tuple(tree if isinstance(tree, Tree) else Tree.parse(tree) for tree in seeds)
+        self._given = {tree: self._formed(tree, rank_key(tree, group)) for tree in self.seeds}
         self.places, self.budgets = places, tuple(budgets)
         self.uniform = None if preset.evolve == "metric" else places.uniform
-        leading = self.seeds[0] if seeds else _WANDA
+        leading = self.seeds[0] if self.seeds else _WANDA
         if preset.evolve == "budget":
             metrics = [(leading, "given")]
         else:
-            metrics = [(tree, "given") for tree in seeds]
+            metrics = [(tree, "given") for tree in self.seeds]
             metrics += [(tree, "monomial") for tree in _monomials(preset)]
         self.first = [(tree, self.uniform, why) for tree, why in metrics]
-        self.first += [(leading, budget, "given") for budget in budgets]
+        self.first += [(leading, budget, "given") for budget in self.budgets]
         if preset.evolve == "budget" and not preset.random:
             self.first += [(leading, budget, "probe") for budget in probes(places)]
         self.proposed: list[dict[str, Any]] = []
@@ -74,7 +76,7 @@ class Search:
         if kind == "propose":
             self.proposed.append(dict(event))
             self.saved["form"] += sum(event["refused"].get(why, 0) for why in ("duplicate", "parent"))
-            self._forms.add((Tree.parse(event["tree"]), self.budget_in(event)))
+            self._forms.add(self._key(Tree.parse(event["tree"]), self.budget_in(event)))
         elif kind == "reject":
             self.settled += 1
             self.saved["rejected"] += 1
@@ -96,7 +98,7 @@ class Search:
         if source is None:
             self.evaluated += 1
             self.saved["race"] += not candidate.complete
-            self._measured.setdefault((candidate.tree, candidate.budget), index)
+            self._measured.setdefault(self._key(candidate.tree, candidate.budget), index)
             if event["masks"]:
                 self.masks.setdefault(event["masks"], index)
         else:
@@ -140,8 +142,12 @@ class Search:
         return Budget(self.places, tuple(event["budget"])) if "budget" in event else None
 
     def known(self, tree: Tree, budget: Budget | None = None) -> int | None:
-        """The candidate that was measured with exactly this tree and budget."""
-        return self._measured.get((tree, budget))
+        """The candidate that was measured with exactly this form and budget."""
+        return self._measured.get(self._key(tree, budget))
+
+    def _key(self, tree: Tree, budget: Budget | None) -> tuple[Tree, Budget | None]:
+        """What is measured once: of a given tree, which is measured as it is written, the form."""
+        return self._given.get(tree, tree), budget
 
     def race(self, index: int) -> Race | None:
         """The race that candidate `index` runs, from what is settled now."""
@@ -157,9 +163,10 @@ class Search:
         for draw in range(2 * _DRAWS):
             raw, budget, parents, operator = self._draw(rng, index, fresh=draw >= _DRAWS)
             key = rank_key(raw, self.group)
-            tree = self._formed(raw, key)
-            why = self._refusal(key, tree, parents, budget) if index >= len(self.first) else ""
+            form = self._formed(raw, key)
+            why = self._refusal(key, form, parents, budget) if index >= len(self.first) else ""
             if not why:
+                tree = raw if raw in self._given else form  # whose powers may leave float32
                 moved = {} if budget is None else {"budget": list(budget.moved)}
                 return {"event": "propose", "i": index, "tree": str(tree), "raw": str(raw), **moved,
                         "operator": operator, "parents": [parent.index for parent in parents],
@@ -252,6 +259,6 @@ class Search:
             return "invalid"
         if key[1][0] == "neg" and Tree(key[1]).sign == -1:
             return "inverted"  # a positive score turned round: it would prune the largest
-        if any((tree, budget) == (parent.tree, parent.budget) for parent in parents):
+        if any((tree, budget) == self._key(parent.tree, parent.budget) for parent in parents):
             return "parent"
         return "duplicate" if self.preset.unique and (tree, budget) in self._forms else ""

@@ -91,6 +91,11 @@ def test_windows_with_bos_are_not_compared_with_windows_without(golden_model, go
     assert pk.compare(bos, bos).ratio == 1
     with pytest.raises(pk.UsageError, match="that begin with token 7 and windows that begin anywhere"):
         pk.compare(bos, plain)
+    turned = pk.perplexity(model, golden_windows.flip(0), 64, progress=False)
+    unknown = Perplexity(turned.nll, turned.meta)  # of which windows
+    assert pk.compare(plain, unknown).n == len(golden_windows)
+    with pytest.raises(pk.UsageError, match="windows that are not the same are not paired"):
+        pk.compare(plain, turned)
 
 
 def test_the_same_is_not_distinguishable_and_one_window_says_nothing():
@@ -152,6 +157,11 @@ def test_what_mcnemar_can_detect_has_a_floor():
     assert (row["p"], row["verdict"]) == (1, "indistinguishable") and power == pytest.approx(0.8, abs=0.025)
     few = pk.compare_documents(documents(rte=right[:5]), documents(rte=1 - right[:5])).iloc[0]
     assert few["detectable"] == math.inf and few["verdict"] == "indistinguishable"
+
+
+def test_no_interval_of_shares_passes_one():
+    found = pk.compare_documents(*(documents(a=[right] * 3, b=[right] * 3) for right in (1, 0)))
+    assert (found["high"].max(), found["holm_high"].max()) == (1, 1)
 
 
 @pytest.mark.parametrize("level", [0.05, 0.01, 0.05 / 7])

@@ -291,7 +291,17 @@ def test_what_is_refused(llama, tmp_path, few_tasks):
          "'rt' is no task asked for, and no data set of one (did you mean 'rte'?)"),
         (["rte"], {"datasets": {"rte": tmp_path / "no"}}, "for 'rte' does not exist"),
         (["rte"], {"datasets": {"rte": tmp_path / "rte"}}, "has no split 'validation' (it has train)"),
-        (["rte"], {"limit": 0}, "limit = 0 leaves no documents"),
+        ({}, {}, "no task is named"),
+        (["rte"], {"limit": 0}, "limit = 0 must be at least 1"),
+        (["rte"], {"limit": True}, "limit = True must be a whole number"),
+        *((["rte"], {"limit": limit}, f"limit = {limit} must be greater than 0 and below 1 (a share")
+          for limit in (1.0, 2.7)),
+        (["rte"], {"limit": math.nan}, "limit = nan must be a finite number"),
+        (["rte"], {"limit": "3"}, "limit = '3' must be a number"),
+        (["rte"], {"num_fewshot": -1}, "num_fewshot = -1 must be at least 0"),
+        (["rte"], {"num_fewshot": 1.5}, "num_fewshot = 1.5 must be a whole number"),
+        (["rte"], {"batch_size": "x"}, "batch_size = 'x' must be a whole number, or 'auto'"),
+        (["rte"], {"batch_size": 0}, "batch_size = 0 must be at least 1"),
     ]
     for names, options, message in cases:
         with pytest.raises(pk.UsageError) as refused:
@@ -361,7 +371,10 @@ def test_the_first_questions_and_what_their_choices_score(llama):
     assert frame.loc["embedded_recall", ["scored by", "choices"]].tolist() == ["generate until", ""]
     assert frame["documents"].tolist() == [len(task.eval_docs) for task in loaded.values()]
     by_hand = [score(*llama, first["query"], choice) for choice in first["choices"]]
+    llama[0].train()
     assert log_probabilities(*llama, first["query"], first["choices"]) == pytest.approx(by_hand, rel=1e-4)
+    assert llama[0].training
+    llama[0].eval()
 
 
 def test_a_limit_is_what_the_first_documents_say(llama):

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 import shutil
 import subprocess
 import sys
@@ -205,6 +206,14 @@ def test_it_learns_and_records_how():
     assert tuned.costs["memory_mb"] > 50 and tuned.records[-1]["tokens"] == 2160
     seconds = [record["seconds"] for record in tuned.records]
     assert seconds == sorted(seconds)
+
+
+@pytest.mark.parametrize(("epochs", "tokens"), [(0.5, 256), (2.0, 640), (0.01, 128)])
+def test_tokens_are_those_that_were_read(epochs, tokens):
+    """Of ten windows in batches of four the third holds two."""
+    options = replace(FAST, batch=4, epochs=epochs)
+    tuned = pk.finetune_lora(pruned(), windows(10, 32), options, progress=False)
+    assert tuned.costs["tokens"] == tuned.records[-1]["tokens"] == tokens
 
 
 # ---------------------------------------------------------------- on disk
@@ -483,6 +492,8 @@ def test_where_nothing_is_lost_no_share_comes_back():
     assert share == pk.recovered(dense, pruned, tuned)
     assert (row["tuned"], row["tuned_low"], row["tuned_high"]) == (tuned.value, *tuned.interval)
     assert math.isnan(finetune.recovery(dense, dense, tuned)["recovered"])
+    for dense_as_lossy in (dense, pruned):
+        assert all(map(math.isnan, pk.recovered(dense_as_lossy, dense, tuned)))
 
 
 def test_the_recovered_shares_interval_is_scipys_bootstraps():
@@ -638,8 +649,15 @@ def test_afterwards_the_model_is_configured_as_before(recomputed):
     model = pruned()
     assert model.config.use_cache
     frozen = model.get_input_embeddings().weight.requires_grad_(False)
+    model.train().get_input_embeddings().eval()
+    modes = {name: module.training for name, module in model.named_modules()}
+    random.seed(5), np.random.seed(5), torch.manual_seed(5)
+    expected = random.random(), np.random.rand(), torch.rand(1).item()
+    random.seed(5), np.random.seed(5), torch.manual_seed(5)
     pk.finetune_lora(model, windows(20, 8), replace(FAST, gradient_checkpointing=recomputed),
                      progress=False).merge()
+    assert (random.random(), np.random.rand(), torch.rand(1).item()) == expected
+    assert {name: module.training for name, module in model.named_modules()} == modes
     assert model.config.use_cache and not frozen.requires_grad
     assert not model(windows(1, 8)).logits.requires_grad or any(p.requires_grad for p in model.parameters())
     assert not model.get_input_embeddings()._forward_hooks

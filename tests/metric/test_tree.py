@@ -55,6 +55,9 @@ def test_score_is_float32_of_the_absolute_weight_whatever_comes_in():
     half = tree.score(W.bfloat16(), G.half(), X.double())
     assert half.dtype == torch.float32
     assert torch.equal(half, tree.score(W.bfloat16().float(), G.half().float(), X))
+    whole = torch.tensor([[-128, 3]], dtype=torch.int8)
+    assert Tree.parse("W").score(whole).tolist() == [[128.0, 3.0]]
+    assert Tree.parse("W").bind(whole).score(W=whole).tolist() == [[128.0, 3.0]]
     strided = W.t().contiguous().t()
     assert torch.equal(tree.score(strided, G, X), expected)
 

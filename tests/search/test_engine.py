@@ -19,7 +19,7 @@ from prunekit.search.presets import PRESETS, Preset, preset
 from prunekit.search.random_trees import Alphabet, grid, half_and_half, random_tree, smallest_first
 from prunekit.search.records import Outcome, Race, behind, pareto
 from prunekit.search.state import Search
-from tests.search.toy import Racing, distance
+from tests.search.toy import Racing, Sloped, distance
 
 
 @pytest.fixture(autouse=True)
@@ -88,6 +88,8 @@ def test_presets_survive_the_journal(name):
     (lambda: pk.evolve(distance, budget=True), "budget True is no number"),
     (lambda: pk.evolve(lambda a, b: 0), "a function of one tree"),
     (lambda: pk.evolve("W"), "a function of one tree"),
+    (lambda: pk.evolve(distance, seeds=["mul(W, Y)"]), "'Y'"),
+    (lambda: pk.evolve(distance, seeds=[3]), "a metric is text such as 'mul.W, sqrt.X..', not int"),
     (lambda: pk.evolve(distance, population=-3),
      r"preset 'modern': population = -3 must be greater than or equal to 2\.$"),
     (lambda: preset("modern", population=True), "population = True must be a valid integer"),
@@ -235,10 +237,24 @@ def test_patience_changes_nothing_before_it_ends():
     assert [one.tree for one in without.population] == [one.tree for one in later.population]
 
 
-def test_given_trees_come_first():
-    wanda = Tree.parse("mul(W, sqrt(X))")
-    found = run(distance, "modern", 3, seeds=[wanda, Tree.parse("W")])[-1].population
-    assert [str(one.tree) for one in found[:2]] == [str(pk.canonical(wanda)), "W"]
+def test_given_trees_come_first_and_as_they_are_written():
+    """Trees or text, also of an iterator; a form that was given in other words is measured once."""
+    wanda, squared = Tree.parse("mul(W, sqrt(X))"), "mul(sqr(W), X)"
+    found = run(distance, "modern", 3, seeds=iter([squared, Tree.parse("W"), wanda]))[-1].population
+    assert [str(one.tree) for one in found[:2]] == [squared, "W"] and pk.canonical(found[0].tree) == wanda
+    search = Search(preset("modern", start=0), seed=0, seeds=iter([wanda, squared]))
+    for fitness in (1.0, 2.0):
+        event = search.propose()
+        search.apply(event)
+        same = search.known(Tree.parse(event["tree"]))
+        search.apply({"event": "evaluate", "i": event["i"], "fitness": fitness, "complete": True,
+                      "stopped": 0, "audit": False, "masks": "", "losses": journals.pack([fitness]),
+                      "same": same})
+    assert same == 0 and event["tree"] == squared and len(search.candidates) == 2
+    places = Sloped.places
+    given = [iter([places.uniform]), [places.uniform]]
+    one, two = (Search(preset("modern", evolve="both"), 0, places=places, budgets=each) for each in given)
+    assert one.first == two.first
 
 
 # -- what decides a search -----------------------------------------------------------------------------------

@@ -1,10 +1,12 @@
 import json
 import random
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
 from scipy import stats
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import prunekit as pk
 from prunekit.analysis.census import census, distinct
@@ -224,6 +226,25 @@ def test_the_options_of_an_update_are_saved_and_named(parts, tmp_path):
     assert (again.losses(WANDA) == small.losses(WANDA)).all()
 
 
+def test_evaluations_of_several_threads_take_turns(parts):
+    model, windows, gradients = parts
+    bench = pk.Bench(model, windows["calibration"], windows["search"][:8], gradients=gradients)
+    evaluator = pk.Evaluator(bench, [0.5], rungs=())
+    serial = [evaluator(tree).losses for tree in TREES[:4]]
+    with ThreadPoolExecutor(4) as pool:
+        assert [each.losses for each in pool.map(evaluator, TREES[:4] * 4)] == serial * 4
+        found = pool.map(evaluator.losses, TREES[:4] * 2)
+        assert all(np.allclose(each[0, 0], losses) for each, losses in zip(found, serial * 2, strict=True))
+
+
+def test_magnitude_does_not_tie_where_wide_weights_are_stored_in_16_bits():
+    """Of 2048 inputs, bfloat16 tells fewer than half apart."""
+    config = LlamaConfig(hidden_size=2048, intermediate_size=2048, num_hidden_layers=1, num_attention_heads=8,
+                         vocab_size=64)
+    model, windows = LlamaForCausalLM(config).bfloat16(), torch.arange(16).view(2, 8)
+    assert not pk.Evaluator(pk.Bench(model, windows, windows), [0.5])(TREES[0]).defect
+
+
 def test_masks_seen_before_are_not_measured_again(evaluator):
     first = evaluator(WANDA)
     same = evaluator(pk.Tree.parse("mul(sqr(W), X)"), seen={first.masks: 7})
@@ -260,6 +281,9 @@ def test_several_models_and_updates_in_one_file(parts, tmp_path):
     ({"targets": []}, "at least one model and one target"), ({"targets": [1.5]}, "target 1.5 is none"),
     ({"targets": ["4:2"]}, "pattern '4:2' is not known"), ({"targets": ["half"]}, "target 'half' is none"),
     ({"update": "sparsegpt"}, "weight update 'sparsegpt' is not known"), ({"rungs": (8, 4)}, "must grow"),
+    ({"rungs": (4.0,)}, r"rungs\[0\] = 4.0 must be a whole"), ({"rungs": (0, 4)}, "= 0 must be at least"),
+    ({"threads": 0}, "threads = 0 must be at least 1"), ({"threads": 1.5}, "threads = 1.5 must be a whole"),
+    ({"seed": "a"}, "seed = 'a' must be a whole number"), ({"seed": -1}, "seed = -1 must be at least 0"),
 ])
 def test_bad_evaluators(parts, change, sentence):
     _, windows, _ = parts
@@ -297,6 +321,15 @@ def test_the_grid_is_91_different_metrics_and_holds_the_known_ones():
     assert len(grid) == len(keys) == 91
     for name in ("magnitude", "wanda", "grad-weight", "w2g"):
         assert pk.rank_key(pk.METHODS[name].tree) in keys
+
+
+def test_what_is_given_is_measured_as_it_is_written(parts):
+    """As forms, with whole powers, 8 of the grid's points would leave float32."""
+    model, windows, gradients = parts
+    bench = pk.Bench(model, windows["calibration"][:2], windows["search"][:1], gradients=gradients)
+    evaluator, grid = pk.Evaluator(bench, [0.5], rungs=()), pk.grid(12).values()
+    *_, last = pk.evolve(evaluator, "random-distinct", len(grid), seeds=grid, progress=False)
+    assert (last.evaluated, last.saved["rejected"]) == (91, 0) and last.best.tree in grid
 
 
 def test_a_monomial_is_what_it_says():

@@ -366,7 +366,7 @@ def test_a_lead_over_seeds_is_students_and_of_equal_budgets():
     assert (lead.holm_low, lead.holm_high) == pytest.approx(tuple(expected.confidence_interval()))
     one_seed = several().query("seed == 0")
     assert history.leads(history.searches(one_seed), "modern")["verdict"].tolist() == ["indistinguishable"]
-    drawing = named.query("search == 'modern' and seed == 0").assign(search="paper")  # one seed of what draws
+    drawing = named.query("search == 'modern' and seed == 0").assign(search="paper", operator="random")
     lead = history.leads(pd.concat([named, drawing]), "modern").set_index("search")
     assert lead.loc["paper", "n"] == 1 and lead.loc["grid", "n"] == 2
 

@@ -100,7 +100,7 @@ def _computed_with(args: argparse.Namespace) -> dict[str, Any]:
     from prunekit.models import fingerprint
 
     files = {"windows": args.windows, "gradients": args.gradients}
-    return {"model": label(args.model), "weights": fingerprint(args.model),
+    return {"model": label(args.model), "weights": fingerprint(args.model, args.cache_dir),
             "text": data.fingerprint(args.corpus),
             **{name: getattr(args, name) for name in _MAKE}, "bos": args.begins,
             **{name: file and file_hash(Path(file)) for name, file in files.items()}}

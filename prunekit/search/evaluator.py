@@ -78,6 +78,9 @@ class Evaluator:
         self.home: Path | None = None
         if not self.targets or not self.benches:
             raise UsageError("an evaluator needs at least one model and one target, such as 0.6 or \"2:4\".")
+        if len(set(self.targets)) < len(self.targets):
+            named = " ".join(map(str, self.targets))
+            raise UsageError(f"targets {named} name one twice, and it would count twice.")
         if self.update is not None and self.update not in UPDATES:
             known = ", ".join(UPDATES)
             raise UsageError(f"weight update {self.update!r} is not known; give None or one of {known}.")

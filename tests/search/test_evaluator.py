@@ -278,7 +278,9 @@ def test_several_models_and_updates_in_one_file(parts, tmp_path):
 
 
 @pytest.mark.parametrize("change, sentence", [
-    ({"targets": []}, "at least one model and one target"), ({"targets": [1.5]}, "target 1.5 is none"),
+    ({"targets": []}, "at least one model and one target"),
+    ({"targets": [1.5]}, "target 1.5 is none"),
+    ({"targets": ["0.6", "2:4", "0.60"]}, "targets 0.6 2:4 0.6 name one twice"),
     ({"targets": ["4:2"]}, "pattern '4:2' is not known"), ({"targets": ["half"]}, "target 'half' is none"),
     ({"update": "sparsegpt"}, "weight update 'sparsegpt' is not known"), ({"rungs": (8, 4)}, "must grow"),
     ({"rungs": (4.0,)}, r"rungs\[0\] = 4.0 must be a whole"), ({"rungs": (0, 4)}, "= 0 must be at least"),

@@ -112,12 +112,12 @@ def token_windows(corpus: str | Path, tokenizer: Any, role: str, n: int | None =
     return torch.cat([torch.full((len(text), 1), tokenizer.bos_token_id), text], 1) if begun else text
 
 
-def drawn_again(windows: Mapping[str, Tensor], corpus: str, tokenizer: Any, seed: int,
+def drawn_again(windows: Mapping[str, Tensor], corpora: Mapping[str, str], tokenizer: Any, seed: int,
                 roles: str = "disjoint", bos: str = "auto") -> dict[str, Tensor]:
-    """As many windows of each role, and as long, with another seed. They are disjoint, whatever the roles of
-    these: beside published windows none begins with BOS either."""
+    """As many windows of each role from its corpus, and as long, with another seed. They are disjoint,
+    whatever the roles of these: beside published windows none begins with BOS either."""
     bos = bos if roles == "disjoint" else "never"
-    return {role: token_windows(corpus, tokenizer, role, *ids.shape, seed, bos=bos)
+    return {role: token_windows(corpora[role], tokenizer, role, *ids.shape, seed, bos=bos)
             for role, ids in windows.items()}
 
 

@@ -492,10 +492,15 @@ def test_windows_are_drawn_again_as_many_and_as_long():
     _, tokenizer = pk.load_model("embedded/llama")
     old = {role: pk.token_windows("embedded", tokenizer, role, n, 16) for role, n in
            (("calibration", 2), ("gradient", 3))}
-    same, new = (data.drawn_again(old, "embedded", tokenizer, seed) for seed in (0, 1))
+    texts = dict.fromkeys(old, "embedded")
+    same, new = (data.drawn_again(old, texts, tokenizer, seed) for seed in (0, 1))
     for role, ids in old.items():
         assert torch.equal(same[role], ids) and not torch.equal(new[role], ids)
         assert new[role].shape == ids.shape
-    beside = data.drawn_again(old, "embedded", tokenizer, 1, "published", "always")
+    other = data.drawn_again(old, texts | {"gradient": "embedded:reckoning"}, tokenizer, 1)
+    assert torch.equal(other["calibration"], new["calibration"])
+    reckoned = pk.token_windows("embedded:reckoning", tokenizer, "gradient", 3, 16, 1)
+    assert torch.equal(other["gradient"], reckoned)
+    beside = data.drawn_again(old, texts, tokenizer, 1, "published", "always")
     assert all(torch.equal(ids, pk.token_windows("embedded", tokenizer, role, len(ids), 16, 1, bos="never"))
                for role, ids in beside.items())

@@ -17,7 +17,8 @@ import torch
 
 import prunekit as pk
 from prunekit.cli import main
-from prunekit.course import classroom, copies, grading
+from prunekit.course import classroom, copies, grading, sitting
+from prunekit.evaluate.perplexity import Perplexity
 from prunekit.workbook import project
 from tests.tiny_project import profile, write_notebook
 
@@ -351,6 +352,24 @@ def test_grading_is_fair_and_cannot_be_taken_down(school, tmp_path, monkeypatch)
     assert "endless,01_data,1,wrong,It did not end within 4 seconds." in rows
     assert "9 copies, 2 exercises each" in page and page.count("✓") == 1 + 5
     assert "It stops with SystemExit: bye." in page
+
+
+def test_an_answer_is_judged_by_the_lesson_as_it_was():
+    """And not by what the answer, or one before it, made of the lesson's data in place."""
+    count = torch.tensor([5.0, 3, 1, 0, 7])
+    p = count[count > 0] / count.sum()
+    lesson = {"frequency": {"test": count}, "unigram": {"test": 9.0}, "torch": torch}
+    in_place = ("f = frequency['test']\nf += 1\np = f / f.sum()\n"
+                "answer_4 = torch.exp(-(p * p.log()).sum()).item()")
+    right = f"answer_4 = {torch.exp(-(p * p.log()).sum()).item()}"
+    found = sitting._verdicts(lesson, "01_data", [[4, in_place], [4, right]], 60)
+    assert [verdict.word for verdict in found] == ["wrong", "right"]
+    losses = {"dense": Perplexity(np.ones(2)), "nll": pd.DataFrame({"wanda": [1.0]}), "all": [np.ones(2)],
+              "network": torch.nn.Linear(1, 1)}
+    copied = sitting._copied(losses)
+    losses["dense"].nll[:], losses["nll"].iloc[:], losses["all"][0][:] = 0, 0, 0
+    assert copied["dense"].nll.all() and copied["nll"].all(axis=None) and copied["all"][0].all()
+    assert copied["network"] is losses["network"]
 
 
 def test_the_command_says_one_line_for_each_exercise(school, tmp_path, capsys):

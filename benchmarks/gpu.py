@@ -66,7 +66,8 @@ class Sheet:
             others = [key for key, value in self.about.items() if key != "date" and before[key] != value]
             if others:
                 raise SystemExit(f"{args.output} is of another {' and '.join(others)}: give a new --output.")
-            self.kept = [row for row in before["rows"] if row["part"] not in args.only]
+            again = {*args.only, Path(args.model or "").name}  # a model that is given is measured always
+            self.kept = [row for row in before["rows"] if row["part"] not in again]
 
     def add(self, **row: Any) -> None:
         self.rows.append(row)

@@ -9,12 +9,13 @@ in float32 on one thread, and on the first documents of zero-shot tasks, if ther
 ratios of perplexity and differences of accuracy are paired against SparseGPT. A cost is the time of pruning
 (of an evolved budget: with its search) by that of a dense pass of the calibration windows, taken just before
 it, since other work on the machine slows both. What the output file has is kept and not measured again, and
-a search has its journal beside it, so a run that was ended goes on; a file of other windows, or of another
-model, is refused.
+a search has its journal beside it, so a run that was ended goes on; a file of other windows or of another
+model, or with another metric under a line's name, is refused.
 """
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -211,9 +212,14 @@ def main() -> None:
     world = World(args)
     asked = {"model": label(args.model), "dtype": args.dtype, "seqlen": args.seqlen,
              "calibration": args.calibration,
-             "windows": {text: len(windows) for text, windows in world.texts.items()}}
+             "windows": {text: len(windows) for text, windows in world.texts.items()},
+             "content of windows": {name: hashlib.sha256(windows.numpy().tobytes()).hexdigest()[:12]
+                                    for name, windows in (world.windows | world.texts).items()}}
     if other := [name for name, value in asked.items() if result.get(name, value) != value]:
         parser.error(f"{args.output} is of another {' and '.join(other)}; name a new file.")
+    if other := [name for name, line in world.lines.items() for at in result["parts"].values()
+                 if at.get(f"admm, {name}", {}).get("method", line) != line]:
+        parser.error(f"{args.output} has another metric under the name {other[0]!r}; give yours another.")
     if "dense" not in result:
         where = torch.cuda.get_device_name() if world.model.device.type == "cuda" else "cpu"
         dense = {text: world.perplexity(windows).value for text, windows in world.texts.items()}

@@ -42,14 +42,14 @@ def monomials(model: str, corpus: str, output: Path, *, targets: Sequence[str] =
     network, tokenizer = pk.load_model(model, dtype=dtype, device=device)
     asked = common.columns(model, corpus, str(network.dtype).removeprefix("torch."), seed) | {
         "role": role, "seqlen": seqlen, "windows": windows, "calibration_windows": calibration,
-        "gradient_windows": gradient}
+        "gradient_windows": gradient, "steps": steps}
     if properties:
         check_file(properties)
     table = pd.read_csv(output, dtype={"target": str}) if output.exists() else None
     if table is not None:
         refuse_other(output, table.iloc[0], asked)
-        sizes = table[table["target"] != "dense"].groupby(EXPONENTS).size()
-        if (sizes != groups * len(targets)).any():
+        had = set(table["target"]) - {"dense"}  # none, where it was killed after the dense model
+        if table["group"].nunique() != groups or had and had != set(targets):
             raise UsageError(f"{output} was measured at other targets or in other groups: ask for the same, "
                              "or for another file.")
     read, backward, measured = (

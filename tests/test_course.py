@@ -17,7 +17,8 @@ import torch
 
 import prunekit as pk
 from prunekit.cli import main
-from prunekit.course import classroom, copies, grading
+from prunekit.course import classroom, copies, grading, sitting
+from prunekit.evaluate.perplexity import Perplexity
 from prunekit.workbook import project
 from tests.tiny_project import profile, write_notebook
 
@@ -191,6 +192,49 @@ def test_a_mistake_in_code_is_named(place):
         assert verdict.word == "wrong" and words in verdict.sentence, verdict
 
 
+NAN = float("nan")
+NANS = {  # by topic: of each exercise whose answer holds numbers, one that is NaN throughout
+    "01_data": {1: (NAN,) * 3, 2: NAN, 4: NAN, 5: lambda t, n, s: t.unfold(0, n, s) * NAN, 6: NAN},
+    "02_gradients": {1: [[NAN] * 2] * 3, 3: [[NAN] * 3] * 2, 4: NAN,
+                     5: lambda stream, norm: NAN * next(stream), 6: [[NAN] * 3] * 2},
+    "03_baselines": {1: [[NAN] * 4] * 2, 2: [NAN] * 8, 3: lambda s: NAN, 4: NAN,
+                     5: lambda W, U, i, keep: W * NAN},
+    "04_gp_search": {2: [[NAN] * 2] * 2, 5: NAN},
+    "05_tree_analysis": {1: NAN, 2: [NAN] * 4, 3: NAN, 4: lambda p: [NAN] * len(p), 5: (NAN, NAN)},
+    "06_zero_shot": {1: (NAN, NAN), 2: NAN, 3: NAN, 4: NAN, 5: lambda right, n: (NAN, NAN)},
+    "07_lora": {1: [[[NAN] * 2] * 2] * 2, 2: (NAN, NAN), 3: (np.eye(3), [NAN] * 3, [NAN] * 3),
+                4: (NAN, NAN), 5: lambda W, A, B, s: W * NAN},
+}
+
+
+@pytest.mark.parametrize("topic", NANS)
+def test_what_is_not_a_number_is_not_right(topic, monkeypatch):
+    """So a check compares as `not off <= tolerance`: `off > tolerance` lets NaN pass."""
+    ones = pd.DataFrame({"wanda": [1.0, 2.0, 4.0]})
+    lesson = {"frequency": {"test": torch.ones(3)}, "unigram": {"test": 3.0}, "nll": ones,
+              "dense": SimpleNamespace(nll=np.array([1.0, 2.0, 3.0])), "everything": [1],
+              "history": pd.DataFrame({"journal": ["a"], "tree": ["W"]}), "query": "q", "choices": ["a", "b"],
+              "tokenizer": lambda text: {"input_ids": list(text)}, "by_hand": [-1.0, -2.0]}
+    if topic == "02_gradients":
+        monkeypatch.setattr(f"{grading.exercises(topic)[4].__module__}._collected",
+                            lambda *_: torch.ones(2, 3))
+        lesson["layer"] = SimpleNamespace(name="a layer")
+    for number, answer in NANS[topic].items():
+        assert grading.judge(topic, number, answer, lesson).word == "wrong", number
+
+
+def test_what_a_check_reads_is_what_was_asked_for():
+    for equal in ([1] * 8, [0] * 8, [8, 7, 6, 5, 4, 3, 2, 2]):  # equal scores fall by place
+        assert "different numbers" in grading.judge("03_baselines", 2, equal, {}).sentence
+    assert grading.judge("03_baselines", 2, [8, 7, 6, 5, 4, 3, 2, 1], {}).right
+    assert "smallest whole number" in grading.judge("04_gp_search", 5, 148.6, {}).sentence
+    assert grading.judge("04_gp_search", 5, 149.0, {}).right
+    assert grading.judge("02_gradients", 2, {"mul(W,G)", "mul(W,mms(G))"}, {}).right
+    same = ["mul(sqr(W),X)", "exp(mul(W,sqrt(X)))", "div(mul(W,sqrt(X)),G)", "log(mul(W,sqrt(X)))"]
+    assert grading.judge("04_gp_search", 1, same, {}).right
+    assert "is not one of the five" in grading.judge("02_gradients", 2, {"W"}, {}).sentence
+
+
 # ---------------------------------------------------------------- copies and grades, of two tiny notebooks
 
 LESSON = [
@@ -308,6 +352,24 @@ def test_grading_is_fair_and_cannot_be_taken_down(school, tmp_path, monkeypatch)
     assert "endless,01_data,1,wrong,It did not end within 4 seconds." in rows
     assert "9 copies, 2 exercises each" in page and page.count("✓") == 1 + 5
     assert "It stops with SystemExit: bye." in page
+
+
+def test_an_answer_is_judged_by_the_lesson_as_it_was():
+    """And not by what the answer, or one before it, made of the lesson's data in place."""
+    count = torch.tensor([5.0, 3, 1, 0, 7])
+    p = count[count > 0] / count.sum()
+    lesson = {"frequency": {"test": count}, "unigram": {"test": 9.0}, "torch": torch}
+    in_place = ("f = frequency['test']\nf += 1\np = f / f.sum()\n"
+                "answer_4 = torch.exp(-(p * p.log()).sum()).item()")
+    right = f"answer_4 = {torch.exp(-(p * p.log()).sum()).item()}"
+    found = sitting._verdicts(lesson, "01_data", [[4, in_place], [4, right]], 60)
+    assert [verdict.word for verdict in found] == ["wrong", "right"]
+    losses = {"dense": Perplexity(np.ones(2)), "nll": pd.DataFrame({"wanda": [1.0]}), "all": [np.ones(2)],
+              "network": torch.nn.Linear(1, 1)}
+    copied = sitting._copied(losses)
+    losses["dense"].nll[:], losses["nll"].iloc[:], losses["all"][0][:] = 0, 0, 0
+    assert copied["dense"].nll.all() and copied["nll"].all(axis=None) and copied["all"][0].all()
+    assert copied["network"] is losses["network"]
 
 
 def test_the_command_says_one_line_for_each_exercise(school, tmp_path, capsys):

@@ -251,6 +251,17 @@ def test_rule_questions_have_the_answer_that_rule_and_fact_give() -> None:
         assert all(choice.strip() in facts for choice in document["choices"])
 
 
+def test_most_of_the_wrong_persons_of_reading_do_not_occur_in_its_passage() -> None:
+    """About three quarters: half are not of the story, and the passage does not name all who are."""
+    absent = []
+    for document in tasks.documents("reading", 500):
+        passage, question = document["query"].split(" Question: tell me, does ")
+        if document["choices"][document["gold"]] == " no":
+            absent.append(question.partition(" have the ")[0] not in passage)
+    assert sum(absent) / len(absent) == pytest.approx(0.75, abs=0.05)
+    assert "three quarters of the wrong persons do not occur" in tasks.reading.__doc__
+
+
 def test_unknown_task_is_refused() -> None:
     with pytest.raises(UsageError, match="no task 'raer'"):
         next(tasks.documents("raer"))

@@ -26,6 +26,16 @@ def test_it_runs_small_on_a_processor_and_writes_what_it_has(tmp_path):
     assert all(f"| {row['what']} |" in table for row in rows)
 
 
+def test_a_model_that_is_measured_again_is_not_kept_twice(tmp_path):
+    path = tmp_path / "gpu.json"
+    command = [sys.executable, ROOT / "benchmarks/gpu.py", "--tiny", "--device", "cpu", "--minutes", "0",
+               "--model", ROOT / "prunekit/embedded/llama", "--only", "results", "--output", path]
+    for _ in range(2):
+        subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
+    rows = [(row["part"], row["what"]) for row in json.loads(path.read_text())["rows"]]
+    assert ("llama", "dense pass") in rows and len(rows) == len(set(rows))
+
+
 def test_a_limit_of_time_leaves_rows_that_say_so(tmp_path):
     path = tmp_path / "gpu.json"
     subprocess.run([sys.executable, ROOT / "benchmarks/gpu.py", "--tiny", "--device", "cpu", "--minutes", "0",

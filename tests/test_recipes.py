@@ -59,6 +59,12 @@ def test_monomials_are_measured_as_perplexity_says_and_go_on_after_a_kill(tmp_pa
         monomials("embedded/llama", "embedded", file, **ASKED | {"seqlen": 64})
     with pytest.raises(UsageError, match="was measured at other targets or in other groups"):
         monomials("embedded/llama", "embedded", file, **ASKED | {"targets": ["0.5"]})
+    with pytest.raises(UsageError, match="was measured at other targets or in other groups"):
+        monomials("embedded/llama", "embedded", file, **ASKED | {"targets": ["0.5", "4:8"]})  # as many
+    with pytest.raises(UsageError, match="was measured at other targets or in other groups"):
+        monomials("embedded/llama", "embedded", file, **ASKED | {"targets": ["0.6"], "groups": 8})
+    with pytest.raises(UsageError, match=r"holds what was computed with another steps \(2\)"):
+        monomials("embedded/llama", "embedded", file, **ASKED | {"steps": 3})
     with pytest.raises(UsageError, match="8 windows cannot be 3 groups"):
         monomials("embedded/llama", "embedded", file, **ASKED | {"groups": 3})
 

@@ -12,19 +12,23 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import suppress
+from copy import deepcopy
 from pathlib import Path
 from types import FunctionType
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import torch
 
 from prunekit.course.grading import Verdict, exercises, judge, said
+from prunekit.evaluate.perplexity import Perplexity
 
 _MEMORY, _FILE = 4 << 30, 64 << 20  # bytes that an answer may take beside the lesson's, and put into a file
 _AT_A_TIME = max(2, os.cpu_count() or 1)  # copies, of which each takes one core
 _one = threading.Lock()
 _variables: dict[str, Any] = {}  # in a fork of the kernel: the lesson's, and what the answers make of them
-_untouched: dict[str, Any] = {}  # as the checks see them
+_untouched: dict[str, Any] = {}  # as the checks see them: copies, since an answer may change data in place
 
 
 def examine(variables: dict[str, Any], topic: str, file: str, limit: float) -> None:
@@ -77,12 +81,12 @@ def _sit(variables: dict[str, Any], folder: str) -> None:
     import resource
 
     _variables.update(variables)
-    _untouched.update(variables)
     os.setsid()
     os.chdir(folder)
     sys.stdin, sys.stdout = open(os.devnull), open(os.devnull, "w")  # noqa: SIM115
     sys.stderr = sys.stdout
     torch.set_num_threads(1)
+    _untouched.update(_copied(variables))
     bounds = {resource.RLIMIT_FSIZE: _FILE, resource.RLIMIT_CORE: 0}
     if sys.platform == "linux":  # which tells how much the lesson holds
         pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0])
@@ -90,6 +94,17 @@ def _sit(variables: dict[str, Any], folder: str) -> None:
     for kind, most in bounds.items():
         hard = resource.getrlimit(kind)[1]
         resource.setrlimit(kind, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
+
+
+def _copied(value: Any) -> Any:
+    """A copy of tensors, arrays, frames and losses, also of those in containers; all else is shared."""
+    if isinstance(value, torch.Tensor) and value.is_cpu:  # a fork cannot use the lesson's GPU
+        return value.detach().clone()
+    if type(value) is dict:
+        return {key: _copied(one) for key, one in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(map(_copied, value))
+    return deepcopy(value) if isinstance(value, (np.ndarray, pd.DataFrame, pd.Series, Perplexity)) else value
 
 
 def _attempt(topic: str, number: int, answer: str) -> str:

@@ -92,7 +92,7 @@ class Story:
         return question, f"at the {self.left[thing]}"
 
     def doubt(self, thing: str) -> tuple[Entity, str]:
-        """Somebody who may have the thing, and whether they do; half of those who do not were never named."""
+        """Somebody who may have the thing, and if they do; half of those who do not are not of the story."""
         w, holder = self.w, self.holder[thing]
         if holder and w.chance(0.5):
             return holder, "yes"

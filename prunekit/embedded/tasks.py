@@ -40,7 +40,7 @@ def _told(w: Scribe, agents: int, events: tuple[int, int], places: bool = True) 
 
 
 def reading(w: Scribe) -> Made:
-    """Yes or no, from a short passage (as BoolQ); half of the wrong persons do not occur in it."""
+    """Yes or no, from a short passage (as BoolQ); three quarters of the wrong persons do not occur in it."""
     story, passage, thing = _told(w, 3, (0, 1), places=False)
     agent, answer = story.doubt(thing)
     return _ask(f"does {agent.name} have the {thing}?", passage), [YES, NO] if answer == "yes" else [NO, YES]

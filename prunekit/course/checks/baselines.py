@@ -27,6 +27,8 @@ def exercise_1(answer: Any, lesson: Lesson) -> str | None:
 
 def exercise_2(answer: Any, lesson: Lesson) -> str | None:
     S = torch.as_tensor(answer, dtype=torch.float32).reshape(1, 8)
+    if not S.isfinite().all() or len(S.unique()) < 8:
+        return "Asked for are eight different numbers: among equal ones their place decides."
     both = (keep_mask(S, 0.5) & keep_mask(S, 0.5, "2:4")).sum().item()
     return None if both == 2 else f"Both keep {both} of the same weights."
 
@@ -34,7 +36,7 @@ def exercise_2(answer: Any, lesson: Lesson) -> str | None:
 def exercise_3(answer: Any, lesson: Lesson) -> str | None:
     for s in (0.5, 0.2, 0.8):
         both, either = s * s, 1 - (1 - s) ** 2
-        if abs(answer(s) - both / either) > 1e-6:
+        if not abs(answer(s) - both / either) <= 1e-6:
             return (f"At s = {s} it is {both / either:.3f}, not {answer(s):.3f}: how likely is it that both "
                     "remove a weight, and that either does?")
     return None
@@ -46,7 +48,7 @@ def exercise_4(answer: Any, lesson: Lesson) -> str | None:
               for own in (1, 0)]  # `nll` is pandas', which divides by n - 1, `dense.nll` NumPy's, by n
     if any(abs(answer / ratio - 1) < 0.02 for ratio in ratios):
         return "That is the ratio of the variances."
-    if all(abs(answer / ratio**0.5 - 1) > 0.02 for ratio in ratios):
+    if not any(abs(answer / ratio**0.5 - 1) <= 0.02 for ratio in ratios):
         return ("Independent: the root of the sum of both variances over n. "
                 "In pairs: the root of the variance of the differences over n.")
     return None

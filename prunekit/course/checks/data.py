@@ -77,6 +77,6 @@ def exercise_6(answer: Any, lesson: Lesson) -> str | None:
     truth = pairs * (starts * (2 * length - 1) - length * (length - 1)) / starts**2
     if abs(answer / truth - 0.5) < 0.05:
         return "Half of it: the other window may begin before this one as well as after it."
-    if abs(answer / truth - 1) > 0.05:
+    if not abs(answer / truth - 1) <= 0.05:
         return "Two windows overlap when their starts are fewer than 2,048 places apart, in either direction."
     return None

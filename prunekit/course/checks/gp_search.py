@@ -18,7 +18,8 @@ _WANDA = METHODS["wanda"].tree
 def exercise_1(answer: Any, lesson: Lesson) -> str | None:
     texts = ("mul(sqr(W), X)", "exp(mul(W, sqrt(X)))", "mul(W, X)", "div(mul(W, sqrt(X)), G)",
              "mul(W, sqrt(sqrt(X)))", "log(mul(W, sqrt(X)))")
-    if other := set(answer) - set(texts):
+    answer = {str(Tree.parse(text)) for text in answer}  # however its spaces are set
+    if other := answer - set(texts):
         return f"{other.pop()!r} is not one of them."
     for text in texts:
         if (rank_key(Tree.parse(text)) == rank_key(_WANDA)) != (text in answer):
@@ -28,7 +29,7 @@ def exercise_1(answer: Any, lesson: Lesson) -> str | None:
 
 def exercise_2(answer: Any, lesson: Lesson) -> str | None:
     weights, gradient = torch.tensor(answer, dtype=torch.float32).reshape(2, 1, 2)
-    if (weights < 0).any() or (gradient < 0).any():
+    if not (weights >= 0).all() or not (gradient >= 0).all():
         return "W is an absolute value and G a norm: neither is negative."
     lowest = [Tree.parse(text).score(weights, gradient, gradient).argmin().item()
               for text in ("sqrt(sqr(sub(W, G)))", "sub(W, G)")]
@@ -62,8 +63,7 @@ def exercise_4(answer: Any, lesson: Lesson) -> str | None:
 
 
 def exercise_5(answer: Any, lesson: Lesson) -> str | None:
-    if answer == 50:
-        return f"After 50 the chance is {1 - 0.98**50:.0%}."
-    if not (1 - 0.98**answer >= 0.95 > 1 - 0.98**(answer - 1)):
-        return f"After {answer} the chance is {1 - 0.98**answer:.1%}; asked for is the smallest with 95 %."
+    if answer % 1 or not (1 - 0.98**answer >= 0.95 > 1 - 0.98**(answer - 1)):
+        return (f"After {answer} the chance is {1 - 0.98**answer:.1%}; asked for is the smallest whole "
+                "number with 95 %.")
     return None

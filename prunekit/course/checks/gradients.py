@@ -23,7 +23,8 @@ def exercise_1(answer: Any, lesson: Lesson) -> str | None:
 
 def exercise_2(answer: Any, lesson: Lesson) -> str | None:
     texts = ("mul(W, G)", "add(W, G)", "mul(W, tanh(G))", "mul(W, mms(G))", "mul(W, log(G))")
-    if other := set(answer) - set(texts):
+    answer = {str(Tree.parse(text)) for text in answer}  # however its spaces are set
+    if other := answer - set(texts):
         return f"{other.pop()!r} is not one of the five."
     for text in texts:
         if Tree.parse(text).homogeneous != (text in answer):
@@ -45,7 +46,7 @@ def exercise_4(answer: Any, lesson: Lesson) -> str | None:
     signed, size = (_collected(lesson, slice(8), norm).sum() for norm in ("signed", "l1"))
     if not 0 < answer < 1:
         return "A sum is at most as large as the sum of the magnitudes: this is a number between 0 and 1."
-    if abs(answer - signed / size) > 0.01:
+    if not abs(answer - signed / size) <= 0.01:
         return (f"First the total of each over {lesson.layer.name}, then one division "
                 "(a mean of ratios is another).")
     return None

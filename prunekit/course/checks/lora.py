@@ -22,9 +22,9 @@ def exercise_1(answer: Any, lesson: Lesson) -> str | None:
 def exercise_2(answer: Any, lesson: Lesson) -> str | None:
     dense, pruned, tuned, trained = 10, 16, 12, 9.5
     first, second = answer
-    if abs(first - (pruned - tuned) / (pruned - dense)) > 0.005:
+    if not abs(first - (pruned - tuned) / (pruned - dense)) <= 0.005:
         return "Recovered: what fine-tuning took away, as a share of what pruning added."
-    if abs(second - (pruned - tuned) / (pruned - trained)) > 0.005:
+    if not abs(second - (pruned - tuned) / (pruned - trained)) <= 0.005:
         return "The second gap reaches from 16 down to 9.5."
     return None
 
@@ -42,7 +42,7 @@ def exercise_4(answer: Any, lesson: Lesson) -> str | None:
         return (1 + 16 * (1 - sparsity)) / 16
 
     equal, half = answer
-    if abs(size(equal) - 1) > 0.002 or abs(half - size(0.5)) > 0.002:
+    if not (abs(size(equal) - 1) <= 0.002 and abs(half - size(0.5)) <= 0.002):
         return "Per weight: one bit, and sixteen bits for the share that is kept; against sixteen."
     return None
 

@@ -15,7 +15,7 @@ def exercise_1(answer: Any, lesson: Lesson) -> str | None:
     if abs(answer - math.log(a * d / (b * c))) < 0.01:
         return "One half is added to each of the four counts."
     a, b, c, d = (count + 0.5 for count in (a, b, c, d))
-    if abs(answer - math.log(a * d / (b * c))) > 0.01:
+    if not abs(answer - math.log(a * d / (b * c))) <= 0.01:
         return "With 8 and 12, without 2 and 78; one half to each; ln of the ratio of the odds."
     return None
 
@@ -32,7 +32,7 @@ def exercise_3(answer: Any, lesson: Lesson) -> str | None:
     texts = len(candidates.drop_duplicates(["journal", "tree"])) / metrics
     if abs(answer - len(candidates) / metrics) < 1e-3 and abs(answer - texts) > 1e-3:
         return "These are candidates; count each text once per journal."
-    if abs(answer - texts) > 0.01:
+    if not abs(answer - texts) <= 0.01:
         return "Different pairs of journal and tree, divided by the metrics in `everything`."
     return None
 
@@ -59,6 +59,6 @@ def exercise_5(answer: Any, lesson: Lesson) -> str | None:
     for k, found in zip((10, 100), answer, strict=True):
         true, _ = integrate.quad(lambda x, k=k: x * stats.norm.pdf(x) * k * stats.norm.cdf(x) ** (k - 1),
                                  -10, 10)
-        if abs(found - true) > 0.07:
+        if not abs(found - true) <= 0.07:
             return f"Of {k} it is not {found:.2f}: average the lowest of {k} normal numbers over many draws."
     return None

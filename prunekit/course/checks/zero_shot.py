@@ -35,15 +35,15 @@ def exercise_3(answer: Any, lesson: Lesson) -> str | None:
     true = stats.binomtest(9, 9 + 3, 0.5).pvalue
     if abs(answer - true / 2) < 0.005:
         return "In either direction: 3 to 9 as well as 9 to 3."
-    return "Twelve fair coins: what is the chance of at most 3 or at least 9 heads?" if (
-        abs(answer - true) > 0.005) else None
+    return None if abs(answer - true) <= 0.005 else (
+        "Twelve fair coins: what is the chance of at most 3 or at least 9 heads?")
 
 
 def exercise_4(answer: Any, lesson: Lesson) -> str | None:
     true = 2 * 0.6 * 0.4 * (detectable(1) / 0.01) ** 2
     if abs(answer / true - 0.5) < 0.02:
         return "Both models' errors count: the variance of the difference is the sum of two."
-    if abs(answer / true - 1) > 0.02:
+    if not abs(answer / true - 1) <= 0.02:
         return ("With n questions each, the standard error of the difference is the root of 2 · 0.6 · 0.4 "
                 f"/ n; {answer:,.0f} gives another.")
     return None

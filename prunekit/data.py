@@ -189,10 +189,15 @@ def fingerprint(corpus: str | Path) -> str:
 
         parts = Path(world.__file__).parent.iterdir()
         return _digest(sorted(part for part in parts if part.suffix in (".py", ".yaml")), str(corpus))
-    path = Path(str(corpus)).expanduser()
-    if name in CORPORA or not path.exists():
+    if name in CORPORA or not Path(str(corpus)).expanduser().exists():
         return str(corpus)
-    return _digest(sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path], "")
+    return _digest(_files(corpus), "")
+
+
+def _files(path: str | Path) -> list[Path]:
+    """A file, or all in a folder; none where there is neither."""
+    path = Path(path).expanduser()
+    return [file for file in (sorted(path.rglob("*")) if path.is_dir() else [path]) if file.is_file()]
 
 
 def _digest(files: Iterable[Path], salt: str) -> str:
@@ -213,9 +218,7 @@ def load_corpus(corpus: str, cache_dir: str | None = None) -> Corpus:
 
 def stamp(path: str | Path) -> tuple[tuple[str, int, int], ...]:
     """Name, time of change and size of a file, or of all in a folder: what has the same is not read again."""
-    path = Path(path).expanduser()
-    files = (file for file in (sorted(path.rglob("*")) if path.is_dir() else [path]) if file.is_file())
-    return tuple((str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files)
+    return tuple((str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in _files(path))
 
 
 @lru_cache(maxsize=4)

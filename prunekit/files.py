@@ -168,15 +168,15 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def lock(handle: int, sentence: str) -> None:
-    """Lock an open file for as long as it is open. UsageError with the sentence if another process has it."""
-    if not lock_descriptor(handle, blocking=False):
+def lock(handle: int, sentence: str = "") -> None:
+    """Lock an open file while it is open. If another process has it: UsageError; without a sentence, wait."""
+    if not lock_descriptor(handle, blocking=not sentence):
         raise UsageError(sentence)
 
 
 @contextmanager
-def locked(path: Path, sentence: str) -> Iterator[None]:
-    """For a while, hold the lock on a file that is for nothing else. Raises UsageError as `lock` does."""
+def locked(path: Path, sentence: str = "") -> Iterator[None]:
+    """For a while, hold the lock on a file that is for nothing else. Waits or raises UsageError as `lock`."""
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         lock(handle, sentence)

@@ -7,13 +7,11 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock
-
 from prunekit import hub
 from prunekit.choices import default_tasks, read_sparsity, task_folders
 from prunekit.cli.options import DATA, argument, check_options, command, flags, say, stored_rows
 from prunekit.errors import UsageError
-from prunekit.files import check_folder, write_atomic, writing_to
+from prunekit.files import check_folder, locked, write_atomic, writing_to
 from prunekit.workbook import checks, manifest, project
 
 if TYPE_CHECKING:
@@ -313,7 +311,7 @@ def _add_rows(file: Path, rows: pd.DataFrame | list[dict[str, Any]]) -> None:
 
     frame = pd.DataFrame(rows)
     file.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(file.with_name(f".{file.name}.lock")):  # several commands may end at once
+    with locked(file.with_name(f".{file.name}.lock")):  # several commands may end at once
         write_atomic(file, pd.concat([*stored_rows(file), frame]).to_csv(index=False))
     say(f"{len(frame)} row{'s' * (len(frame) > 1)} added to {file}")
 

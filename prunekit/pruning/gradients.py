@@ -241,17 +241,9 @@ def collect_gradients(model: nn.Module, windows: Tensor, *, norm: str = "l2", sc
                 (loss * scale).backward()
 
     repeats = _repeatedly(run, model.get_input_embeddings().weight.device, sums.values())
-    reach = 0.0
-    for key, total in sums.items():
-        if norm != "l1":
-            total.sqrt_() if norm == "l2" else total.abs_()
-        reach += total.max().item()
-        if on_device:
-            sums[key] = _held(total, parameters[key].device, on_device)
-    if not 0 < reach < math.inf:
-        what, other = ("zero everywhere", "larger") if reach == 0 else ("not finite", "smaller")
-        raise UsageError(f"G is {what} with scale {scale:g}; take a {other} one, or load the model in "
-                         "float32.")
+    _finish(sums, norm, scale)
+    for key, total in sums.items() if on_device else ():
+        sums[key] = _held(total, parameters[key].device, on_device)
     made = {"kind": "gradient", "norm": norm, "scale": scale, "n": len(windows), "seqlen": windows.shape[1],
             "dtype": str(model.dtype).removeprefix("torch."), **({"local": True} if local else {}),
             **({} if repeats else {"repeatable": False}), **(meta or {})}
@@ -337,6 +329,19 @@ def _add(sums: dict[int, Tensor], norm: str, parameter: nn.Parameter) -> None:
         g = g.to(total)
     total.addcmul_(g, g) if norm == "l2" else total.add_(g.abs_() if norm == "l1" else g)
     parameter.grad = None
+
+
+def _finish(sums: dict[int, Tensor], norm: str, scale: float) -> None:
+    """From sums to norms, in place. Raises UsageError where these are zero everywhere, or not finite."""
+    reach = 0.0
+    for total in sums.values():
+        if norm != "l1":
+            total.sqrt_() if norm == "l2" else total.abs_()
+        reach += total.max().item()
+    if not 0 < reach < math.inf:
+        what, other = ("zero everywhere", "larger") if reach == 0 else ("not finite", "smaller")
+        raise UsageError(f"G is {what} with scale {scale:g}; take a {other} one, or load the model in "
+                         "float32.")
 
 
 def _refuse_whole(dtype: torch.dtype | None) -> None:

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 import prunekit as pk
 from prunekit.models import _layers_of, decoder_blocks, layers, prunable_layers
 from prunekit.pruning import walk
+from prunekit.pruning.inputs import collect_inputs
 from tests.pruning.families import (
     BLOCKS,
     DBRX,
@@ -93,30 +94,36 @@ def test_inputs_are_those_of_the_layers(family: Family):
         assert sum(n for name, n in counts.items() if name.endswith("]")) == per_block * BLOCKS
 
 
-def assert_X_as_hooked(model: nn.Module, ids: torch.Tensor) -> None:
-    """X of every linear module, batch by batch, is what plain hooks see in one ordinary forward pass."""
+def assert_X_and_H_as_hooked(model: nn.Module, ids: torch.Tensor) -> None:
+    """Statistics of every linear module, batch by batch, are those of plain hooks in one ordinary pass."""
     seen: dict[str, torch.Tensor] = {}
     modules = {layer.name: layer.module for layer in layers(model)
               if layer.expert is None}
 
     def see(module: nn.Module, args: Any, name: str) -> None:
-        seen[name] = args[0].square().flatten(0, -2).sum(0) / len(ids)
+        seen[name] = args[0].flatten(0, -2)
 
     handles = [module.register_forward_pre_hook(partial(see, name=name)) for name, module in modules.items()]
     with torch.no_grad():
         model(input_ids=ids, use_cache=False)
     for handle in handles:
         handle.remove()
-    found = pk.collect_activations(model, ids, progress=False)
-    assert seen.keys() == modules.keys()
-    for name, X in seen.items():
-        torch.testing.assert_close(found[name], X, rtol=1e-3, atol=1e-4)
+    activations, inputs = pk.collect_activations(model, ids, progress=False), {}
+    with torch.no_grad():
+        for step in walk.Walk(model, ids, one_shot=True, progress=False):
+            inputs |= collect_inputs(step, len(ids), hessian=True)
+    assert seen.keys() == modules.keys() and inputs.keys() == activations.keys()
+    for name, x in seen.items():
+        torch.testing.assert_close(activations[name], x.square().sum(0) / len(ids), rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(inputs[name].H, 2 * x.T @ x / len(ids), rtol=1e-3, atol=1e-3)
+    for name, X in activations.items():  # also of experts, of which hooks see nothing
+        torch.testing.assert_close(inputs[name].X[0], X)
 
 
 @every_family
-def test_X_is_what_plain_hooks_see(family: Family, monkeypatch: pytest.MonkeyPatch):
+def test_X_and_H_are_what_plain_hooks_see(family: Family, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(walk, "BATCH_TOKENS", 2 * 12)  # of 5 windows, the last alone
-    assert_X_as_hooked(family.model(), windows(5, 12))
+    assert_X_and_H_as_hooked(family.model(), windows(5, 12))
 
 
 def test_blocks_that_read_the_keys_of_another(monkeypatch: pytest.MonkeyPatch):
@@ -124,7 +131,7 @@ def test_blocks_that_read_the_keys_of_another(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(walk, "BATCH_TOKENS", 2 * 12)
     kinds = ["sliding_attention", "full_attention"] * 2
     model = FAMILIES["Gemma 4"].model(num_hidden_layers=4, layer_types=kinds, num_kv_shared_layers=2)
-    assert_X_as_hooked(model, windows(5, 12))
+    assert_X_and_H_as_hooked(model, windows(5, 12))
 
 
 @pytest.mark.parametrize("name, own", [("LLaMA", False), ("Gemma 4", True)])

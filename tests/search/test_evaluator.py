@@ -1,6 +1,7 @@
 import json
 import random
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from tests.pruning.families import FAMILIES, windows
 WANDA = pk.Tree.parse("mul(W, sqrt(X))")
 TREES = [pk.Tree.parse(text) for text in ("W", "mul(W, sqrt(X))", "mul(abs(mul(W, W)), mms(G))", "mul(W, G)",
                                           "X")]
+SCALED = pk.Tree.parse("mul(W, add(10, X))")  # its masks depend on the scale of X
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +47,8 @@ def evaluator(parts):
     return make(parts)
 
 
-@pytest.mark.parametrize("update", [None, "obs", "obs-iter"])
-@pytest.mark.parametrize("tree", TREES[1:3], ids=str)
+@pytest.mark.parametrize("tree, update", [*product(TREES[1:3], (None, "obs", "obs-iter")), (SCALED, None)],
+                         ids=str)
 def test_fitness_is_that_of_pruning_and_measuring(parts, tree, update):
     model, windows, gradients = parts
     evaluator = make(parts, update=update)

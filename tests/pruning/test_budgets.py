@@ -7,6 +7,7 @@ import torch
 import prunekit as pk
 from prunekit.models import layers
 from prunekit.pruning.budgets import layer_targets
+from tests.pruning.families import FAMILIES, windows
 
 
 def test_mean_is_the_target_and_outliers_are_spared(golden_model, golden_windows):
@@ -21,6 +22,21 @@ def test_mean_is_the_target_and_outliers_are_spared(golden_model, golden_windows
     report = pk.prune(model, golden_windows, "wanda", budget, progress=False)
     assert report.target == pytest.approx(0.6, abs=1e-9)
     assert report.to_frame().groupby("block")["target"].first().tolist() == budget
+
+
+def test_the_budget_is_that_of_the_published_formula():
+    """Of three blocks whose shares of outliers all differ, so that the middle one says how they count."""
+    model, ids = FAMILIES["LLaMA"].model(), windows(8, 12)
+    norms, outliers, entries = pk.collect_activations(model, ids, progress=False), np.zeros(3), np.zeros(3)
+    for layer in layers(model):
+        A = layer.weight.abs().detach() * norms[layer.name].sqrt()
+        outliers[layer.block] += (A > 5 * A.sum() / A.numel()).sum().item()
+        entries[layer.block] += A.numel()
+    shares = outliers / entries
+    u = 2 * (shares - shares.min()) / (shares.max() - shares.min())
+    assert len(set(u)) == 3
+    found = pk.owl_budget(model, ids, 0.6, progress=False)
+    assert found == pytest.approx((0.6 + 0.08 * (u.mean() - u)).tolist(), abs=1e-12)
 
 
 def test_blocks_alike_share_alike(golden_model, golden_windows):

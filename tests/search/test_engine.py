@@ -3,6 +3,7 @@ import random
 import statistics
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from prunekit.metric.primitives import symbols
 from prunekit.metric.rank import rank_key
 from prunekit.metric.tree import Tree
 from prunekit.search import journal as journals
-from prunekit.search.engine import DECIDING
+from prunekit.search.engine import DECIDING, _fitness
 from prunekit.search.operators import factor, power
 from prunekit.search.presets import PRESETS, Preset, preset
 from prunekit.search.random_trees import Alphabet, grid, half_and_half, random_tree, smallest_first
@@ -152,28 +153,23 @@ def test_paper_keeps_the_best_fifty_and_simplifies_every_offspring():
     assert all(one.tree == pk.simplify(one.raw) for one in search.candidates.values())
 
 
-def _settled(name, budget):
-    import tempfile
-    from pathlib import Path
-
+def _settled(name, budget, evaluator=distance, **changes):
     with tempfile.TemporaryDirectory() as folder:
-        run(distance, name, budget, journal=Path(folder) / "j.jsonl")
+        run(evaluator, name, budget, journal=Path(folder) / "j.jsonl", **changes)
         return pk.replay(Path(folder) / "j.jsonl")
 
 
-def test_a_candidate_sees_only_what_is_settled_lag_before_it():
-    search = Search(preset("modern", population=4, lag=3), seed=0)
-    seen = []
-    for g in pk.evolve(distance, "modern", 20, population=4, lag=3, progress=False):
-        seen.append(g.proposed)
-    assert seen[0] <= 4 + 3
-    assert search.preset.lag == 3
+def test_a_generation_is_the_first_population_and_then_every_lag_candidates():
+    """While one is settled, two more are under way."""
+    found = run(distance, "modern", 20, population=4, lag=3)
+    assert [(g.evaluated, g.proposed) for g in found] == [(n, n + 2) for n in (4, 7, 10, 13, 16, 19, 20)]
 
 
-def test_parents_are_older_by_at_least_the_lag():
-    search = _settled("modern", 200)
+@pytest.mark.parametrize("lag", [1, 3, 8])
+def test_parents_are_older_by_the_lag_or_more(lag):
+    search = _settled("modern", 200, lag=lag)
     lags = [one.index - parent for one in search.candidates.values() for parent in one.parents]
-    assert lags and min(lags) >= search.preset.lag
+    assert min(lags) == lag
 
 
 def test_a_loss_that_is_not_finite_is_a_rejection():
@@ -297,13 +293,7 @@ def test_behind_is_a_one_sided_paired_test():
 
 
 def test_stopped_candidates_are_estimated_and_audited_ones_measured_to_the_end():
-    search = None
-    import tempfile
-    from pathlib import Path
-
-    with tempfile.TemporaryDirectory() as folder:
-        run(Racing(), "modern", 600, journal=Path(folder) / "j.jsonl")
-        search = pk.replay(Path(folder) / "j.jsonl")
+    search = _settled("modern", 600, Racing())
     own = [one for one in search.candidates.values() if one.same is None]
     stopped = [one for one in own if not one.complete]
     audited = [one for one in own if one.audited]
@@ -317,17 +307,31 @@ def test_stopped_candidates_are_estimated_and_audited_ones_measured_to_the_end()
     assert sum(distance(one.tree) < worst for one in own if one.stopped) <= 0.01 * len(own)
 
 
+@pytest.mark.parametrize("losses, complete, race, fitness", [
+    ([3, 3], False, Race((2, 2, 8, 8)), 6),  # 1 behind a reference that has 5 in the mean
+    ([3, 3, 9, 9], True, Race((2, 2, 8, 8), audit=True), 6), ([3, 4], True, None, 3.5)])
+def test_the_estimate_of_a_stopped_candidate_by_hand(losses, complete, race, fitness):
+    assert _fitness(losses, complete, race) == fitness
+
+
 def test_equal_masks_share_their_losses():
-    last = run(Racing(), "modern", 200)[-1]
-    assert last.saved["masks"] > 0
+    search = _settled("modern", 200, Racing())
+    same = [one for one in search.candidates.values() if one.same is not None]
+    shared = [(one, search.candidates[one.same]) for one in same]
+    assert len(shared) == search.saved["masks"] > 0
+    for one, source in shared:
+        assert set(one.tree) == set(source.tree) and one.tree != source.tree and source.same is None
+        assert (one.fitness, one.losses, one.complete) == (source.fitness, source.losses, source.complete)
 
 
 def test_the_pareto_front_has_no_dominated_member():
-    search = _settled("modern", 300)
-    front = pareto(search.candidates.values())
-    assert [one.index for one in front] == [one.index for one in search.front]
-    for one in search.candidates.values():
-        assert any(f.fitness <= one.fitness and f.tree.size <= one.tree.size for f in front)
+    search = _settled("modern", 200, Racing())
+    complete = [one for one in search.candidates.values() if one.complete]
+    places = {(one.fitness, one.tree.size) for one in complete}
+    wanted = {(loss, size) for loss, size in places if not any(
+        (other, small) != (loss, size) and other <= loss and small <= size for other, small in places)}
+    for front in (pareto(complete), search.front):
+        assert [(one.fitness, one.tree.size) for one in front] == sorted(wanted)
 
 
 # -- operators and the start of preset modern ----------------------------------------------------------------

@@ -183,16 +183,20 @@ def test_every_family_keeps_its_zeros(family, tmp_path):
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("changes", [{"gradient_checkpointing": True}, {"bf16": True}], ids=str)
-def test_less_memory_is_the_same_training(changes):
-    ids, results = windows(8, 10), []
+@pytest.mark.parametrize("changes, bound", [
+    ({"gradient_checkpointing": True}, 1e-5),
+    ({"bf16": True}, 0.25)])  # 0.10 here, as rounding turns signs of small gradients; at 1/5 of the rate 0.81
+def test_less_memory_is_the_same_training(changes, bound):
+    """The weights end close to one another, as a share of how far they went."""
+    ids, before, results = windows(8, 10), weights(pruned()), []
     for options in (FAST, replace(FAST, **changes)):
         model = pruned()
         pk.finetune_lora(model, ids, options, progress=False).merge()
         results.append(weights(model))
-    for name, weight in results[0].items():
-        assert torch.equal(weight == 0, results[1][name] == 0)
-        torch.testing.assert_close(results[1][name], weight, rtol=0, atol=0.1 if "bf16" in changes else 1e-5)
+    plain, other = results
+    assert all(torch.equal(weight == 0, other[name] == 0) for name, weight in plain.items())
+    apart, way = (sum((one[name] - plain[name]).square().sum() for name in plain) for one in (other, before))
+    assert apart < bound**2 * way and (apart > 0 or "bf16" not in changes)
 
 
 def test_it_learns_and_records_how():

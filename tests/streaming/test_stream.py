@@ -284,13 +284,23 @@ def test_foreign_targets_are_refused(source: Path, tmp_path: Path):
 
 
 @pytest.mark.parametrize("change, names", [
-    ({"sparsity": 0.6}, "sparsity"), ({"method": "magnitude"},
-                                      "method"), ({"windows": windows(seed=5)}, "windows"),
-    ({"pattern": "2:4"}, "pattern"), ({"dtype": "bfloat16"}, "dtype")])
+    ({"sparsity": 0.6}, "sparsity"), ({"skip": ["*.q_proj"]}, "sparsity"),
+    ({"pattern": "2:4"}, "pattern, sparsity"), ({"method": "wanda"}, "method, tree, gradients"),
+    ({"group": "layer"}, "group"), ({"update": "obs-iter"}, "update"), ({"preserve": True}, "preserve"),
+    ({"obs": pk.ObsOptions(block_size=16)}, "options"), ({"dtype": "bfloat16"}, "dtype"),
+    ({"windows": windows(seed=5)}, "windows"), ({"gradients": 2}, "gradients"), ({}, "source")])
 def test_run_of_another_request_is_refused(source: Path, tmp_path: Path, change: dict, names: str):
-    request = {"windows": windows(), "method": "wanda", "sparsity": 0.5}
+    G = gradients(source)
+    request = {"windows": windows(), "method": "mul(W, G)", "sparsity": 0.5, "update": "obs", "gradients": G}
     prune_checkpoint(source, tmp_path / "target", **request, progress=False)
-    with pytest.raises(pk.UsageError, match=f"another request .*{names}"):
+    if not change:  # nothing but one weight, under the same name
+        model = FAMILIES["LLaMA"].model()
+        model.model.layers[1].mlp.up_proj.weight.data[0, 0] += 1
+        model.save_pretrained(source)
+    if "gradients" in change:  # of the last layer alone
+        last = max(G)
+        change = {"gradients": pk.Gradients({**G, last: G[last] * change["gradients"]})}
+    with pytest.raises(pk.UsageError, match=rf"another request \(it differs in {names}\)"):
         prune_checkpoint(source, tmp_path / "target", **(request | change), progress=False)
 
 

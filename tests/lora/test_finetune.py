@@ -467,8 +467,11 @@ def test_only_whole_checkpoints_of_the_same_job_are_read(tmp_path):
     assert training.resumable(tmp_path, job) == tmp_path / "checkpoint-4"
     (tmp_path / "checkpoint-4/prunekit.json").unlink()
     assert training.resumable(tmp_path, job) is None
-    with pytest.raises(pk.UsageError, match=r"are of another fine-tuning \(other options\)"):
-        pk.finetune_lora(pruned(), ids, FAST, checkpoints=tmp_path, progress=False)
+    for other, change in (("options", {"options": FAST}), ("masked", {"masked": False}),
+                          ("windows", {"windows": windows(12, 8, seed=1)})):
+        asked = {"windows": ids, "options": replace(FAST, save_every=2), **change}
+        with pytest.raises(pk.UsageError, match=rf"are of another fine-tuning \(other {other}\)"):
+            pk.finetune_lora(pruned(), **asked, checkpoints=tmp_path, progress=False)
 
 
 # ---------------------------------------------------------------- numbers and refusals

@@ -228,6 +228,35 @@ def test_the_options_of_an_update_are_saved_and_named(parts, tmp_path):
     assert (again.losses(WANDA) == small.losses(WANDA)).all()
 
 
+def test_all_that_decides_a_loss_is_in_the_identity():
+    """Of windows, gradients and weights the numbers, also where all shapes are the same."""
+    family, ids = FAMILIES["LLaMA"], windows(4, 16)
+    model, other = family.model(), family.model()
+    other.model.layers[-1].mlp.down_proj.weight.data[0, 0] += 1  # which no X depends on
+    G = pk.collect_gradients(model, ids, progress=False)
+    given = {"model": model, "calibration": ids, "search": windows(6, 12), "gradients": G}
+    twice = pk.Gradients({**G, max(G): 2 * G[max(G)]})
+    benches = [{}, {"model": other}, {"calibration": windows(4, 16, seed=1)},
+               {"search": windows(6, 12, seed=1)}, {"gradients": twice}, {"gradients": None}]
+    how = [{"targets": ["2:4"]}, {"update": "obs"}, {"update": "obs", "obs": pk.ObsOptions(block_size=16)},
+           {"rungs": (3,)}, {"threads": 2}, {"seed": 1}]
+    found = [pk.Evaluator(pk.Bench(**given | changes), **options).identity
+             for changes, options in (*product(benches, [{}]), *product([{}], how))]
+    assert len({json.dumps(identity) for identity in found}) == len(benches) + len(how)
+    assert pk.Evaluator(pk.Bench(**given)).identity == found[0]
+
+
+def test_search_windows_come_in_a_random_order_of_the_seed():
+    """Text comes in pieces, and a race looks at the first windows alone."""
+    model, ids = FAMILIES["LLaMA"].model(), windows(24, 12)
+    orders = []
+    for seed in (0, 0, 1):
+        [bench] = pk.Evaluator(pk.Bench(model, windows(1, 12), ids), rungs=(), seed=seed).benches
+        assert torch.equal(bench.given, ids) and sorted(bench.search.tolist()) == sorted(ids.tolist())
+        orders.append(bench.search.tolist())
+    assert orders[0] == orders[1] != orders[2] and ids.tolist() not in orders
+
+
 def test_evaluations_of_several_threads_take_turns(parts):
     model, windows, gradients = parts
     bench = pk.Bench(model, windows["calibration"], windows["search"][:8], gradients=gradients)

@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from prunekit import AdmmOptions, Bench, Evaluator, Tree, UsageError, collect_gradients, prune
+from prunekit import AdmmOptions, Bench, Evaluator, Tree, UsageError, collect_gradients, layer_errors, prune
 from prunekit.metric.catalogue import GROUPS
 from prunekit.models import load_model, prunable_layers
 from prunekit.pruning.admm import above_optimum, admm_inverse, admm_update, output_error
@@ -229,6 +229,13 @@ def test_in_a_model_of_any_dtype(name, dtype):
         if not row.get("unseen"):
             assert row["damping"] == AdmmOptions().damping[0] and row["iterations"] == 20
             assert 0 < row["error"] < 1
+
+
+def test_the_error_in_the_report_is_relative_to_the_dense_layer():
+    dense, model = FAMILIES["LLaMA"].model(), FAMILIES["LLaMA"].model()
+    found = prune(model, windows(), "wanda", 0.6, update="admm", one_shot=True).to_frame().set_index("layer")
+    expected = layer_errors(model, dense, windows()).set_index("layer")
+    assert found["error"].to_dict() == pytest.approx(expected["error"].to_dict(), rel=1e-3)
 
 
 def test_a_checkpoint_is_pruned_alike(tmp_path):

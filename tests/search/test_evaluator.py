@@ -199,6 +199,18 @@ def test_a_form_is_refused_when_the_tree_it_came_from_is_invalid(evaluator):
     assert evaluator(pk.Tree.parse("W"), raw=raw).defect == "not finite"
 
 
+def test_a_form_is_refused_where_any_layer_refuses_the_tree_it_came_from(evaluator):
+    bench, form = evaluator.benches[0], pk.Tree.parse("mul(W, X)")
+    largest = [bench.scores(form, i).max().item() for i in range(len(bench.layers))]
+    scaled = form
+    while max(largest) < 17:  # 16^32 is beyond float32
+        scaled, largest = pk.Tree.parse(f"mul(2, {scaled})"), [2 * value for value in largest]
+    assert largest[bench.smallest] < 15
+    raw = pk.Tree.parse(f"sqr(sqr(sqr(sqr(sqr({scaled})))))")
+    assert evaluator(form, raw=pk.Tree.parse(f"sqr(sqr({scaled}))")).defect == ""
+    assert evaluator(form, raw=raw).defect.startswith("not finite in layer model.layers.")
+
+
 def test_of_two_reasons_the_bred_trees_is_the_one_that_is_written(evaluator, monkeypatch):
     """Whatever the hash seed: the journal must not depend on it."""
     monkeypatch.setattr(evaluator, "_probe", str)

@@ -1,6 +1,7 @@
 import json
 import random
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -176,6 +177,21 @@ def test_on_other_windows_and_tasks(parts, evaluator):
     # ours in another order
     assert moved.losses(WANDA)[0, 0].mean() == pytest.approx(anew.losses(WANDA)[0, 0].mean(), abs=1e-6)
     assert np.array_equal(evaluator.losses(WANDA), before) and evaluator.parts == ["0.7", "2:4"]
+
+
+def test_finalists_are_chosen_by_windows_that_no_search_saw(parts, evaluator):
+    """Against the order in which the search is said to have had them."""
+    model, windows, gradients = parts
+    anew = pk.Evaluator(pk.Bench(model, windows["calibration"], windows["select"], gradients=gradients),
+                        ("0.7", "2:4"))
+    wanted = sorted((anew.losses(tree).mean(), anew.losses(tree)[0].mean(1), tree) for tree in TREES[:4])
+    finalists = [SimpleNamespace(index=place, tree=tree, budget=None, fitness=-float(place))
+                 for place, (*_, tree) in enumerate(wanted)]
+    chosen = pk.choose(evaluator, finalists[1:] + finalists[:1], [windows["select"]])
+    assert chosen["i"].tolist() == [0, 1, 2, 3] and chosen["search"].tolist() == [0, -1, -2, -3]
+    losses = chosen[["select", "select[0.7]", "select[2:4]"]].to_numpy()
+    np.testing.assert_allclose(losses, [(mean, *parts) for mean, parts, _ in wanted], atol=1e-6)
+    assert chosen["optimism"].tolist() == (chosen["select"] - chosen["search"]).tolist()
 
 
 def test_the_model_is_the_dense_one_after_any_number_of_evaluations(parts, evaluator):

@@ -37,6 +37,7 @@ from prunekit.evaluate.perplexity import Perplexity
 from prunekit.files import write_atomic
 from prunekit.metric.catalogue import resolve
 from prunekit.models import as_it_was
+from prunekit.search.rivals import best_unseen
 from prunekit.workbook.protocol import label
 
 EVOLVED = {"metric evolved on embedded/llama": "mul(W, sqrt(sqrt(mul(G, sqrt(mul(X, exp(G)))))))",
@@ -114,7 +115,7 @@ def owl(world: World, target: Target) -> list[float]:
 
 
 def evolved(world: World, target: Target) -> pk.Budget:
-    """The best on select windows of the five with the lowest loss on search windows."""
+    """Chosen as in notebook 04."""
     bench = pk.Bench(world.name, world.windows["calibration"], world.windows["search"], dtype="fast",
                      device=str(world.model.device))
     evaluator = pk.Evaluator(bench, [str(target)], update="admm", rungs=(16,))
@@ -122,9 +123,7 @@ def evolved(world: World, target: Target) -> pk.Budget:
     journal = world.output.with_name(f"{world.output.stem}-{str(target).replace(':', '-')}.jsonl")
     *_, last = pk.evolve(evaluator, budget=world.evaluations, evolve="budget", budgets=first, lag=1,
                          journal=journal, progress=False)
-    known = {one.index: one for one in (*last.population, last.best)}
-    best = sorted(known.values(), key=lambda one: one.order)[:5]
-    return known[int(pk.choose(evaluator, best, [world.windows["select"]]).loc[0, "i"])].budget
+    return best_unseen(evaluator.on([world.windows["select"]]), last)
 
 
 def measure(world: World, word: str, only: list[str], known: dict[str, Any]) -> Iterator[str]:

@@ -108,7 +108,7 @@ def detectable(error: float, *, power: float = 0.8, level: float = LEVEL, freedo
     """The smallest true difference that Student's test at `level` finds with probability `power`.
 
     error: standard error of the difference, estimated with `freedom` degrees of freedom. Where these are many
-    it is (z_{1-level/2} + z_power) * error: with 5 % and 80 % 2.80 standard errors; with seven 3.31.
+    it is (z_{1-level/2} + z_power) * error: with 5 % and 80 % 2.80 standard errors; with seven 3.27.
     """
     return float(_reach(power, level, freedom) * error) if error else 0.0
 

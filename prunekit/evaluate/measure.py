@@ -53,7 +53,7 @@ class Measured:
                 "setting": percent(Target(round(target, 4), pattern)), "ppl": ppl.value, "low": low,
                 "high": high, "reached": self.report.sparsity, "n": len(ppl.nll), "tree": meta["tree"],
                 "calibration_windows": meta["n"], "group": meta["group"], "update": meta["update"],
-                "seconds": meta["seconds"], **({"text": text} if text else {})}
+                "seconds": meta["seconds"], "dtype": ppl.meta["dtype"], **({"text": text} if text else {})}
 
 
 def prune_and_measure(model: nn.Module, calibration: Tensor, test: Tensor | Mapping[str, Tensor],

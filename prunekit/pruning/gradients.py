@@ -123,9 +123,7 @@ class LayerTensors(Mapping[str, Tensor]):
         path = Path(path)
         if not path.is_file():
             raise UsageError(f"{cls.kind} file {path} does not exist.")
-        with path.open("rb") as file:
-            start = file.read(9)
-        if start[8:9] == b"{":
+        if is_safetensors(path):
             tensors, header = _read_safetensors(path, cls.kind)
             return cls(tensors, cls.made(header, path))
         return cls(_read_pth(path, cls.kind), {"source": path.name})
@@ -165,6 +163,14 @@ def _place(name: str) -> tuple[int, str] | None:
         return int(published[2]), published[1]
     path = re.fullmatch(r"[^\d]*?\.(\d{1,6})\.(.+)", name)
     return (int(path[1]), path[2]) if path else None
+
+
+def is_safetensors(path: str | Path) -> bool:
+    """By content: JSON begins after eight bytes, its length. False where there is no file."""
+    if not Path(path).is_file():
+        return False
+    with Path(path).open("rb") as file:
+        return file.read(9)[8:] == b"{"
 
 
 def _read_safetensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, str]]:

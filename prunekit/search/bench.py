@@ -157,10 +157,20 @@ class Bench:
                 masks = keep_mask(S, *target, check=False).split([len(part) for part in scores])
                 for i, keep in zip(stack, masks, strict=True):
                     decided[i].append(Decision(keep))
-        for i, found in zip(asked, together(bounds), strict=True):
+        self._refuse_unsound(asked, bounds)
+        return decided
+
+    def check(self, tree: Tree) -> None:
+        """Raise UsageError where a tree's scores cannot be ranked, in whatever layer."""
+        method = Method(str(tree), tree)
+        scores = (known.score(known.ranked_by(method).tree, check=False)
+                  for known in map(self.known, range(len(self.layers))))
+        self._refuse_unsound(range(len(self.layers)), [torch.stack(S.aminmax()) for S in scores])
+
+    def _refuse_unsound(self, indices: Sequence[int], bounds: Sequence[Tensor]) -> None:
+        for i, found in zip(indices, together(bounds), strict=True):
             if why := defect(found):
                 raise UsageError(f"{why} in layer {self.layers[i].name}")
-        return decided
 
     @cached_property
     def stacks(self) -> list[list[int]]:

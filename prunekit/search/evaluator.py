@@ -153,6 +153,8 @@ class Evaluator:
             if why := next(filter(None, map(self._probe, trees)), ""):
                 return Outcome(defect=why)
             try:
+                for bench in self.benches if len(trees) > 1 else ():
+                    bench.check(raw)
                 decided, masks = self._decided(tree, budget)
             except UsageError as error:
                 return Outcome(defect=str(error)[:200])

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pandas as pd
@@ -17,6 +17,7 @@ from prunekit.search.evaluator import Evaluator
 from prunekit.search.parametric import parametric
 from prunekit.search.presets import PRESETS
 from prunekit.search.random_trees import GRID_STEPS, grid
+from prunekit.search.records import Generation
 
 
 def planned(names: Iterable[str], budget: int, population: int, seed: int = 0, repeats: int = 1,
@@ -50,24 +51,35 @@ def compared(first: str = "paper") -> pd.DataFrame:
     return table[[first]].join(others).reset_index(names="field")
 
 
-def budgets(evaluator: Evaluator, model: nn.Module, calibration: Tensor, test: Tensor, evaluations: int,
+def budgets(evaluator: Evaluator, model: nn.Module, windows: Mapping[str, Tensor], evaluations: int,
             seed: int = 0) -> tuple[dict[str, Budget], pd.DataFrame]:
     """Budgets of the evaluator's first target; `compare_many` of Wanda's metric under them on test windows.
 
-    uniform; of a share of zeros OWL's, which takes no search; the best of so many random ones; the evolved
-    one. Each is compared with the uniform one, and the evolved one with the best of random.
+    windows: by role, those of calibration, select and test. The budgets: uniform; of a share of zeros OWL's,
+    which takes no search; the best of so many random ones; the evolved one. Each is compared with the uniform
+    one, and the evolved one with the best of random.
     """
     target = evaluator.targets[0]
     evaluator = evaluator.on(targets=[str(target)])
     made = {"uniform": evaluator.places.uniform}
     if target.pattern == "unstructured":
-        made["OWL"] = evaluator.budget(owl_budget(model, calibration, target.sparsity, progress=False))
+        shares = owl_budget(model, windows["calibration"], target.sparsity, progress=False)
+        made["OWL"] = evaluator.budget(shares)
+    unseen = evaluator.on([windows["select"]])
     for name, drawn in (("best of random", True), ("evolved", False)):
         how = {"evolve": "budget", "random": drawn, "progress": False}
         *_, last = evolve(evaluator, "modern", evaluations, seed, **how)
-        made[name] = last.best.budget
+        made[name] = best_unseen(unseen, last)
     settings = [{"method": "wanda", "sparsity": budget} for budget in made.values()]
-    results = prune_and_measure(model, calibration, test, settings, progress=False)
+    results = prune_and_measure(model, windows["calibration"], windows["test"], settings, progress=False)
     ppl = {name: result.perplexity for name, result in zip(made, results, strict=True)}
     pairs = [*((name, "uniform") for name in made if name != "uniform"), ("evolved", "best of random")]
     return made, compare_many({f"{one} by {other}": (ppl[one], ppl[other]) for one, other in pairs})
+
+
+def best_unseen(unseen: Evaluator, last: Generation) -> Budget:
+    """Of the budgets that a search ended with, the best on select windows of the five with the lowest loss on
+    search windows. unseen: its evaluator on select windows."""
+    known = {one.index: one for one in (*last.population, last.best)}
+    leading = sorted(known.values(), key=lambda one: one.order)[:5]
+    return min(leading, key=lambda one: unseen.losses(one.tree, one.budget).mean()).budget

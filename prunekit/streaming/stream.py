@@ -26,7 +26,7 @@ from prunekit.metric.tree import Tree
 from prunekit.models import Layer, fingerprint, load_config, load_model, locate, prunable_layers, save_model
 from prunekit.pruning import walk
 from prunekit.pruning.admm import AdmmOptions
-from prunekit.pruning.gradients import Gradients
+from prunekit.pruning.gradients import Gradients, is_safetensors
 from prunekit.pruning.obs import ObsOptions
 from prunekit.pruning.prune import Plan, Report, refuse_not_finite
 from prunekit.streaming.checkpoint import INDEX, Checkpoint, Entry, write_json, write_safetensors
@@ -62,7 +62,7 @@ def _map_from(size: int) -> None:
 
 
 @_freeing_at_once()
-def prune_checkpoint(source_dir: str | Path, target_dir: str | Path, windows: Tensor | None,
+def prune_checkpoint(source_dir: str | Path, save_dir: str | Path, windows: Tensor | None,
                      method: str | Tree | Method, sparsity: Sparsity, pattern: str = "unstructured", *,
                      gradients: Gradients | str | Path | None = None, group: str | None = None,
                      update: str | None = None, skip: Sequence[str] = (), preserve: bool = False,
@@ -72,7 +72,7 @@ def prune_checkpoint(source_dir: str | Path, target_dir: str | Path, windows: Te
 
     What is written equals what `prune` leaves of the model loaded in the same dtype, bit for bit. source_dir:
     a local Hugging Face directory, or a GGUF file, which is read whole for once, and lies beside the target
-    as safetensors until that is complete. target_dir: new, empty, or an interrupted run of the same request,
+    as safetensors until that is complete. save_dir: new, empty, or an interrupted run of the same request,
     which goes on with its next block (its pruned blocks are replayed, so the result is that of an undisturbed
     run). gradients: a path is read layer by layer. dtype: `auto` is the checkpoint's own. The rest is as in
     `prune`. What it needs is said by `checkpoint_needs`, and stands in the progress file and the report's
@@ -83,7 +83,7 @@ def prune_checkpoint(source_dir: str | Path, target_dir: str | Path, windows: Te
     and if it cannot be made or its disk has too little room. What only shows in a block's numbers is refused
     when that block is read.
     """
-    started, target = time.perf_counter(), check_folder(target_dir)
+    started, target = time.perf_counter(), check_folder(save_dir)
     stored = _stored_gradients(gradients) if isinstance(gradients, (str, Path)) else gradients
     asked = resolve(method, group, update)
     options = admm if asked.update == "admm" else obs
@@ -152,9 +152,9 @@ class _Unread(Gradients):
 
 
 def _stored_gradients(path: str | Path) -> Gradients:
-    """G in a safetensors file, read layer by layer."""
-    if not Path(path).is_file():
-        raise UsageError(f"gradient file {path} does not exist.")
+    """G, of a safetensors file read layer by layer; of the published code's .pth at once."""
+    if not is_safetensors(path):
+        return Gradients.load(path)
     file = Checkpoint(path)
     return Gradients(file, Gradients.made(file.metadata, path))
 

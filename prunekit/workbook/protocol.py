@@ -8,21 +8,23 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pandas as pd
+
+from prunekit import data
 from prunekit.choices import text_name
 from prunekit.errors import UsageError
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 SETTING = ("model", "method", "sparsity", "pattern")  # what a number is of
 # How it was measured. roles: how the windows of its statistics were drawn; bos: as `data.begins` says.
 PROTOCOL = ("metric", "corpus_or_tasks", "context", "split", "calibration", "calibration_windows",
             "gradient_corpus", "roles", "bos", "tokenizer", "few_shot", "documents", "harness")
 # What every row of a result carries, so that a figure can be rebuilt from the table alone.
+# leaks: `data.leaks` of the texts of the statistics that the metric reads, and of the text it is measured on.
+_DERIVED = (*PROTOCOL[1:], "dtype", "leaks")
 PROVENANCE = ("model", "method", "metric", "sparsity", "pattern", "seqlen", "corpus", "seed", "n",
-              *PROTOCOL[1:])
+              *_DERIVED)
 _FROM_PARAMETERS = ("model", "seqlen", "corpus", "seed")
 
 
@@ -47,26 +49,27 @@ def with_protocol(frame: pd.DataFrame, name: str, known: Mapping[str, Any]) -> p
     """
     provided = {key: label(known[key]) for key in _FROM_PARAMETERS if key not in frame and key in known}
     frame = frame.assign(**provided)
-    if absent := [column for column in PROVENANCE if column not in (*frame, *PROTOCOL[1:])]:
+    if absent := [column for column in PROVENANCE if column not in (*frame, *_DERIVED)]:
         many = "s" * (len(absent) > 1)
         raise UsageError(f"The result table '{name}' lacks the column{many} {', '.join(absent)}.")
     asked = _of_tasks(frame) if "task" in frame else _of_windows(frame, known)
     asked |= {"calibration": _text(known, "corpus"), "calibration_windows": known.get("nsamples", "unknown"),
               "gradient_corpus": _text(known, "gradient_corpus", "corpus"), "tokenizer": "model",
               "roles": "file" if known.get("windows") else known.get("roles", "unknown"),
-              "bos": known.get("begins", "unknown")}
+              "bos": known.get("begins", "unknown"), "dtype": known.get("dtype", "unknown")}
     frame = frame.assign(**{column: value for column, value in asked.items() if column not in frame})
     updated = ~frame["update"].fillna("").isin(["", "none"]) if "update" in frame else False
     reads_text, formula = ~frame["method"].isin(["dense", "magnitude"]) | updated, _formula(frame)
     gradient = frame["gradient_corpus"].where(formula.str.contains(r"\bG\b"), "-")
     of_statistics = ["calibration", "calibration_windows", "roles", *(["bos"] if "task" in frame else [])]
-    return frame.assign(gradient_corpus=gradient.mask(formula == "", "unknown"), **{
+    frame = frame.assign(gradient_corpus=gradient.mask(formula == "", "unknown"), **{
         column: frame[column].where(reads_text, "-") for column in of_statistics})
+    texts = frame[["calibration", "gradient_corpus", "corpus_or_tasks", "roles"]]
+    leaking = [data.leaks(*row) for row in texts.itertuples(index=False)]
+    return frame.assign(leaks=pd.Series(leaking, frame.index).map({True: "yes", False: "no"}))
 
 
 def _of_windows(frame: pd.DataFrame, known: Mapping[str, Any]) -> dict[str, Any]:
-    import pandas as pd
-
     first = _text(known, "test_corpus", "corpus")
     texts = filter(None, known.get("test_corpora", ()))
     further = {text_name(text): _text({"text": text}, "text") for text in texts}

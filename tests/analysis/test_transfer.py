@@ -10,6 +10,7 @@ from scipy.stats import kendalltau
 import prunekit as pk
 from prunekit.analysis import transfer
 from prunekit.errors import UsageError
+from prunekit.evaluate.intervals import corrected, mean_of
 
 TREES = {"magnitude": pk.Tree.parse("W"), "wanda": pk.Tree.parse("mul(W, sqrt(X))"),
          "w2x": pk.Tree.parse("mul(sqr(W), X)"), "g": pk.Tree.parse("mul(W, G)")}
@@ -53,7 +54,9 @@ def test_flips_add_up_to_the_other_metric(evaluator):
     assert all(torch.equal(layer.weight, weight) for layer, weight in zip(bench.layers, before, strict=True))
     whole = evaluator.losses(TREES["wanda"]).mean() - evaluator.losses(TREES["magnitude"]).mean()
     assert found.set_index("by").loc["all", "change"] == pytest.approx(whole, abs=1e-5)
-    assert ((found["low"] <= found["change"]) & (found["change"] <= found["high"])).all()
+    change = evaluator.losses(TREES["wanda"])[0, 0] - evaluator.losses(TREES["magnitude"])[0, 0]
+    interval = mean_of(change, running=True).interval()
+    assert tuple(found.set_index("by").loc["all", ["low", "high"]]) == pytest.approx(interval, abs=1e-5)
     assert set(found.query("by == 'kind'")["part"]) == {layer.kind for layer in bench.layers}
     nothing = transfer.flip_disputed(bench, TREES["wanda"], TREES["w2x"], progress=False)
     assert not nothing["disputed"].any() and not nothing["change"].any()
@@ -72,7 +75,8 @@ def test_transfer_is_the_evaluators_loss_and_invalid_metrics_have_none(evaluator
         other.losses(TREES["wanda"]).mean(), abs=1e-6)
     means = transfer.atlas(found).set_index(["metric", "setting"])
     assert means.loc["invalid", "loss"].isna().all()
-    assert means.loc[("g", "home"), "loss"] == pytest.approx(part.mean())
+    mean = mean_of(part.to_numpy(), running=True)
+    assert tuple(means.loc[("g", "home"), ["loss", "low", "high"]]) == (mean.value, *mean.interval())
     assert evaluator.targets == [(0.5, "unstructured")]
 
 
@@ -175,6 +179,11 @@ def test_an_order_of_monomials_is_asked_whether_it_travels_to_other_models():
     apart = (carried["holm_low"] > 1) | (carried["holm_high"] < 1)   # the interval squares with p and verdict
     assert (apart == (carried["p_holm"] < 0.05)).all() and apart.all()
     assert carried.loc[("a", "c"), "metric"] == "W12"
+    of = losses.pivot(index="window", columns=["setting", "metric"], values="loss")
+    changes = [(of[model, metric] - of[model, "W8 X4"]).to_numpy()
+               for (_, model), metric in carried["metric"].items()]
+    ends = [ends for _, *ends in corrected(mean_of(change, running=True) for change in changes)]
+    np.testing.assert_allclose(np.log(carried[["holm_low", "holm_high"]]), ends)
 
 
 def test_one_metric_for_all_and_stronger_to_weaker_are_held_against_what_a_model_chose_on_other_windows():
@@ -185,6 +194,11 @@ def test_one_metric_for_all_and_stronger_to_weaker_are_held_against_what_a_model
     assert one.loc["published line", "ratio"].tolist() == pytest.approx(np.exp([0.4, 0.4, 0.4]), rel=0.03)
     assert one.loc[("chosen on the others", "c"), "ratio"] == pytest.approx(np.exp(0.8), rel=0.2)
     assert (one.loc["published line", "verdict"] == "higher").all()
+    tables = losses.pivot(index="metric", columns=["setting", "window"], values="loss")
+    for model, own in (("a", "W12"), ("b", "W8 X4"), ("c", "G12")):  # chosen on either half of the windows
+        table = tables[model]
+        by_hand = mean_of((table.loc["W6 G6"] - table.loc[own]).to_numpy(), running=True)
+        assert transfer._cost(table, "W6 G6") == by_hand
     weights = {"a": 9, "b": 4, "c": 1, "d": 1}
     carried = transfer.stronger_to_weaker(losses, weights).set_index(["stronger", "weaker"])
     assert carried.index.tolist() == [("a", "b"), ("a", "c"), ("b", "c")]

@@ -13,7 +13,8 @@ from scipy import stats
 
 import prunekit as pk
 from prunekit.evaluate import intervals
-from prunekit.evaluate.compare import _interval, _mcnemar, compare_means
+from prunekit.evaluate.compare import _interval, _mcnemar, compare_draws, compare_means, leaders
+from prunekit.evaluate.measure import Measured
 from prunekit.evaluate.perplexity import Perplexity
 
 RNG = np.random.default_rng
@@ -135,6 +136,25 @@ def test_the_parts_of_a_pairs_key_become_columns():
     assert "name" not in frame and list(pk.compare_many({}, ["rival", "target"]))[-2:] == ["rival", "target"]
 
 
+def test_the_leader_of_a_setting_is_corrected_for_all_who_could_have_been():
+    """Three names in two settings: six pairs, of which the four with a leader are shown."""
+    base = RNG(0).normal(3, 0.5, 40)
+    shifts = {("a", "0.5"): 0.02, ("b", "0.5"): 0.0, ("c", "0.5"): 0.01,
+              ("a", "2:4"): 0.0, ("b", "2:4"): 0.01, ("c", "2:4"): 0.03}
+    measured = {key: Perplexity(base + RNG(seed).normal(shift, 0.03, 40))
+                for seed, (key, shift) in enumerate(shifts.items())}
+    found = leaders(measured)
+    assert list(found)[:4] == ["setting", "first", "second", "ratio"]
+    told = [tuple(row) for row in found[["setting", "first", "second"]].to_numpy()]
+    assert told == [("0.5", "b", "c"), ("0.5", "b", "a"), ("2:4", "a", "b"), ("2:4", "a", "c")]
+    pairs = [*told, ("0.5", "c", "a"), ("2:4", "b", "c")]
+    one_by_one = [pk.compare(measured[first, setting], measured[second, setting])
+                  for setting, first, second in pairs]
+    assert found["p_holm"].tolist() == pytest.approx(pk.holm([one.p for one in one_by_one])[:4].tolist())
+    assert found["ratio"].tolist() == pytest.approx([one.ratio for one in one_by_one[:4]])
+    assert ((found["holm_high"] < 1) == (found["p_holm"] < 0.05)).all()
+
+
 # ------------------------------------------------------------ documents
 
 def test_mcnemar_by_hand():
@@ -202,6 +222,19 @@ def test_the_mean_gives_every_task_the_same_weight():
     np.testing.assert_allclose(parts["p_holm"], pk.holm(parts["p"]))
 
 
+def test_intervals_of_several_tasks_exclude_zero_where_their_corrected_p_does():
+    """Disagreements of 8 to 1 (p = 0.039, corrected 0.078), of 15 to 0 and of 5 to 4, among 40 documents."""
+    one_way = {"few": (8, 1), "many": (15, 0), "alike": (5, 4)}
+    first, second = ({task: [1 - i] * a + [i] * b + [1] * (40 - a - b) for task, (a, b) in one_way.items()}
+                     for i in (0, 1))
+    found = pk.compare_documents(documents(**first), documents(**second)).set_index("task").drop("mean")
+    assert found["p"].tolist() == pytest.approx([20 / 2**9, 2 / 2**15, 1])
+    for low, high, p, apart in (("low", "high", "p", ["few", "many"]),
+                                ("holm_low", "holm_high", "p_holm", ["many"])):
+        assert found.index[(found[low] > 0) | (found[high] < 0)].tolist() == apart
+        assert found.index[found[p] < 0.05].tolist() == apart
+
+
 def test_graded_values_are_compared_by_t_test():
     first, second = RNG(0).random((2, 30))
     found = pk.compare_documents(documents(f1=first), documents(f1=second)).iloc[0]
@@ -223,9 +256,13 @@ def test_documents_that_are_not_the_same_are_refused():
 
 # ------------------------------------------------------------ seeds
 
-def crossed(generator, seeds, items, sizes, mean=0.0):
+def crossed(generator, seeds, items, sizes, mean=0.0, correlation=0.0):
+    """correlation: of neighbouring items."""
     a, b, e = (generator.normal(0, size, shape)
                for size, shape in zip(sizes, ((seeds, 1), (1, items), (seeds, items)), strict=True))
+    for t in range(1, items) if correlation else ():
+        for part in (b, e):
+            part[:, t] = correlation * part[:, t - 1] + math.sqrt(1 - correlation ** 2) * part[:, t]
     return mean + a + b + e
 
 
@@ -252,6 +289,34 @@ def test_intervals_hold_the_mean_as_often_as_documented(sizes):
     for seen in (found, [pk.sources(y, running=True) for y in values]):
         assert 0.91 <= np.mean([s.interval[0] <= 1 <= s.interval[1] for s in seen]) <= 0.975
     assert all((s.p < 0.05) == (not s.interval[0] <= 0 <= s.interval[1]) for s in found)
+
+
+def test_items_that_resemble_their_neighbours_make_intervals_wider():
+    """Of 1000 intervals 950 should hold the mean, with a standard deviation of 7."""
+    generator, held = RNG(0), {True: 0, False: 0}
+    for _ in range(1000):
+        y = crossed(generator, 3, 60, (0.0, 1.0, 0.5), 1.0, correlation=0.5)
+        for running in held:
+            low, high = pk.sources(y, running=running).interval
+            held[running] += low <= 1 <= high
+    assert held[True] >= 910 and held[False] < 850
+
+
+def test_new_draws_are_compared_as_two_sources_and_corrected_for_the_rivals():
+    """Of windows whose neighbours resemble each other."""
+    generator, shifts = RNG(0), {"first": 0.0, "alike": 0.005, "near": 0.02, "far": 0.4}
+    base = generator.normal(3, 0.5, 30)
+    nll = {name: base + crossed(generator, 4, 30, (0.01, 0.02, 0.05), shift, correlation=0.5)
+           for name, shift in shifts.items()}
+    draws = [{(name, "0.5"): Measured(None, {"": Perplexity(values[draw])}) for name, values in nll.items()}
+             for draw in range(4)]
+    found = compare_draws(draws, "first")
+    by_rival = [pk.sources(nll["first"] - nll[rival], running=True) for rival in found["rival"]]
+    assert found[["rival", "target", "draws"]].values.tolist() == [[name, "0.5", 4] for name in shifts][1:]
+    ends = [(s.mean, *s.interval) for s in by_rival]
+    np.testing.assert_allclose(np.log(found[["ratio", "low", "high"]].to_numpy(dtype=float)), ends)
+    p = [s.p for s in by_rival]
+    assert found["p_holm"].tolist() == pytest.approx(pk.holm(p).tolist(), rel=1e-9)
 
 
 def test_shares_say_what_more_of_which_would_help():

@@ -10,6 +10,7 @@ from scipy.stats import entropy
 import prunekit as pk
 import prunekit.evaluate.perplexity as module
 from prunekit.evaluate.divergence import Divergence
+from prunekit.evaluate.intervals import mean_of
 
 
 @pytest.fixture
@@ -37,6 +38,14 @@ def test_intervals_end_where_the_truth_must():
     row = Divergence(np.array([0.1, 0.1, 0.1, 4.0]), np.array([0.9, 1.0, 1.0, 0.2])).row()
     assert row["kl_low"] == 0.0 and row["kl_high"] > row["kl"] > 0
     assert row["changed_high"] == 1.0 and 0 <= row["changed_low"] < row["changed"]
+
+
+def test_intervals_know_that_neighbouring_windows_resemble_each_other():
+    found = Divergence(*(0.5 + 0.2 * wave(np.arange(40) / 4) for wave in (np.sin, np.cos)))
+    row = found.row()
+    for name in ("kl", "changed"):
+        interval = mean_of(getattr(found, name), running=True).interval()
+        assert (row[f"{name}_low"], row[f"{name}_high"]) == interval
 
 
 def test_a_model_does_not_differ_from_itself(golden_model, golden_windows):

@@ -43,6 +43,14 @@ def test_independent_values_get_students_test():
         assert mean.interval(level) == pytest.approx(tuple(reference.confidence_interval(1 - level)))
 
 
+def test_what_a_mean_can_detect_allows_for_the_error_being_found_too_small():
+    """Of eight values 3.2698 true errors are found four times in five (noncentral t), and half of all errors
+    are estimated below sqrt(6.3458 / 7) of the true one (the median of chi-squared)."""
+    assert intervals.detectable(1, freedom=7) == pytest.approx(3.2698, rel=1e-4)
+    assert intervals.Mean(0, 1, 7).detectable == pytest.approx(3.2698 * math.sqrt(7 / 6.3458), rel=1e-4)
+    assert intervals.Mean(0, 1, 0).detectable == math.inf
+
+
 def test_eight_windows_by_hand():
     """Two cosines. If neighbours correlate at 0.45, their mean square is 1.45, n times the mean's 2.27."""
     y = np.array([3, 1, 4, 1, 5, 9, 2, 6.0])

@@ -99,6 +99,9 @@ def test_on_several_texts_every_row_says_which_and_comparisons_are_within_one(pa
                                     progress=False)
     rows = several["W", "0.5"].rows()
     assert [(row["text"], row["n"]) for row in rows] == [("first", 6), ("other", 3)]
+    for row, ppl in zip(rows, several["W", "0.5"].perplexities.values(), strict=True):
+        report = several["W", "0.5"].report
+        assert (row["low"], row["high"], row["reached"]) == (*ppl.interval, report.sparsity)
     assert several["W", "0.5"].row() == rows[0] and several["W", "0.5"].perplexity.value == rows[0]["ppl"]
     assert rows[1]["ppl"] == alone["W", "0.5"].perplexity.value and "text" not in alone["W", "0.5"].row()
     paired = compare.compare_targets(several, [("wanda", "W")])

@@ -21,7 +21,14 @@ from prunekit.choices import default_tasks
 from prunekit.cli import main
 from prunekit.embedded import tasks
 from prunekit.evaluate import harness
-from prunekit.evaluate.zero_shot import by_limit, first_questions, log_probabilities
+from prunekit.evaluate.zero_shot import (
+    _documents,
+    _frame,
+    against_guessing,
+    by_limit,
+    first_questions,
+    log_probabilities,
+)
 
 RTE = [{"sentence1": f"The {a} is in the box.", "sentence2": f"There is a {b}.", "label": int(a != b),
         "idx": i}
@@ -165,6 +172,41 @@ def test_pruning_shows_in_pairs(llama):
                              progress=False)
     row = pk.compare_documents(pruned, dense, "acc").iloc[0]
     assert row["n"] == 30 and row["verdict"] == "lower" and row["only_second"] > row["only_first"]
+
+
+def test_graded_answers_get_students_interval_and_choices_scored_twice_count_once():
+    """A record as lm-eval makes it, where with mutual information each choice is scored without its question
+    as well: documents of 2, 4, 4 and 4 choices."""
+    f1, right, choices = [0.1, 0.5, 0.6, 1.0], [1, 0, 1, 1], [2, 4, 4, 4]
+    samples = [{"doc_id": i, "doc_hash": "0123456789", "filter": "none", "arguments": [()] * 2 * count,
+                "metrics": ["acc", "acc_mutual_info", "f1"], "acc": one, "acc_mutual_info": one, "f1": part}
+               for i, (count, one, part) in enumerate(zip(choices, right, f1, strict=True))]
+    results = {"alias": "quiz"}
+    for metric, values in (("acc", right), ("acc_mutual_info", right), ("f1", f1)):
+        results |= {f"{metric},none": np.mean(values), f"{metric}_stderr,none": np.std(values, ddof=1) / 2}
+    answers = {"samples": {"quiz": samples}, "results": {"quiz": results}, "n-shot": {"quiz": 0},
+               "n-samples": {"quiz": {"effective": 4}}, "versions": {"quiz": 1},
+               "configs": {"quiz": {"output_type": "multiple_choice"}}}
+    frame = _frame(answers, _documents(answers["samples"]), None).set_index("metric")
+    student = stats.ttest_1samp(f1, 0).confidence_interval()
+    assert tuple(frame.loc["f1", ["low", "high"]]) == pytest.approx((student.low, student.high))
+    wilson = stats.binomtest(3, 4).proportion_ci(method="wilson")
+    assert tuple(frame.loc["acc", ["low", "high"]]) == pytest.approx((wilson.low, wilson.high))
+    assert frame.loc[["acc", "acc_mutual_info"], "chance"].tolist() == [(1 / 2 + 3 / 4) / 4] * 2
+    assert math.isnan(frame.loc["f1", "chance"])
+
+
+def test_guesses_by_hand():
+    """Of ten coins 8 fall right: 2 (45 + 10 + 1) / 2^10; none: 2 / 2^10; 8 of 8 in four choices: 1 / 4^8."""
+    frame = pd.DataFrame({"task": ["a", "b", "c"], "value": [0.8, 0.0, 1.0], "low": [0.4, 0.0, 0.6],
+                          "high": [0.9, 0.3, 1.0], "n": [10, 10, 8], "chance": [0.5, 0.5, 0.25]})
+    found = against_guessing(frame)
+    p = [112 / 2**10, 2 / 2**10, 1 / 4**8]
+    assert found["p"].tolist() == pytest.approx(p)
+    assert found["p_holm"].tolist() == pytest.approx([p[0], 2 * p[1], 3 * p[2]])
+    assert found["verdict"].tolist() == ["indistinguishable", "lower", "higher"]
+    by_hand = [[0.3, -0.1, 0.4], [-0.5, -0.5, -0.2], [0.75, 0.35, 0.75]]
+    np.testing.assert_allclose(found[["difference", "low", "high"]], by_hand)
 
 
 # ------------------------------------------------------------ means

@@ -28,19 +28,40 @@ def test_the_recorded_searches_are_a_history():
     assert frame["key"].is_unique and len(frame) > 100 and np.isfinite(frame["fitness"]).all()
 
 
-def test_the_recorded_tables_are_of_these_searches():
-    history, seeds = pk.recorded("history"), pk.recorded("seeds").set_index("search")
+@pytest.mark.parametrize("name", pk.studies())
+def test_the_recorded_tables_are_of_these_searches(name):
+    history, seeds = pk.recorded("history", name), pk.recorded("seeds", name).set_index("search")
     assert seeds.loc["modern", "seeds"] == history[history["preset"] == "modern"]["seed"].nunique()
     ends = history[history["preset"] == "modern"].groupby("journal")["best"].last()
     assert seeds.loc["modern", "lowest"] == pytest.approx(ends.min(), rel=1e-5)
-    winner = pk.recorded("finalists").loc[0, "tree"]
+    winner = pk.recorded("finalists", name).loc[0, "tree"]
     assert winner in set(history["tree"])
-    result = pk.recorded("result")
+    result = pk.recorded("result", name)
     assert set(result[result["method"] == "winner"]["tree"]) == {winner}
-    paired, ppl = pk.recorded("paired"), result.set_index(["method", "target"])["ppl"]
-    for row in paired.itertuples():
-        assert row.ratio == pytest.approx(ppl["winner", row.target] / ppl[row.rival, row.target], rel=1e-4)
-        assert row.low <= row.ratio <= row.high
+    paired = pk.recorded("paired", name)
+    keys = study.row_names(paired)
+    ppl = result.set_index(["method", *keys])["ppl"]
+    for row in paired.to_dict("records"):
+        of = [row[key] for key in keys]
+        assert row["ratio"] == pytest.approx(ppl["winner", *of] / ppl[row["rival"], *of], rel=1e-4)
+        assert row["low"] <= row["ratio"] <= row["high"]
+
+
+@pytest.mark.parametrize(("name", "table"), [
+    (name, table) for name in pk.studies() for table in ("paired", "by_seed", "zero_shot", "update")
+    if table in study._files(name)])
+def test_recorded_p_values_intervals_and_verdicts_are_one(name, table):
+    """Holm's correction is over the whole table, in the six digits that a CSV file holds."""
+    rows = pk.recorded(table, name)
+    effect, null = ("difference", 0) if "difference" in rows else ("ratio", 1)
+    assert rows["p_holm"].tolist() == pytest.approx(pk.holm(rows["p"]).tolist(), rel=1e-3)
+    sides = np.where(rows[effect] < null, "lower", "higher")
+    found = np.where(rows["p_holm"] < 0.05, sides, "indistinguishable")
+    assert rows["verdict"].tolist() == found.tolist() and len(set(found)) > 1
+    for prefix, p in (("", "p"), ("holm_", "p_holm")):
+        if f"{prefix}low" in rows:
+            apart = (rows[f"{prefix}low"] > null) | (rows[f"{prefix}high"] < null)
+            assert (apart == (rows[p] < 0.05)).all()
 
 
 def test_it_says_what_made_it_and_is_small():

@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM
 import prunekit as pk
 from prunekit.choices import EMBEDDED
 from prunekit.cli import main
+from prunekit.evaluate.intervals import percentiles, resampled
 from prunekit.evaluate.perplexity import Perplexity
 from prunekit.lora import finetune, training
 from prunekit.lora import layers as lora_layers
@@ -504,15 +505,22 @@ def test_where_nothing_is_lost_no_share_comes_back():
 
 
 def test_the_recovered_shares_interval_is_scipys_bootstraps():
-    def share(*nll, axis):
-        d, p, t = (np.exp(values.mean(axis)) for values in nll)
+    def share(*means):
+        d, p, t = np.exp(means)
         return (p - t) / (p - d)
+
+    def of_windows(*nll, axis):
+        return share(*(values.mean(axis) for values in nll))
 
     generator = np.random.default_rng(1)
     shifts = np.array([[0], [0.3], [0.1]]) + generator.normal(0, 0.1, (3, 1000))
     many = generator.normal(1.0, 0.2, 1000) + shifts
-    found = stats.bootstrap(tuple(many), share, paired=True, n_resamples=2000, rng=generator)
+    found = stats.bootstrap(tuple(many), of_windows, paired=True, n_resamples=2000, rng=generator)
     low, high = found.confidence_interval
+    _, *interval = pk.recovered(*map(Perplexity, many))
+    assert interval == pytest.approx((low, high), abs=0.1 * (high - low))
+    many = np.repeat(many[:, :250], 4, axis=1)  # neighbours resemble each other: weights that move together
+    low, high = percentiles(share(*many @ resampled(1000, 0).T))
     _, *interval = pk.recovered(*map(Perplexity, many))
     assert interval == pytest.approx((low, high), abs=0.1 * (high - low))
 

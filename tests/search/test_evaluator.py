@@ -2,6 +2,7 @@ import json
 import random
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -180,6 +181,21 @@ def test_on_other_windows_and_tasks(parts, evaluator):
     assert np.array_equal(evaluator.losses(WANDA), before) and evaluator.parts == ["0.7", "2:4"]
 
 
+def test_finalists_are_chosen_by_windows_that_no_search_saw(parts, evaluator):
+    """Against the order in which the search is said to have had them."""
+    model, windows, gradients = parts
+    anew = pk.Evaluator(pk.Bench(model, windows["calibration"], windows["select"], gradients=gradients),
+                        ("0.7", "2:4"))
+    wanted = sorted((anew.losses(tree).mean(), anew.losses(tree)[0].mean(1), tree) for tree in TREES[:4])
+    finalists = [SimpleNamespace(index=place, tree=tree, budget=None, fitness=-float(place))
+                 for place, (*_, tree) in enumerate(wanted)]
+    chosen = pk.choose(evaluator, finalists[1:] + finalists[:1], [windows["select"]])
+    assert chosen["i"].tolist() == [0, 1, 2, 3] and chosen["search"].tolist() == [0, -1, -2, -3]
+    losses = chosen[["select", "select[0.7]", "select[2:4]"]].to_numpy()
+    np.testing.assert_allclose(losses, [(mean, *parts) for mean, parts, _ in wanted], atol=1e-6)
+    assert chosen["optimism"].tolist() == (chosen["select"] - chosen["search"]).tolist()
+
+
 def test_the_model_is_the_dense_one_after_any_number_of_evaluations(parts, evaluator):
     model, windows, _ = parts
     for tree in TREES:
@@ -199,6 +215,18 @@ def test_what_is_no_metric(evaluator, text, why):
 def test_a_form_is_refused_when_the_tree_it_came_from_is_invalid(evaluator):
     raw = pk.Tree.parse("add(W, div(X, sub(X, X)))")
     assert evaluator(pk.Tree.parse("W"), raw=raw).defect == "not finite"
+
+
+def test_a_form_is_refused_where_any_layer_refuses_the_tree_it_came_from(evaluator):
+    bench, form = evaluator.benches[0], pk.Tree.parse("mul(W, X)")
+    largest = [bench.scores(form, i).max().item() for i in range(len(bench.layers))]
+    scaled = form
+    while max(largest) < 17:  # 16^32 is beyond float32
+        scaled, largest = pk.Tree.parse(f"mul(2, {scaled})"), [2 * value for value in largest]
+    assert largest[bench.smallest] < 15
+    raw = pk.Tree.parse(f"sqr(sqr(sqr(sqr(sqr({scaled})))))")
+    assert evaluator(form, raw=pk.Tree.parse(f"sqr(sqr({scaled}))")).defect == ""
+    assert evaluator(form, raw=raw).defect.startswith("not finite in layer model.layers.")
 
 
 def test_of_two_reasons_the_bred_trees_is_the_one_that_is_written(evaluator, monkeypatch):

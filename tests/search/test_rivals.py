@@ -1,3 +1,6 @@
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 
 import prunekit as pk
@@ -42,16 +45,24 @@ def test_an_evolved_budget_is_held_against_what_takes_no_search_and_luck():
     bench = pk.Bench("embedded/llama", windows["calibration"], windows["search"], gradients=gradients,
                      dtype="float32")
     evaluator = pk.Evaluator(bench, ["0.7", "2:4"])
-    budgets, table = rivals.budgets(evaluator, model, windows["calibration"], windows["select"], 6)
+    windows["test"] = pk.token_windows("embedded", tokenizer, "test", 8, 32)
+    budgets, table = rivals.budgets(evaluator, model, windows, 6)
     assert list(budgets) == ["uniform", "OWL", "best of random", "evolved"]
     assert table["name"].tolist() == ["OWL by uniform", "best of random by uniform", "evolved by uniform",
                                       "evolved by best of random"]
     ratios = table.set_index("name")["ratio"]
     assert ratios.iloc[3] == pytest.approx(ratios.iloc[2] / ratios.iloc[1])
     settings = [{"method": "wanda", "sparsity": budgets[name]} for name in ("OWL", "uniform")]
-    owl, even = pk.prune_and_measure(model, windows["calibration"], windows["select"], settings,
-                                     progress=False)
+    owl, even = pk.prune_and_measure(model, windows["calibration"], windows["test"], settings, progress=False)
     assert ratios.iloc[0] == owl.perplexity.value / even.perplexity.value
     assert owl.report.sparsity == even.report.sparsity
     pattern = evaluator.on(targets=["2:4"])
-    assert "OWL" not in rivals.budgets(pattern, model, windows["calibration"], windows["select"], 2)[0]
+    assert "OWL" not in rivals.budgets(pattern, model, windows, 2)[0]
+
+
+def test_a_budget_is_chosen_on_windows_that_the_search_has_not_seen():
+    """Of the leading five; the sixth, which is out of reach, would be better still."""
+    losses = [3.0, 2.5, 2.0, 2.5, 3.0, 1.0]
+    ended = [SimpleNamespace(index=i, order=(i, 1, i), tree="W", budget=i) for i in range(6)]
+    unseen = SimpleNamespace(losses=lambda tree, budget: np.array(losses[budget]))
+    assert rivals.best_unseen(unseen, SimpleNamespace(population=ended[1:], best=ended[0])) == 2

@@ -23,6 +23,7 @@ import prunekit as pk
 from prunekit.streaming import stream
 from prunekit.streaming.checkpoint import Checkpoint, Entry, write_safetensors
 from prunekit.streaming.stream import checkpoint_needs, prune_checkpoint
+from tests.conftest import GOLDEN
 from tests.pruning.families import FAMILIES, windows
 
 G_TREE = "mul(mul(W, G), sqrt(X))"
@@ -96,6 +97,16 @@ def test_every_kind_of_method_equals_pruning_in_memory(source: Path, tmp_path: P
     assert report.rows == there.rows
     assert {key: report.meta[key] for key in there.meta if key != "seconds"} == {
         key: value for key, value in there.meta.items() if key != "seconds"}
+
+
+def test_gradients_of_the_published_code_are_read_as_in_memory(tmp_path: Path, golden_windows,
+                                                               golden_gradients):
+    source, file = GOLDEN / "llama", GOLDEN / "llama-grad-l2.pth"
+    model, _ = pk.load_model(source)
+    pk.prune(model, golden_windows, "pruner-zero", 0.5, gradients=golden_gradients["llama"], progress=False)
+    prune_checkpoint(source, tmp_path / "target", golden_windows, "pruner-zero", 0.5, gradients=file,
+                     progress=False)
+    assert_same(tmp_path / "target", model.state_dict())
 
 
 def test_zeros_are_preserved_as_in_memory(source: Path, tmp_path: Path):

@@ -211,6 +211,15 @@ def test_a_result_carries_the_protocol_of_what_it_read(home):
     ready = with_protocol(rows, "ppl", run._known | {"windows": str(own), "begins": "file"})
     assert ready["roles"].tolist() == ["-", "-", *["file"] * 5] and set(ready["bos"]) == {"file"}
     assert table["gradient_corpus"].tolist() == ["-", "-", "-", "-", "embedded", "unknown", "embedded"]
+    assert set(table["leaks"]) == {"no"} and set(table["dtype"]) == {"unknown"}  # 01 loads no model
+    elsewhere = {"test_corpus": "", "gradient_corpus": "c4"}
+    alike = with_protocol(rows, "ppl", run._known | elsewhere)  # measured on the text of the calibration
+    assert alike["leaks"].tolist() == ["no", "no", *["yes"] * 5]
+    read = with_protocol(rows, "ppl", run._known | {"corpus": "c4", "test_corpus": "embedded"})
+    assert read["gradient_corpus"].tolist()[4] == "c4" and set(read["leaks"]) == {"no"}
+    read = with_protocol(rows, "ppl", run._known | {
+        "corpus": "c4", "gradient_corpus": "ptb", "test_corpus": "ptb", "dtype": "bfloat16"})
+    assert read["leaks"].tolist() == ["no"] * 4 + ["yes", "no", "yes"] and set(read["dtype"]) == {"bfloat16"}
     part = with_protocol(rows.assign(split="all"), "ppl", run._known)
     assert set(part["split"]) == {"all"}   # what the notebook says, stays
     texts = rows.assign(text=["wikitext2", "c4", "mine", None, "c4", "c4", "c4"])

@@ -6,8 +6,10 @@ The searches of notebook 04 under several seeds, as many at a time as there are 
 its own; meanwhile the known methods are tested. Of the finalists of each seed of preset `modern` the one with
 the lowest loss on windows of the validation split is what that seed found, and the best of those is the
 winner. Tables are those of `prunekit record`: the winner's perplexity on test windows divided by each
-rival's, and each other seed's own by Wanda's, paired, with Holm's correction over all rows; with `--tasks`
-also accuracies of zero-shot tasks, and the winner's mean minus each rival's on the same questions. What is
+rival's, and each other seed's own by Wanda's, paired, with Holm's correction over all rows; the winner's by
+Wanda's at the targets of the search, with several draws of calibration and gradient windows (`redrawn`);
+with `--tasks` also accuracies of zero-shot tasks, and the winner's mean minus each rival's on the same
+questions. What is
 computed stays in `--folder`, so that a run that was killed goes on where it was, if it is asked for the same;
 kinds of searches may be added.
 """
@@ -18,6 +20,7 @@ import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +33,7 @@ from prunekit import data
 from prunekit.analysis.history import ends, lowest, searches
 from prunekit.choices import Target, check_texts, text_name
 from prunekit.errors import UsageError, did_you_mean
-from prunekit.evaluate.compare import compare_many, compare_means
+from prunekit.evaluate.compare import compare_draws, compare_many, compare_means
 from prunekit.evaluate.harness import load_tasks
 from prunekit.evaluate.measure import prune_and_measure
 from prunekit.evaluate.perplexity import Perplexity
@@ -49,11 +52,12 @@ UNPAIRED = ("winner", "magnitude (rows)", "sparsegpt")  # far off, or updating w
 ASKED = ("sparsegpt", "magnitude (rows)", "wanda", "pruner-zero")  # with the winner, the zero-shot tasks
 KINDS = ("paper", "modern", "random", "grid", "parametric")
 WINDOWS = ("calibration", "gradient", "search", "select")
+DRAWN = WINDOWS[:2]  # anew for `redrawn`
 
 
 def study(model: str, corpus: str, folder: Path, output: Path, *, texts: Sequence[str] = (),
           targets: Sequence[str] = ("0.6", "2:4"), test_targets: Sequence[str] = ("0.5", "0.6", "2:4"),
-          kinds: Sequence[str] = KINDS, budget: int = 200,
+          draws: int = 4, kinds: Sequence[str] = KINDS, budget: int = 200,
           paper_budget: int = 350, population: int = 20, grid_steps: int = 12, repeats: int = 3,
           calibration: int = 64, gradient: int = 32, search: int = 8, select: int = 8, test: int = 0,
           tasks: Sequence[str] = (), task_data: Path | None = None,
@@ -85,9 +89,13 @@ def study(model: str, corpus: str, folder: Path, output: Path, *, texts: Sequenc
     of = {role: pk.token_windows(corpus, tokenizer, role, asked[role], seqlen, seed) for role in WINDOWS}
     held_out = {text_name(text): pk.token_windows(text, tokenizer, "test", test, seqlen)
                 for text in (corpus, *texts)}
-    if not (file := folder / "G.safetensors").exists():
-        pk.collect_gradients(network, of["gradient"], progress=progress).save(file)
-    gradients = pk.Gradients.load(file)
+
+    def collected(windows: Tensor, file: Path) -> pk.Gradients:
+        if not file.exists():
+            pk.collect_gradients(network, windows, progress=progress).save(file)
+        return pk.Gradients.load(file)
+
+    gradients = collected(of["gradient"], folder / "G.safetensors")
     bench = pk.Bench(model, of["calibration"], of["search"], gradients=gradients, dtype=dtype, device=device)
     evaluator = pk.Evaluator(bench, targets, rungs=[max(1, search // part) for part in (4, 2)], seed=seed)
     evaluator.save(folder / "evaluator.safetensors")
@@ -118,8 +126,17 @@ def study(model: str, corpus: str, folder: Path, output: Path, *, texts: Sequenc
     rivals = {"winner": finalists.loc[0, "tree"], **KNOWN, **best}
     tested.add([rivals["winner"], *each.values(), *rivals.values()], test_targets)
     tested.add([rivals[name] for name in ("winner", *ASKED)], task_targets, ask=True)
+    redrawn = [tested]
+    for again in range(seed + 1, seed + draws):
+        own = {role: pk.token_windows(corpus, tokenizer, role, asked[role], seqlen, again) for role in DRAWN}
+        G = collected(own["gradient"], folder / f"G-{again}.safetensors")
+        redrawn.append(Tested(folder / f"tested-{again}.jsonl", network, own["calibration"], held_out, G, {}))
+    for each_draw in redrawn:
+        each_draw.add([rivals["winner"], KNOWN["wanda"]], targets)
     said = {"model": label(model), "seqlen": seqlen, "corpus": text_name(corpus), "seed": seed}
     tables = told(list(journals.values()), finalists, rivals, each, test_targets, tested, said)
+    if draws > 1:
+        tables["redrawn"] = anew(redrawn, rivals["winner"], targets)
     made = {"id": "", **manifest.commit(), "parameters": asked | {
         "model": label(model), "kinds": kinds, "corpus": text_name(corpus), "texts": list(held_out)[1:],
         "task_data": task_data and task_data.name},
@@ -185,6 +202,15 @@ def told(journals: Sequence[Path], finalists: pd.DataFrame, rivals: Mapping[str,
             for name, table in tables.items()}
 
 
+def anew(draws: Sequence[Tested], winner: str, targets: Sequence[str]) -> pd.DataFrame:
+    """Table `redrawn`: the winner against Wanda over several draws of the statistics, on all texts."""
+    names = {"winner": winner, "wanda": KNOWN["wanda"]}
+    table = compare_draws([{(name, target, text): tested.perplexity(tree, target, text)
+                            for name, tree in names.items() for target in targets for text in tested.texts}
+                           for tested in draws], "winner")
+    return table if len(draws[0].texts) > 1 else table.drop(columns="text")
+
+
 def seed_of(journal: str, first: int = 0) -> str:
     """As "seed 1": of a journal as `planned` names it."""
     return f"seed {(journal.split('-') + [str(first)])[2]}"
@@ -208,10 +234,14 @@ class Tested:
             write_atomic(file, text)
         known = [read_json(line) for line in text.splitlines()]
         self.rows = {(line["tree"], line["target"]): line for line in known}
-        self.dense = {text: pk.perplexity(network, ids, ids.shape[1], progress=False).nll
-                      for text, ids in texts.items()}
         if self.tasks and self.DENSE not in self.rows:
             self._keep({"tree": "", "target": ""} | self._answers())
+
+    @cached_property
+    def dense(self) -> dict[str, np.ndarray]:
+        """Losses of the model itself, by text."""
+        return {text: pk.perplexity(self.network, ids, ids.shape[1], progress=False).nll
+                for text, ids in self.texts.items()}
 
     def add(self, trees: Iterable[str], targets: Iterable[str], ask: bool = False) -> None:
         """trees: metrics as text, or methods by name; ask: the tasks, too, if there are any."""
@@ -257,4 +287,5 @@ if __name__ == "__main__":
                    texts="further texts to test on", tasks="zero-shot tasks of lm-eval; none: leave them out",
                    task_data="a folder with a data set for each task; none: from the hub",
                    task_targets="at which models are asked", documents="of each task, the first ones; 0: all",
+                   draws="of the statistics, in which winner and Wanda are compared; 1: none anew",
                    workers="searches at a time, each with its model on the device; 0: all here")

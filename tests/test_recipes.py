@@ -87,7 +87,8 @@ def test_a_study_is_tested_as_prune_and_perplexity_say_and_goes_on_after_a_kill(
     asked = {"texts": [str(text)], "targets": ["0.6"], "test_targets": ["0.5", "2:4"], "budget": 8,
              "population": 4, "grid_steps": 2, "repeats": 2, "kinds": ["modern", "grid"], "calibration": 4,
              "gradient": 4, "search": 8, "select": 4, "seqlen": 32, "test": 8, "documents": 3,
-             "tasks": ["embedded_reference", "embedded_ending"], "task_targets": ["0.5"], "progress": False}
+             "tasks": ["embedded_reference", "embedded_ending"], "task_targets": ["0.5"], "draws": 2,
+             "progress": False}
     names = {"journal-modern": "seed 0", "journal-modern-1": "seed 1"}
     output, folder = tmp_path / "found", tmp_path / "kept"
     table = study("embedded/llama", "embedded", folder, output, **asked)
@@ -119,6 +120,20 @@ def test_a_study_is_tested_as_prune_and_perplexity_say_and_goes_on_after_a_kill(
         row = table.set_index(["rival", "target", "text"]).loc[("wanda", "2:4", text)]
         assert row["ratio"] == pytest.approx(pair.ratio, rel=1e-4)
         assert found["winner", "2:4", text] == pytest.approx(measured["winner", text].value, rel=1e-4)
+    ratios = []
+    for again in range(2):
+        drawn = {role: pk.token_windows("embedded", tokenizer, role, 4, 32, again)
+                 for role in ("calibration", "gradient")}
+        settings = [{"method": method, "sparsity": 0.6} for method in (finalists.loc[0, "tree"], "wanda")]
+        G = pk.collect_gradients(model, drawn["gradient"], progress=False)
+        own, wanda = pk.prune_and_measure(model, drawn["calibration"], test, settings, gradients=G,
+                                          progress=False)
+        ratios.append(own.perplexity.value / wanda.perplexity.value)
+    row = recorded.recorded("redrawn", "found").set_index(["target", "text"]).loc[("0.6", "embedded")]
+    assert row["ratio"] == pytest.approx(np.prod(ratios) ** 0.5, rel=1e-4)
+    assert (row["draws"], row["n"]) == (2, 8)
+    assert row["first"] / row["second"] == pytest.approx(row["ratio"], rel=1e-4)
+    assert "(2 draws of the statistics, each tested on 8 test windows" in recorded.answer("found").sentence
     for search, rows in recorded.recorded("by_seed", "found").groupby("search"):
         tree = finalists[finalists["journal"].map(names) == search]["tree"].iloc[0]
         for row in rows.itertuples():

@@ -23,6 +23,7 @@ from prunekit.errors import UsageError
 from prunekit.evaluate.intervals import (
     LEVEL,
     Mean,
+    corrected,
     decimals,
     exp_mean,
     holm,
@@ -153,20 +154,26 @@ def leaders(measured: Mapping[tuple[str, str], Perplexity]) -> pd.DataFrame:
     return frame.loc[first, [*columns, *frame.columns.drop(columns)]].reset_index(drop=True)
 
 
-def compare_draws(draws: Sequence[Mapping[tuple[str, str], Measured]], first: str) -> pd.DataFrame:
+def compare_draws(draws: Sequence[Mapping[Any, Perplexity | Measured]], first: str) -> pd.DataFrame:
     """Perplexity of `first` divided by every other name's, for new draws of statistics and of test windows.
 
-    draws: results of `measure_targets`, each with its own calibration windows; names are those of the last.
-    Columns rival, target, draws, ratio, low, high (95 %), p_holm; see `sources`.
+    draws: by (name, target) or (name, target, text), what `measure_targets` gives or perplexities, each draw
+    with its own calibration windows; names are those of the last. Columns rival, target (text), draws, n
+    (windows of each), first and second (perplexities of `first` and of the rival, over all draws), ratio,
+    low, high (95 %), holm_low, holm_high, p_holm, verdict; see `sources`.
     """
     import pandas as pd
 
-    nll = {key: np.array([drawn[key].perplexity.nll for drawn in draws]) for key in draws[-1]}
-    over = {key: sources(nll[first, key[1]] - nll[key], running=True) for key in nll if key[0] != first}
-    p = holm(change.p for change in over.values())
-    rows = [(*key, len(draws), *np.exp([change.mean, *change.interval]), holmed)
-            for (key, change), holmed in zip(over.items(), p, strict=True)]
-    return pd.DataFrame(rows, columns=["rival", "target", "draws", "ratio", "low", "high", "p_holm"])
+    nll = {key: np.array([drawn[key].nll for drawn in draws]) for key in draws[-1]}
+    pairs = {key: (nll[first, *key[1:]], values) for key, values in nll.items() if key[0] != first}
+    over = [sources(ours - theirs, running=True).whole for ours, theirs in pairs.values()]
+    rows = [(*key, len(draws), ours.shape[1], *np.exp([ours.mean(), theirs.mean(), mean.value]),
+             *np.exp([*mean.interval(), *interval]), p, verdict(p, mean.value))
+            for (key, (ours, theirs)), mean, (p, *interval) in zip(pairs.items(), over, corrected(over),
+                                                                    strict=True)]
+    names = ["rival", "target", "text"][:len(next(iter(pairs)))]
+    return pd.DataFrame(rows, columns=[*names, "draws", "n", "first", "second", "ratio", "low", "high",
+                                       "holm_low", "holm_high", "p_holm", "verdict"])
 
 
 def loss_differences(a: Perplexity, b: Perplexity) -> np.ndarray:

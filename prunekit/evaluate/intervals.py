@@ -214,16 +214,31 @@ def percentiles(values: Iterable[float]) -> tuple[float, float]:
 class Sources:
     """What a mean over seeds and items (windows, documents) is uncertain about.
 
-    mean; error: its standard error for new seeds and new items; interval: 95 %; p: of the mean being zero;
-    variances: of `seeds`, `items` and `rest` (their interaction), each the variance of one value.
+    whole: the mean with its standard error for new seeds and new items; variances: of `seeds`, `items` and
+    `rest` (their interaction), each the variance of one value; shape: how many seeds and items.
     """
 
-    mean: float
-    error: float
-    interval: tuple[float, float]
-    p: float
+    whole: Mean
     variances: dict[str, float]
     shape: tuple[int, int]
+
+    @property
+    def mean(self) -> float:
+        return self.whole.value
+
+    @property
+    def error(self) -> float:
+        return self.whole.error
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 %."""
+        return self.whole.interval()
+
+    @property
+    def p(self) -> float:
+        """Of the mean being zero."""
+        return self.whole.p
 
     @property
     def shares(self) -> dict[str, float]:
@@ -263,7 +278,7 @@ def sources(values: np.ndarray, *, running: bool = False) -> Sources:
     satterthwaite = whole ** 2 / (parts ** 2 / freedom).sum() if error else 1.0
     # less: of a difference of squares
     found = Mean(float(mean), error, float(max(satterthwaite, freedom.min())))
-    return Sources(found.value, error, found.interval(), found.p,
+    return Sources(found,
                    {"seeds": (seeds - rest) / n, "items": (items - rest) / s, "rest": rest}, (s, n))
 
 

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -36,6 +37,11 @@ class Measured:
     def perplexity(self) -> Perplexity:
         """On the first test text."""
         return next(iter(self.perplexities.values()))
+
+    @property
+    def nll(self) -> np.ndarray:
+        """Of the windows of the first test text."""
+        return self.perplexity.nll
 
     def rows(self) -> list[dict[str, Any]]:
         """The rows of a result table, one for each text: setting, sparsity reached, perplexity with 95 %

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _TABLES = {
-    "paired": "perplexity of the winner divided by the rival's on the same test windows",
+    "paired": "perplexity of the winner divided by the rival's on the same test windows, of one draw of the "
+              "statistics",
     "redrawn": "perplexity of the winner by the rival's, for new draws of all windows",
     "update": "perplexity under the update by SparseGPT's, of a metric evolved with it, and of the winner"}
 _READ = ("study", "rival", "metric", "target", "text", "draws", "ratio", "low", "high", "holm_low",
@@ -41,8 +42,8 @@ def ratios(name: str) -> dict[str, Any]:
     by = "intervals by Holm's correction" if "holm_low" in rows else "95 % intervals"
     return {"figure": figures.ratios(rows.rename(columns={"rival": "method"}), "that line"),
             "name": "recorded-paired",
-            "caption": f"Recorded study, {subject(name)}: perplexity of its winner{text} divided by that of "
-                       f"each other line, with {by} (lower is better)."}
+            "caption": f"Recorded study, {subject(name)}, one draw of the statistics: perplexity of its "
+                       f"winner{text} divided by that of each other line, with {by} (lower is better)."}
 
 
 def convergence() -> dict[str, Any]:

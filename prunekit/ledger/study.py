@@ -128,39 +128,53 @@ def found(name: str, against: str = "{verdicts}") -> tuple[Claim, str]:
     `claim`); and on which, recorded when and how. `beside` has the numbers."""
     from prunekit.metric.tree import Tree
 
-    rows, made = _tested(name), _made(name)["parameters"]
+    (rows, table), made = _against_wanda(name), _made(name)["parameters"]
     tree, seeds = recorded("finalists", name).loc[0, "tree"], made["repeats"]
     search = f"{f'{seeds} searches' if seeds > 1 else 'one search'} of {made['budget']} evaluations"
     said = _claim(f"On {{model}}, {search}{' each' * (seeds > 1)}, at {_goals(made)}, found the metric "
                   f"`{Tree.parse(tree).infix()}`. On text that no search had seen its perplexity {against}.",
-                  rows[rows["rival"] == "wanda"], "recorded-paired", name=row_names(rows),
-                  about={"model": spoken(made["model"])},
+                  rows, f"recorded-{table}", name=row_names(rows), about={"model": spoken(made["model"])},
                   words=["is lower than Wanda's at", "is higher than Wanda's at",
                          "cannot be told from Wanda's at"])
-    count = " to ".join(dict.fromkeys(str(n) for n in (rows["n"].min(), rows["n"].max())))
-    by = (f"intervals by Holm's correction over all {len(rows)} comparisons" if "holm_low" in rows else
-          "95 % intervals of each comparison alone")
-    return said, (f"{count} test windows{' of each text' * ('text' in rows)} of {made['seqlen']:,} tokens; "
-                  f"{by}; {recorded_by(name)}")
+    count = " to ".join(dict.fromkeys(f"{n:.0f}" for n in (rows["n"].min(), rows["n"].max())))
+    read = f"{count} test windows{' of each text' * ('text' in rows)} of {made['seqlen']:,} tokens"
+    if table == "redrawn":
+        read = (f"{rows['draws'].iloc[0]:.0f} draws of the statistics, each tested on {read}; intervals, for new "
+                f"draws and new windows, by Holm's correction over all {len(rows)} comparisons")
+    else:
+        by = (f"intervals by Holm's correction over all {len(_rows('paired', name))} comparisons"
+              if "holm_low" in rows else "95 % intervals of each comparison alone")
+        read = f"one draw of the statistics; {read}; {by}"
+    return said, f"{read}; {recorded_by(name)}"
 
 
 def beside(name: str) -> pd.DataFrame:
     """The numbers of `found`, as text: columns target and (of several) text, the perplexities of Wanda and of
     what was found, and the second by the first with its interval; `BESIDE` says how pages head the last."""
-    rows = _tested(name)
-    rows = rows[rows["rival"] == "wanda"]
+    rows, table = _against_wanda(name)
     keys = row_names(rows)
-    ppl = recorded("result", name).pivot(index=keys, columns="method", values="ppl").reset_index()
-    both = rows[keys].merge(ppl, on=keys, how="left")
-    return both[keys].map(lambda key: called(percent(key))).assign(
-        **{head: [f"{value:#.4g}".rstrip(".") for value in both[method]]
-           for head, method in (("Wanda", "wanda"), ("found", "winner"))}, ratio=effects(rows))
+    if table == "paired":
+        ppl = recorded("result", name).pivot(index=keys, columns="method", values="ppl").reset_index()
+        rows = rows.merge(ppl.rename(columns={"wanda": "second", "winner": "first"}), on=keys, how="left")
+    return rows[keys].map(lambda key: called(percent(key))).assign(
+        **{head: [f"{value:#.4g}".rstrip(".") for value in rows[column]]
+           for head, column in (("Wanda", "second"), ("found", "first"))}, ratio=effects(rows))
+
+
+def _against_wanda(name: str) -> tuple[pd.DataFrame, str]:
+    """Rows of the winner against Wanda, and the table they are of: over several draws of the statistics where
+    they were recorded with both perplexities, else of one."""
+    known = "redrawn" in _files(name) and "first" in _rows("redrawn", name)
+    table = "redrawn" if known else "paired"
+    rows = _rows(table, name)
+    return rows[rows["rival"] == "wanda"], table
 
 
 def others(name: str) -> Claim:
     """The same against every other line; of several texts on the first, that of calibration."""
-    rows, text = on_first_text(_tested(name))
-    return _claim(f"On {{subject}}, the perplexity of the metric found there{text} {{verdicts}}.",
+    rows, text = on_first_text(_rows("paired", name))
+    return _claim(f"On {{subject}}, with one draw of the statistics, the perplexity of the metric found "
+                  f"there{text} {{verdicts}}.",
                   rows[rows["rival"] != "wanda"], "recorded-paired", name=["rival", "target"],
                   about={"subject": subject(name)})
 
@@ -173,10 +187,10 @@ def on_first_text(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     return rows[rows["text"] == first], f" on {first}"
 
 
-def _tested(name: str) -> pd.DataFrame:
-    """The rows of table `recorded-paired`, as 04 saves it, that are of this study."""
-    paired = recorded("paired", "")
-    return paired[paired["study"] == name].dropna(axis=1, how="all")
+def _rows(table: str, name: str) -> pd.DataFrame:
+    """The rows of table `recorded-TABLE`, as 04 saves it, that are of this study."""
+    rows = recorded(table, "")
+    return rows[rows["study"] == name].dropna(axis=1, how="all")
 
 
 def _claim(*told: Any, **how: Any) -> Claim:

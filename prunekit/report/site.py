@@ -222,7 +222,7 @@ def _answer(name: str, entries: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     entry = next((entry for entry in entries
                   if f"tables/{claim.table}" in entry["made"].get("artifacts", {})), None)
     figure = entry and next((artifact for artifact in entry["artifacts"]
-                             if (artifact["kind"], artifact["name"]) == ("figure", claim.table)), None)
+                             if (artifact["kind"], artifact["name"]) == ("figure", "recorded-paired")), None)
     numbers = study.beside(name).rename(columns=study.BESIDE)
     return {"said": claim.sentence, "numbers": numbers, "read": read, "figure": figure,
             "takeaway": study.answer(name).sentence,

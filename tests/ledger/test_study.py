@@ -141,7 +141,7 @@ def test_several_studies_stand_side_by_side_a_real_model_first(tmp_path, monkeyp
     assert wanted in study.others("study").sentence
     texts = study.answer("study-real").sentence
     assert "50 % on ptb (0.998" in texts
-    assert "(72 to 96 test windows of each text" in texts
+    assert "(one draw of the statistics; 72 to 96 test windows of each text" in texts
 
 
 def test_a_recorded_study_of_a_real_model_leads(tmp_path, monkeypatch):
@@ -163,11 +163,14 @@ def test_a_recorded_study_of_a_real_model_leads(tmp_path, monkeypatch):
 
 
 def test_the_numbers_of_an_answer_are_those_of_its_tables():
-    shown, rows = study.beside("study-smollm2"), pk.recorded("paired", "study-smollm2")
-    assert shown.columns.tolist() == ["target", "text", "Wanda", "found", "ratio"] and len(shown) == 9
+    shown, rows = study.beside("study-smollm2"), pk.recorded("redrawn", "study-smollm2")
+    assert shown.columns.tolist() == ["target", "text", "Wanda", "found", "ratio"] and len(shown) == 6
+    assert study.answer("study-smollm2").table == "recorded-redrawn"
     for (_, one), (_, row) in zip(shown.iterrows(), rows[rows["rival"] == "wanda"].iterrows(), strict=True):
         assert float(one["found"]) / float(one["Wanda"]) == pytest.approx(row["ratio"], rel=1e-3)
-        assert one["ratio"] == "{:.3f} ({:.3f} to {:.3f})".format(*row[["ratio", "holm_low", "holm_high"]])
+        places = len(one["ratio"].split()[0].partition(".")[2])
+        value, low, high = (f"{row[part]:.{places}f}" for part in ("ratio", "holm_low", "holm_high"))
+        assert one["ratio"] == f"{value} ({low} to {high})" and places >= 2
     assert study.beside("study")["target"].tolist() == ["50 %", "60 %", "70 %", "2:4"]  # on one text
 
 

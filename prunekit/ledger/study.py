@@ -139,8 +139,8 @@ def found(name: str, against: str = "{verdicts}") -> tuple[Claim, str]:
     count = " to ".join(dict.fromkeys(f"{n:.0f}" for n in (rows["n"].min(), rows["n"].max())))
     read = f"{count} test windows{' of each text' * ('text' in rows)} of {made['seqlen']:,} tokens"
     if table == "redrawn":
-        read = (f"{rows['draws'].iloc[0]:.0f} draws of the statistics, each tested on {read}; intervals, for new "
-                f"draws and new windows, by Holm's correction over all {len(rows)} comparisons")
+        read = (f"{rows['draws'].iloc[0]:.0f} draws of the statistics, each tested on {read}; intervals, for "
+                f"new draws and new windows, by Holm's correction over all {len(rows)} comparisons")
     else:
         by = (f"intervals by Holm's correction over all {len(_rows('paired', name))} comparisons"
               if "holm_low" in rows else "95 % intervals of each comparison alone")

@@ -228,14 +228,17 @@ def sentences(name: str) -> list[Claim]:
 
 _SAID = {  # by table: what names its rows, what follows "is lower" and "cannot be told", and the sentence
     "by_seed": ("search", "than Wanda's with", "from Wanda's with",
-                "On {about}, the perplexity of what each other search found {verdicts}."),
+                ("On {about}, with one draw of the statistics, the perplexity of what each other search "
+                 "found {verdicts}.")),
     "zero_shot": ("rival", "than with", "from that with",
-                  "On {about}, mean acc over the zero-shot tasks with the metric found {verdicts}."),
+                  ("On {about}, with one draw of the statistics, mean acc over the zero-shot tasks with the "
+                   "metric found {verdicts}.")),
     "redrawn": ("rival", "than that of", "from that of",
                 ("On {about}, with {draws} draws of calibration, gradient and test windows, the perplexity "
                  "of the metric found there {verdicts}.")),
-    "update": ("metric", "with the", "with the", ("On {about}, under the weight update `obs-iter`, "
-                                                  "perplexity, against SparseGPT's, {verdicts}."))}
+    "update": ("metric", "with the", "with the",
+               ("On {about}, with one draw of the statistics, under the weight update `obs-iter`, "
+                "perplexity, against SparseGPT's, {verdicts}."))}
 
 
 def record(profile: str = "study") -> int:

@@ -9,9 +9,8 @@ winner. Tables are those of `prunekit record`: the winner's perplexity on test w
 rival's, and each other seed's own by Wanda's, paired, with Holm's correction over all rows; the winner's by
 Wanda's at the targets of the search, with several draws of calibration and gradient windows (`redrawn`);
 with `--tasks` also accuracies of zero-shot tasks, and the winner's mean minus each rival's on the same
-questions. What is
-computed stays in `--folder`, so that a run that was killed goes on where it was, if it is asked for the same;
-kinds of searches may be added.
+questions. What is computed stays in `--folder`, so that a run that was killed goes on where it was, if it is
+asked for the same; kinds of searches may be added.
 """
 from __future__ import annotations
 
@@ -134,9 +133,7 @@ def study(model: str, corpus: str, folder: Path, output: Path, *, texts: Sequenc
     for each_draw in redrawn:
         each_draw.add([rivals["winner"], KNOWN["wanda"]], targets)
     said = {"model": label(model), "seqlen": seqlen, "corpus": text_name(corpus), "seed": seed}
-    tables = told(list(journals.values()), finalists, rivals, each, test_targets, tested, said)
-    if draws > 1:
-        tables["redrawn"] = anew(redrawn, rivals["winner"], targets)
+    tables = told(list(journals.values()), finalists, rivals, each, test_targets, redrawn, targets, said)
     made = {"id": "", **manifest.commit(), "parameters": asked | {
         "model": label(model), "kinds": kinds, "corpus": text_name(corpus), "texts": list(held_out)[1:],
         "task_data": task_data and task_data.name},
@@ -165,10 +162,12 @@ def check(corpus: str, texts: Sequence[str], kinds: Sequence[str], targets: Sequ
 
 
 def told(journals: Sequence[Path], finalists: pd.DataFrame, rivals: Mapping[str, str],
-         each: Mapping[str, str], targets: Sequence[str], tested: Tested, said: Mapping[str, Any]
-         ) -> dict[str, pd.DataFrame]:
-    """The tables of a recorded study, from what was tested. each: what every other seed than the
-    winner's found, by "seed 1"; said: what every result says."""
+         each: Mapping[str, str], targets: Sequence[str], draws: Sequence[Tested], searched: Sequence[str],
+         said: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
+    """The tables of a recorded study, from what was tested. each: what every other seed than the winner's
+    found, by "seed 1"; draws: of the statistics, all but the first at the targets `searched` alone; said:
+    what every result says."""
+    tested, *more = draws
     history, winner = pk.history(journals), rivals["winner"]
     done = [(name, target) for name, tree in rivals.items() for target in targets
             if (tree, target) in tested.rows and (winner, target) in tested.rows]
@@ -187,6 +186,12 @@ def told(journals: Sequence[Path], finalists: pd.DataFrame, rivals: Mapping[str,
     tables = {"seeds": ends(searches(history)), "finalists": finalists, "history": history,
               "result": pd.DataFrame(rows).assign(**said), "paired": paired("rival", against)}
     tables |= {"by_seed": paired("search", own)} if own else {}
+    if more:
+        names = {"winner": winner, "wanda": KNOWN["wanda"]}
+        tables["redrawn"] = compare_draws([
+            {(name, target, text): one.perplexity(tree, target, text)
+             for name, tree in names.items() for target in searched for text in one.texts}
+            for one in draws], "winner")
     if tested.tasks:
         places = {("dense", target): Tested.DENSE for target in targets} | {
             (name, target): (rivals[name], target) for name, target in done if name in ASKED}
@@ -200,15 +205,6 @@ def told(journals: Sequence[Path], finalists: pd.DataFrame, rivals: Mapping[str,
             for row in tested.accuracies(name, rivals[name], target)])
     return {name: table if len(tested.texts) > 1 else table.drop(columns="text", errors="ignore")
             for name, table in tables.items()}
-
-
-def anew(draws: Sequence[Tested], winner: str, targets: Sequence[str]) -> pd.DataFrame:
-    """Table `redrawn`: the winner against Wanda over several draws of the statistics, on all texts."""
-    names = {"winner": winner, "wanda": KNOWN["wanda"]}
-    table = compare_draws([{(name, target, text): tested.perplexity(tree, target, text)
-                            for name, tree in names.items() for target in targets for text in tested.texts}
-                           for tested in draws], "winner")
-    return table if len(draws[0].texts) > 1 else table.drop(columns="text")
 
 
 def seed_of(journal: str, first: int = 0) -> str:

@@ -8,13 +8,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-
-from prunekit import data
 from prunekit.choices import text_name
 from prunekit.errors import UsageError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SETTING = ("model", "method", "sparsity", "pattern")  # what a number is of
 # How it was measured. roles: how the windows of its statistics were drawn; bos: as `data.begins` says.
@@ -47,6 +47,8 @@ def with_protocol(frame: pd.DataFrame, name: str, known: Mapping[str, Any]) -> p
     with a `task` are `zero_shot`'s; all others are of the test windows, and say so if they are of a part of
     them. Raises UsageError for a table that lacks method, metric, sparsity, pattern or n.
     """
+    from prunekit.data import leaks
+
     provided = {key: label(known[key]) for key in _FROM_PARAMETERS if key not in frame and key in known}
     frame = frame.assign(**provided)
     if absent := [column for column in PROVENANCE if column not in (*frame, *_DERIVED)]:
@@ -65,15 +67,13 @@ def with_protocol(frame: pd.DataFrame, name: str, known: Mapping[str, Any]) -> p
     frame = frame.assign(gradient_corpus=gradient.mask(formula == "", "unknown"), **{
         column: frame[column].where(reads_text, "-") for column in of_statistics})
     texts = frame[["calibration", "gradient_corpus", "corpus_or_tasks", "roles"]]
-    leaking = [data.leaks(*row) for row in texts.itertuples(index=False)]
-    return frame.assign(leaks=pd.Series(leaking, frame.index).map({True: "yes", False: "no"}))
+    return frame.assign(leaks=["yes" if leaks(*row) else "no" for row in texts.itertuples(index=False)])
 
 
 def _of_windows(frame: pd.DataFrame, known: Mapping[str, Any]) -> dict[str, Any]:
     first = _text(known, "test_corpus", "corpus")
-    texts = filter(None, known.get("test_corpora", ()))
-    further = {text_name(text): _text({"text": text}, "text") for text in texts}
-    names = frame["text"] if "text" in frame else pd.Series("", frame.index)
+    further = {text_name(one): _text({"text": one}, "text") for one in known.get("test_corpora", ()) if one}
+    names = (frame if "text" in frame else frame.assign(text=""))["text"]
     corpus = names.map(lambda name: further.get(name, first))
     split = corpus.map(lambda text: "validation" if text == "c4" else "test")
     split = split if "test_windows" in known else split.where(corpus == "c4", "unknown")

@@ -78,8 +78,8 @@ def admm_inverse(H: Tensor, options: AdmmOptions = AdmmOptions()) -> Inverse:
         previous = damping
         if not torch.linalg.cholesky_ex(A).info:
             diagonal += options.rho
-            M = torch.cholesky_inverse(torch.linalg.cholesky(A))
-            return Inverse(M, scale, dead, damping)
+            M = torch.cholesky_inverse(torch.linalg.cholesky(A))  # column by column; products round by layout
+            return Inverse(M.contiguous(), scale, dead, damping)
     raise UsageError(f"the Hessian is not positive definite even with damping {options.damping[-1]:g}; use "
                      "more calibration windows or a longer damping ladder (AdmmOptions).")
 

@@ -339,9 +339,9 @@ def test_the_front_page_leads_with_what_was_found_on_real_models(project, monkey
     assert {"2:4", "perplexity", "Wanda", "Holm"} <= {word.text for word in words}
     assert all(glossary.find(id=word["href"].removeprefix("glossary.html#")) for word in words)
     assert only.p.text.startswith("On SmolLM2-135M-Instruct (Q4_1), 3 searches of 200 evaluations each, at")
-    assert only.p.text.endswith("on WikiText-2 and C4, and 60\xa0% on WikiText-2.")
+    assert only.p.text.endswith("60\xa0% on WikiText-2 and C4, and 2:4 on WikiText-2 and PTB.")
     assert [cell.text for cell in only.select("tr")[1].select("td")] == [
-        "50 %", "WikiText-2", "49.27", "49.07", "0.996 (0.988 to 1.004)"]
+        "60 %", "WikiText-2", "142.5", "137.3", "0.96 (0.91 to 1.03)"]
     assert "test windows of each text of 2" in only.select_one(".read").text and not only.figure
     monkeypatch.setattr(study, "leading", lambda: ["study", "study-smollm2"])  # as if both were of real ones
     assert [each.p.text.partition(",")[0] for each in front()] == [

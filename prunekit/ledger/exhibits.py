@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from prunekit import figures
 from prunekit.analysis import history
+from prunekit.choices import percent
 from prunekit.evaluate.sentences import bounds
-from prunekit.ledger.study import on_first_text, recorded, recorded_by, studies, subject
+from prunekit.ledger.study import against_wanda, on_first_text, recorded, recorded_by, studies, subject
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,13 +38,21 @@ def table(name: str) -> dict[str, Any]:
 
 def ratios(name: str) -> dict[str, Any]:
     """The figure of what a study found, against every other line; by Holm if recorded so, of several texts on
-    the first."""
+    the first, and over draws of the statistics where Wanda's were drawn anew."""
+    import pandas as pd
+
     rows, text = on_first_text(recorded("paired", name))
+    drawn, table = against_wanda(name)
+    anew = ""
+    if table == "redrawn":
+        rows = pd.concat([rows, on_first_text(drawn)[0]]).drop_duplicates(["rival", "target"], keep="last")
+        at = " and ".join(map(percent, drawn["target"].unique()))
+        anew = f" ({drawn['draws'].iloc[0]:.0f} against Wanda at {at})"
     by = "intervals by Holm's correction" if "holm_low" in rows else "95 % intervals"
     return {"figure": figures.ratios(rows.rename(columns={"rival": "method"}), "that line"),
             "name": "recorded-paired",
-            "caption": f"Recorded study, {subject(name)}, one draw of the statistics: perplexity of its "
-                       f"winner{text} divided by that of each other line, with {by} (lower is better)."}
+            "caption": f"Recorded study, {subject(name)}, one draw of the statistics{anew}: perplexity of "
+                       f"its winner{text} divided by that of each other line, with {by} (lower is better)."}
 
 
 def convergence() -> dict[str, Any]:

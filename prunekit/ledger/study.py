@@ -128,7 +128,7 @@ def found(name: str, against: str = "{verdicts}") -> tuple[Claim, str]:
     `claim`); and on which, recorded when and how. `beside` has the numbers."""
     from prunekit.metric.tree import Tree
 
-    (rows, table), made = _against_wanda(name), _made(name)["parameters"]
+    (rows, table), made = against_wanda(name), _made(name)["parameters"]
     tree, seeds = recorded("finalists", name).loc[0, "tree"], made["repeats"]
     search = f"{f'{seeds} searches' if seeds > 1 else 'one search'} of {made['budget']} evaluations"
     said = _claim(f"On {{model}}, {search}{' each' * (seeds > 1)}, at {_goals(made)}, found the metric "
@@ -151,7 +151,7 @@ def found(name: str, against: str = "{verdicts}") -> tuple[Claim, str]:
 def beside(name: str) -> pd.DataFrame:
     """The numbers of `found`, as text: columns target and (of several) text, the perplexities of Wanda and of
     what was found, and the second by the first with its interval; `BESIDE` says how pages head the last."""
-    rows, table = _against_wanda(name)
+    rows, table = against_wanda(name)
     keys = row_names(rows)
     if table == "paired":
         ppl = recorded("result", name).pivot(index=keys, columns="method", values="ppl").reset_index()
@@ -161,7 +161,7 @@ def beside(name: str) -> pd.DataFrame:
            for head, column in (("Wanda", "second"), ("found", "first"))}, ratio=effects(rows))
 
 
-def _against_wanda(name: str) -> tuple[pd.DataFrame, str]:
+def against_wanda(name: str) -> tuple[pd.DataFrame, str]:
     """Rows of the winner against Wanda, and the table they are of: over several draws of the statistics where
     they were recorded with both perplexities, else of one."""
     known = "redrawn" in _files(name) and "first" in _rows("redrawn", name)

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 import prunekit as pk
+from prunekit.choices import percent
 from prunekit.errors import UsageError
 from prunekit.evaluate.sentences import comparing
 from prunekit.ledger import exhibits, study
@@ -209,6 +210,20 @@ def test_the_figure_of_ratios_has_holms_intervals_where_there_are_any(name, boun
     panel = exhibits.ratios(name)["figure"].axes[0]
     drawn = {line.get_xdata()[0] for line in panel.lines if len(line.get_xdata()) == 2}
     assert drawn >= set(rows.loc[rows["target"] == rows["target"].iloc[0], bound])
+
+
+def test_the_figure_of_ratios_is_over_draws_where_wandas_were_drawn_anew():
+    shown, rows = exhibits.ratios("study-smollm2"), pk.recorded("redrawn", "study-smollm2")
+    rows = rows[rows["text"] == "wikitext2"].set_index("target")
+    assert "(4 against Wanda at 60 % and 2:4)" in shown["caption"]
+    panels = {panel.get_title("left"): panel for panel in shown["figure"].axes}
+    one_draw = pk.recorded("paired", "study-smollm2").query("rival == 'wanda' and text == 'wikitext2'")
+    for target in ("0.6", "2:4"):
+        lines = panels[percent(target)].lines
+        ends = {tuple(line.get_xdata()) for line in lines if len(line.get_xdata()) == 2}
+        assert tuple(rows.loc[target, ["holm_low", "holm_high"]]) in ends
+        (old,) = one_draw[one_draw["target"] == target].itertuples()
+        assert (old.holm_low, old.holm_high) not in ends
 
 
 def test_a_table_of_studies_says_which_intervals_are_holms():

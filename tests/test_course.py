@@ -182,11 +182,14 @@ MISTAKES = {  # topic and number: answers that are wrong, and what is said of th
     ("07_lora", 5): [(lambda W, A, B, s: (W + B @ A * s).to(W.dtype), "fills zeros in"),
                      (lambda W, A, B, s: W + (W != 0) * (B @ A) * s, "float32 of torch.bfloat16"),
                      (lambda W, A, B, s: W.add_((W != 0) * (B @ A) * s), "changes W itself")],
+    ("07_lora", 3): [((np.eye(3), [1], [1, 1, 1]), "three numbers"),
+                     ((np.ones((3, 3)), [1, 2, 3], [1, 2, 3]), "rank 1")],
+    ("07_lora", 4): [((1 / 16, 0.5), "one bit")],
 }
 
 
 @pytest.mark.parametrize("place", MISTAKES, ids=str)
-def test_a_mistake_in_code_is_named(place):
+def test_a_mistake_is_named(place):
     for answer, words in MISTAKES[place]:
         verdict = grading.judge(*place, answer, {})
         assert verdict.word == "wrong" and words in verdict.sentence, verdict
@@ -233,6 +236,27 @@ def test_what_a_check_reads_is_what_was_asked_for():
     same = ["mul(sqr(W),X)", "exp(mul(W,sqrt(X)))", "div(mul(W,sqrt(X)),G)", "log(mul(W,sqrt(X)))"]
     assert grading.judge("04_gp_search", 1, same, {}).right
     assert "is not one of the five" in grading.judge("02_gradients", 2, {"W"}, {}).sentence
+    assert grading.judge("07_lora", 4, (0.06, 0.56), {}).right  # 1/16 and 9/16, said shorter
+    without = grading.judge("03_baselines", 6, "W", {"windows": {"test": torch.ones(1, 2)}})
+    assert without.word == "not graded" and "select" in without.sentence
+
+
+def test_gradients_are_read_from_one_place_in_memory(monkeypatch):
+    pieces = torch.randn(3, 2, 4, generator=torch.Generator().manual_seed(0))
+    found = {"l2": pieces.square().sum(0).sqrt(), "l1": pieces.abs().sum(0)}
+    monkeypatch.setattr(f"{grading.exercises('02_gradients')[5].__module__}._collected",
+                        lambda _, windows, norm: found.get(norm, pieces[windows.start or 0]))
+
+    def said(answer):
+        verdict = grading.judge("02_gradients", 5, answer, {})
+        return verdict.sentence or verdict.word
+
+    assert said(lambda stream, norm: sum(g.square() for g in stream).sqrt() if norm == "l2" else
+                sum(g.abs() for g in stream)) == "right"
+    assert "those that were kept are gone" in said(
+        lambda stream, norm: torch.stack(list(stream)).norm(p=2 if norm == "l2" else 1, dim=0))
+    assert "still needs them" in said(lambda stream, norm: sum(
+        g.abs_() ** (2 if norm == "l2" else 1) for g in stream) ** (0.5 if norm == "l2" else 1))
 
 
 # ---------------------------------------------------------------- copies and grades, of two tiny notebooks

@@ -223,4 +223,4 @@ def test_the_ready_sweeps_are_sound(monkeypatch):
     counts = {file.stem: len(sweep.read(file).cells)
               for file in (project.root() / "params/sweeps").glob("*.yaml")}
     assert counts["embedded"] == 12 and counts["calibration"] == 9 * 5 and counts["seeds"] == 10
-    assert counts["published-llama"] == 7 * 3 and counts["published-opt"] == 6 * 3
+    assert counts["published-llama"] == 4 * 3 and counts["published-opt"] == 6 * 4

@@ -35,7 +35,7 @@ from prunekit.search.bench import Bench
 from prunekit.search.evaluator import Evaluator
 
 Trees = Mapping[str, Tree]
-Setting = tuple[Evaluator, Tensor]  # of one model, and the windows (n, seqlen) to measure on
+Setting = tuple[Evaluator, Tensor]  # of one model, and the windows (n, seqlen), in the text's order
 
 # Masks ------------------------------------------------------------------------------------------------------
 
@@ -79,7 +79,7 @@ def flip_disputed(bench: Bench, first: Tree, second: Tree, target: float | str =
 
     Columns: by ("kind", "block" or "all"), part, disputed (share of those layers' weights that change hands),
     change (of the mean loss, nats per token: above 0, `first` was right there), low, high (95 % paired
-    interval over the bench's search windows), n. The model is dense again afterwards.
+    interval over the bench's search windows in the text's order), n. The model is dense again afterwards.
     """
     places = dict.fromkeys((by, getattr(layer, by)) for by in ("kind", "block") for layer in bench.layers)
     masks = [[_keep(bench, tree, index, target) for tree in (first, second)]
@@ -94,7 +94,7 @@ def flip_disputed(bench: Bench, first: Tree, second: Tree, target: float | str =
             disputed = sum(int((a != b).sum()) for a, b in whose) / sum(a.numel() for a, _ in whose)
             change = mean_of(_measured(bench, mixed) - base, running=True)
             rows.append((by, f"block {part}" if by == "block" else part, disputed, change.value,
-                         *change.interval(), len(bench.search)))
+                         *change.interval(), len(bench.given)))
     finally:
         bench.restore()
     return pd.DataFrame(rows, columns=["by", "part", "disputed", "change", "low", "high", "n"])
@@ -102,7 +102,7 @@ def flip_disputed(bench: Bench, first: Tree, second: Tree, target: float | str =
 
 def _measured(bench: Bench, masks: Sequence[Tensor]) -> np.ndarray:
     bench.apply([Decision(keep) for keep in masks])
-    return bench.measure(bench.search)
+    return bench.measure(bench.given)
 
 
 # Transfer ---------------------------------------------------------------------------------------------------

@@ -54,7 +54,9 @@ def test_flips_add_up_to_the_other_metric(evaluator):
     assert all(torch.equal(layer.weight, weight) for layer, weight in zip(bench.layers, before, strict=True))
     whole = evaluator.losses(TREES["wanda"]).mean() - evaluator.losses(TREES["magnitude"]).mean()
     assert found.set_index("by").loc["all", "change"] == pytest.approx(whole, abs=1e-5)
-    change = evaluator.losses(TREES["wanda"])[0, 0] - evaluator.losses(TREES["magnitude"])[0, 0]
+    assert not torch.equal(bench.given, bench.search)
+    in_text = evaluator.on([bench.given])  # neighbours must stand beside each other
+    change = in_text.losses(TREES["wanda"])[0, 0] - in_text.losses(TREES["magnitude"])[0, 0]
     interval = mean_of(change, running=True).interval()
     assert tuple(found.set_index("by").loc["all", ["low", "high"]]) == pytest.approx(interval, abs=1e-5)
     assert set(found.query("by == 'kind'")["part"]) == {layer.kind for layer in bench.layers}

@@ -98,6 +98,20 @@ def test_tau_is_kendalls_and_its_interval_holds_it():
     assert transfer.rank_agreement(frame[frame["metric"] == "m0"], "home").empty
 
 
+def test_the_interval_of_tau_is_of_orders_without_noise(monkeypatch):
+    """Resampling alone finds the orders further apart than the noise has taken them already."""
+    monkeypatch.setattr("prunekit.evaluate.intervals.RESAMPLES", 200)
+    rng, held = np.random.default_rng(0), 0
+    for _ in range(20):
+        true = rng.normal(size=10)
+        rows = [{"metric": f"m{m}", "setting": setting, "window": w, "loss": true[m] + rng.normal(0, 4 / 3)}
+                for setting in ("home", "again") for m in range(10) for w in range(16)]
+        [found] = transfer.rank_agreement(pd.DataFrame(rows), "home").to_dict("records")
+        assert -1 <= found["low"] <= found["tau"] <= found["high"] <= 1
+        held += found["high"] == 1
+    assert held >= 16
+
+
 def test_the_winners_curse_is_what_choosing_by_noise_costs():
     """Two hundred equal metrics, the best ten by their first windows: on new windows they are no better than
     the others."""

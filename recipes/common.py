@@ -11,6 +11,7 @@ from typing import Any, get_args, get_type_hints
 
 import torch
 
+from prunekit import data
 from prunekit.errors import UsageError, told
 from prunekit.models import fingerprint
 from prunekit.workbook.manifest import machine
@@ -49,6 +50,7 @@ def command(recipe: Callable[..., object], threads: int, arguments: Sequence[str
 
 
 def columns(model: str, corpus: str, dtype: str, seed: int) -> dict[str, Any]:
-    """What was measured, when and where, for every row."""
-    return {"model": label(model), "weights": fingerprint(model), "corpus": Path(corpus).name, "dtype": dtype,
-            "seed": seed, "recorded": time.strftime("%Y-%m-%d"), "machine": machine()}
+    """What was measured, when and where, for every row; content tells corpora of one name apart."""
+    return {"model": label(model), "weights": fingerprint(model), "corpus": Path(corpus).name,
+            "content": data.fingerprint(corpus), "dtype": dtype, "seed": seed,
+            "recorded": time.strftime("%Y-%m-%d"), "machine": machine()}

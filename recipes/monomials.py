@@ -45,9 +45,11 @@ def monomials(model: str, corpus: str, output: Path, *, targets: Sequence[str] =
         "gradient_windows": gradient, "steps": steps}
     if properties:
         check_file(properties)
-    table = pd.read_csv(output, dtype={"target": str}) if output.exists() else None
+    told = dict.fromkeys(("target", "weights", "content"), str)  # hashes may look like numbers
+    table = pd.read_csv(output, dtype=told) if output.exists() else None
     if table is not None:
-        refuse_other(output, table.iloc[0], asked)
+        row = {"content": asked["content"], **table.iloc[-1].dropna()}  # which older rows do not say
+        refuse_other(output, row, asked)
         had = set(table["target"]) - {"dense"}  # none, where it was killed after the dense model
         if table["group"].nunique() != groups or had and had != set(targets):
             raise UsageError(f"{output} was measured at other targets or in other groups: ask for the same, "

@@ -118,20 +118,23 @@ def test_a_name_has_one_look_in_every_figure_and_no_other_name_takes_it():
 
 
 def test_a_ratio_is_hollow_where_its_interval_holds_one():
+    nan = float("nan")  # of one window there is no interval
     frame = pd.DataFrame([("wanda++", 0.5, "unstructured", 0.9, 0.8, 1.1),
-                          ("ria", 0.5, "unstructured", 0.7, 0.6, 0.8), ("ria", 0.5, "2:4", 3.0, 2.0, 4.0)],
+                          ("ria", 0.5, "unstructured", 0.7, 0.6, 0.8), ("ria", 0.5, "2:4", 3.0, 2.0, 4.0),
+                          ("wanda++", 0.5, "2:4", 0.9, nan, nan)],
                          columns=["method", "sparsity", "pattern", "ratio", "low", "high"])
     made = figures.ratios(frame)
     assert [ax.get_title(loc="left") for ax in made.axes] == ["50 %", "2:4"]
     assert [tick.get_text() for tick in made.axes[0].get_yticklabels()] == ["Wanda++", "RIA"]   # from above
     assert "axes differ" in made.get_supxlabel()
     assert "axes differ" not in figures.ratios(frame[:2]).get_supxlabel()
-    targets = frame.assign(target=["0.5", "0.5", "2:4"]).drop(columns=["sparsity", "pattern"])
+    targets = frame.assign(target=["0.5", "0.5", "2:4", "2:4"]).drop(columns=["sparsity", "pattern"])
     assert texts(figures.ratios(targets)) == texts(figures.ratios(frame))
     assert list(made.axes[0].get_yticks()) == [1, 0]
-    faces = {line.get_ydata()[0]: line.get_markerfacecolor() for line in made.axes[0].lines
-             if len(line.get_xdata()) == 1}
-    assert faces == {1: "white", 0: style.looks(["ria"])["ria"]["color"]}
+    for ax in made.axes:
+        faces = {line.get_ydata()[0]: line.get_markerfacecolor() for line in ax.lines
+                 if len(line.get_xdata()) == 1}
+        assert faces == {1: "white", 0: style.looks(["ria"])["ria"]["color"]}
     assert [ax.get_xscale() for ax in made.axes] == ["linear", "log"]
 
 

@@ -68,6 +68,17 @@ def test_monomials_are_measured_as_perplexity_says_and_go_on_after_a_kill(tmp_pa
     with pytest.raises(UsageError, match="8 windows cannot be 3 groups"):
         monomials("embedded/llama", "embedded", file, **ASKED | {"groups": 3})
 
+    older = table.drop(columns="content").iloc[:4 + 2 * 8]  # goes on, and then says of what
+    older.to_csv(tmp_path / "older.csv", index=False)
+    again = monomials("embedded/llama", "embedded", tmp_path / "older.csv", **ASKED)
+    assert np.allclose(again["nll"], table["nll"], rtol=1e-6)
+    (text := tmp_path / "embedded").mkdir()  # another text of this name
+    for split in ("train", "validation", "test"):
+        (text / f"{split}.txt").write_text("zx 1 2 3 qv 9 8 7 ## !! 4 5 6 wq\n\n" * 99)
+    for resumed in (file, tmp_path / "older.csv"):
+        with pytest.raises(UsageError, match="holds what was computed with another content"):
+            monomials("embedded/llama", str(text), resumed, **ASKED)
+
     properties = pd.read_csv(tmp_path / "layers.csv").set_index("layer")
     assert len(properties) == len(gradients) and set(properties["model"]) == {"embedded/llama"}
     name, G = next(iter(gradients.items()))

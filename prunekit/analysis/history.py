@@ -206,7 +206,7 @@ def leads(history: pd.DataFrame, first: str) -> pd.DataFrame:
 
     def best(search: str, budget: int) -> pd.Series:
         within = (history["search"] == search) & history["complete"] & (history["evaluated"] <= budget)
-        return history[within].groupby("seed")["fitness"].min()
+        return history[within].groupby("seed")["fitness"].min().reset_index(drop=True)
 
     drawing, found = history["operator"].ne("given").groupby(history["search"]).any(), []
     for search in ended.index.drop(first):

@@ -38,6 +38,7 @@ def traits(history: pd.DataFrame) -> pd.DataFrame:
     Raises UsageError if the journals have different grammars, comparison groups or evaluators, since their
     losses do not compare, and if two journals have one name.
     """
+    history = history.reset_index(drop=True)  # of several that were joined it may repeat
     _comparable(history)
     names = tuple(symbols(history["grammar"].iloc[0] if len(history) else "reference"))
     keys = [_key(tree, group) for tree, group in zip(history["tree"], history["group"], strict=True)]

@@ -1,20 +1,20 @@
 """How much of one method's lead is text: the factorial of gradient, calibration and test corpus."""
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
 
 from prunekit.errors import UsageError
-from prunekit.evaluate.intervals import RESAMPLES
+from prunekit.evaluate.intervals import mean_of, sources
 
 
 @dataclass(frozen=True)
 class Leakage:
     """Leads are differences in nll (nats per token), averaged over test corpora; each is (value, low, high),
-    95 %.
+    95 % for new seeds and new windows, by `intervals.sources`.
 
     lead: where only the leader has read the test corpus, as in the published comparison. clean: neither has;
     read: both have. share: what of `lead` is gone when both have read alike, 1 - (clean + read) / (2 lead);
@@ -38,9 +38,8 @@ def leakage(cells: Mapping[tuple[str, str, str, int], tuple[np.ndarray, np.ndarr
     All combinations of the same corpora in the three places and of the seeds must be there, and windows of
     one test corpus must be the same ones.
 
-    The interval is a paired bootstrap: windows (of each test corpus) and seeds are drawn anew, the same for
-    all cells. Few seeds say little about seeds: with two it is too narrow. Raises UsageError for an
-    incomplete factorial.
+    Intervals are those of `sources` with running windows, of one seed for new windows alone (`mean_of`); the
+    share's is of its first order in the leads (delta method). Raises UsageError for an incomplete factorial.
     """
     corpora = sorted({cell[2] for cell in cells})
     seeds = sorted({cell[3] for cell in cells})
@@ -48,33 +47,34 @@ def leakage(cells: Mapping[tuple[str, str, str, int], tuple[np.ndarray, np.ndarr
     if len(corpora) < 2 or set(wanted) != set(cells):
         raise UsageError(f"{len(cells)} cells are not the factorial of {len(corpora)} corpora in three "
                          f"places and {len(seeds)} seeds: give every combination of at least two corpora.")
-    generator = np.random.default_rng(0)
-    by_seed = _counts(generator, len(seeds))
-    arms = np.zeros((4, 1 + RESAMPLES))  # the rival out, in, the leader out, in
-    windows = 0
+    parts = []
     for test in corpora:
         of_test = {cell: np.asarray(values, dtype=float) for cell, values in cells.items() if cell[2] == test}
-        shapes = {values.shape for values in of_test.values()}
-        if len(shapes) != 1:
+        if len({values.shape for values in of_test.values()}) != 1:
             raise UsageError(f"the cells tested on {test} hold different windows: evaluate all on the same.")
-        by_window = _counts(generator, shapes.pop()[1])
-        windows += by_window.shape[1]
-        for arm, (reader, inside) in enumerate(product((1, 0), (False, True))):
-            values = np.array([np.mean([v[reader] for cell, v in of_test.items() if cell[3] == seed
-                                        and (cell[reader] == test) == inside], axis=0) for seed in seeds])
-            arms[arm] += np.einsum("rs,sn,rn->r", by_seed, values, by_window) / len(corpora)
-    rival_out, rival_in, leader_out, leader_in = arms
+        parts.append(np.array([[np.mean([v[reader] for cell, v in of_test.items() if cell[3] == seed
+                                         and (cell[reader] == test) == inside], axis=0) for seed in seeds]
+                               for reader, inside in product((1, 0), (False, True))]))
+    rival_out, rival_in, leader_out, leader_in = joined = _joined(parts)
     lead, clean, read = rival_out - leader_in, rival_out - leader_out, rival_in - leader_in
-    found = _interval(lead)
-    share = _interval(1 - (clean + read) / (2 * lead)) if found[1] > 0 else (np.nan,) * 3
-    return Leakage(found, _interval(clean), _interval(read), share, len(seeds), windows)
+    found, share = _interval(lead), (np.nan,) * 3
+    if found[1] > 0:
+        value = 1 - (clean + read).mean() / (2 * found[0])
+        share = _interval(((1 - value) * lead - (clean + read) / 2) / found[0] + value)
+    return Leakage(found, _interval(clean), _interval(read), share, len(seeds), joined.shape[2])
 
 
-def _counts(generator: np.random.Generator, n: int) -> np.ndarray:
-    """How often each of n is drawn, as weights (1 + resamples, n); first of all everything once."""
-    drawn = generator.multinomial(n, np.full(n, 1 / n), size=RESAMPLES)
-    return np.vstack([np.ones(n), drawn]) / n
+def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """Values (…, windows) of several corpora as one series around the mean over corpora, each of which has
+    the same weight in it, whatever the number of its windows."""
+    total = sum(part.shape[-1] for part in parts)
+    means = [part.mean((-2, -1), keepdims=True) for part in parts]
+    apart = [(part - mean) * total / (len(parts) * part.shape[-1])
+             for part, mean in zip(parts, means, strict=True)]
+    return np.concatenate(apart, axis=-1) + np.mean(means, axis=0)
 
 
 def _interval(values: np.ndarray) -> tuple[float, float, float]:
-    return float(values[0]), *map(float, np.quantile(values[1:], [0.025, 0.975]))
+    """Of the mean of values (seeds, windows): value, low, high."""
+    mean = sources(values, running=True).whole if len(values) > 1 else mean_of(values[0], running=True)
+    return mean.value, *mean.interval()

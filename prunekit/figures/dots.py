@@ -41,7 +41,7 @@ def ratios(frame: pd.DataFrame, to: str = "Wanda") -> Figure:
         rows = frame[setting == name].set_index("method").reindex(methods)
         places = style.rows_of(ax, methods, len(methods), 0.6, 0.6)
         for place, row, look in zip(places, rows.itertuples(), style.looks(methods).values(), strict=True):
-            face = "white" if row.low <= 1 <= row.high else look["color"]
+            face = look["color"] if row.low > 1 or row.high < 1 else "white"  # also of no interval
             ax.plot([row.low, row.high], [place, place], color=look["color"])
             ax.plot(row.ratio, place, **look | {"markerfacecolor": face, "markersize": 5})
         ax.axvline(1, zorder=1, **style.RULE)

@@ -144,7 +144,9 @@ def _method(row: Mapping[str, Any]) -> str:
     method, update = row["method"], row.get("update")
     if method != "sparsegpt" and isinstance(update, str) and update != "none":  # a gap is no text
         method = f"{method}+{update}"
-    return f"owl-{method}" if row.get("budget") == "OWL" else method
+    budget = row.get("budget")
+    other = f"{method}, own budget" if isinstance(budget, str) else method
+    return {"OWL": f"owl-{method}", "uniform": method}.get(budget, other)
 
 
 def _means(frame: pd.DataFrame) -> Iterator[dict[str, Any]]:

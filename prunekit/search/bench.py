@@ -47,7 +47,8 @@ class Bench:
 
     model: a name or directory as for `load_model`, or the model itself (which then cannot be sent to other
     processes). calibration: windows (n, seqlen) for X and, for a weight update, H, all taken from the dense
-    model. search: windows (n, seqlen) that fitness is measured on. gradients: G, if metrics may read it.
+    model. search: windows (n, seqlen) that fitness is measured on, which an evaluator takes in another order;
+    `given` keeps them as given, in the text's order. gradients: G, if metrics may read it.
     dtype, device: as for `load_model`; dtype "fast" is `fast_dtype`'s. tokens: per forward call, as
     `batch_tokens` has it. On a GPU a G of 16 bits stays one, and is read in float32.
     """

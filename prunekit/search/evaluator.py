@@ -264,7 +264,7 @@ class Evaluator:
         tensors: dict[str, Tensor] = {}
         for number, bench in enumerate(self.benches):
             tensors |= {f"{number}/calibration": bench.calibration, f"{number}/search": bench.search,
-                        f"{number}/nll": torch.from_numpy(bench.nll)}
+                        f"{number}/given": bench.given, f"{number}/nll": torch.from_numpy(bench.nll)}
             for index, layer in enumerate(bench.layers):
                 known = bench.known(index)
                 shared = vars(known.inputs.shared) if self.update else {}
@@ -355,4 +355,5 @@ def _read_bench(tensors: Mapping[str, Tensor], number: int, update: str | None, 
         if update:  # the rest is what the update's layers share
             bench.inputs[-1].shared = SOLVERS[update].shared(**here, damping=0.0)
     bench.nll = by_kind["nll"][""].numpy()
+    bench.given = by_kind.get("given", by_kind["search"])[""]  # older files have no other order
     return bench

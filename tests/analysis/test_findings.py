@@ -89,6 +89,8 @@ def test_journals_of_two_grammars_or_evaluators_are_not_mixed():
         pk.traits(pd.concat([one, other]))
     with pytest.raises(UsageError, match="different evaluators"):
         pk.traits(pd.concat([one, one.assign(journal="k", measured="y")]))
+    both = [invented(20), invented(20, seed=1).assign(journal="k")]  # their index repeats
+    pd.testing.assert_frame_equal(pk.traits(pd.concat(both)), pk.traits(pd.concat(both, ignore_index=True)))
     apart = [pk.traits(part) for _, part in pd.concat([one, other], ignore_index=True).groupby("grammar")]
     assert "rrow" in apart[0] and "rrow" not in apart[1]
 
@@ -369,6 +371,10 @@ def test_a_lead_over_seeds_is_students_and_of_equal_budgets():
     drawing = named.query("search == 'modern' and seed == 0").assign(search="paper", operator="random")
     lead = history.leads(pd.concat([named, drawing]), "modern").set_index("search")
     assert lead.loc["paper", "n"] == 1 and lead.loc["grid", "n"] == 2
+    others = named.query("search == 'modern'").assign(search="random", seed=lambda rows: rows["seed"] + 10,
+                                                      operator="random", fitness=9.0)
+    [_, lead] = history.leads(pd.concat([named, others]), "modern").itertuples()
+    assert (lead.search, lead.n, lead.change) == ("random", 2, (1 - 9 + 4 - 9) / 2)  # in their order
 
 
 def test_the_front_has_nothing_that_is_smaller_and_as_good():

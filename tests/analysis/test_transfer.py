@@ -54,7 +54,9 @@ def test_flips_add_up_to_the_other_metric(evaluator):
     assert all(torch.equal(layer.weight, weight) for layer, weight in zip(bench.layers, before, strict=True))
     whole = evaluator.losses(TREES["wanda"]).mean() - evaluator.losses(TREES["magnitude"]).mean()
     assert found.set_index("by").loc["all", "change"] == pytest.approx(whole, abs=1e-5)
-    change = evaluator.losses(TREES["wanda"])[0, 0] - evaluator.losses(TREES["magnitude"])[0, 0]
+    assert not torch.equal(bench.given, bench.search)
+    in_text = evaluator.on([bench.given])  # neighbours must stand beside each other
+    change = in_text.losses(TREES["wanda"])[0, 0] - in_text.losses(TREES["magnitude"])[0, 0]
     interval = mean_of(change, running=True).interval()
     assert tuple(found.set_index("by").loc["all", ["low", "high"]]) == pytest.approx(interval, abs=1e-5)
     assert set(found.query("by == 'kind'")["part"]) == {layer.kind for layer in bench.layers}
@@ -94,6 +96,20 @@ def test_tau_is_kendalls_and_its_interval_holds_it():
     with pytest.raises(UsageError, match="no setting 'hom'; it is one of home, again, reverse"):
         transfer.rank_agreement(frame, "hom")
     assert transfer.rank_agreement(frame[frame["metric"] == "m0"], "home").empty
+
+
+def test_the_interval_of_tau_is_of_orders_without_noise(monkeypatch):
+    """Resampling alone finds the orders further apart than the noise has taken them already."""
+    monkeypatch.setattr("prunekit.evaluate.intervals.RESAMPLES", 200)
+    rng, held = np.random.default_rng(0), 0
+    for _ in range(20):
+        true = rng.normal(size=10)
+        rows = [{"metric": f"m{m}", "setting": setting, "window": w, "loss": true[m] + rng.normal(0, 4 / 3)}
+                for setting in ("home", "again") for m in range(10) for w in range(16)]
+        [found] = transfer.rank_agreement(pd.DataFrame(rows), "home").to_dict("records")
+        assert -1 <= found["low"] <= found["tau"] <= found["high"] <= 1
+        held += found["high"] == 1
+    assert held >= 16
 
 
 def test_the_winners_curse_is_what_choosing_by_noise_costs():

@@ -111,6 +111,9 @@ def test_a_result_of_another_model_or_method_is_no_result(finished, tmp_path):
     assert finished([row("wanda", 11.02, "2:4")])["ours"].notna().sum() == 2
     owl = row("wanda", 11.02, "2:4") | {"budget": "OWL"}
     assert finished([owl, row("wanda, fine-tuned", 11.02, "2:4")])["ours"].notna().sum() == 1
+    for budget, judged in (("uniform", 2), ("", 2), ('{"*": 0.6, "*.o_proj": "2:4"}', 1)):
+        mine = row("wanda", 11.02, "2:4") | {"budget": budget}
+        assert finished([mine])["ours"].notna().sum() == judged
     file = next(tmp_path.glob("runs/*/03_baselines/tables/*.csv"))
     pd.read_csv(file).drop(columns="split").to_csv(file, index=False)   # as older versions wrote results
     assert list(claims.measured("llama-2-7b")) == []

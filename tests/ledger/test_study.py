@@ -175,6 +175,16 @@ def test_the_numbers_of_an_answer_are_those_of_its_tables():
     assert study.beside("study")["target"].tolist() == ["50 %", "60 %", "70 %", "2:4"]  # on one text
 
 
+def test_an_answer_counts_all_that_its_correction_is_over(tmp_path, monkeypatch):
+    """Also the comparisons that it does not name."""
+    monkeypatch.setattr(study, "FOLDER", tmp_path)
+    shutil.copytree(RECORDED / "study-smollm2", tmp_path / "study-smollm2")
+    file = tmp_path / "study-smollm2" / "redrawn.csv"
+    rows = pd.read_csv(file, dtype={"target": str})
+    pd.concat([rows, rows.assign(rival="sparsegpt")]).to_csv(file, index=False)
+    assert "by Holm's correction over all 12 comparisons" in study.answer("study-smollm2").sentence
+
+
 def test_tables_of_several_models_are_read_as_one(tmp_path, monkeypatch):
     monkeypatch.setattr(study, "FOLDER", tmp_path)
     (tmp_path / "monomials").mkdir()
@@ -216,6 +226,8 @@ def test_the_figure_of_ratios_is_over_draws_where_wandas_were_drawn_anew():
     shown, rows = exhibits.ratios("study-smollm2"), pk.recorded("redrawn", "study-smollm2")
     rows = rows[rows["text"] == "wikitext2"].set_index("target")
     assert "(4 against Wanda at 60 % and 2:4)" in shown["caption"]
+    [drawn] = [said.sentence for said in study.sentences("study-smollm2") if said.table == "redrawn"]
+    assert "4 draws of calibration and gradient windows, on the same test windows" in drawn  # as recipes draw
     panels = {panel.get_title("left"): panel for panel in shown["figure"].axes}
     one_draw = pk.recorded("paired", "study-smollm2").query("rival == 'wanda' and text == 'wikitext2'")
     for target in ("0.6", "2:4"):

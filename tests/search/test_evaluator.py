@@ -329,6 +329,8 @@ def test_several_models_and_updates_in_one_file(parts, tmp_path):
                for n in (4, 8)]
     joint = pk.Evaluator(benches, [0.6], update="obs-iter", rungs=(2,))
     again = pk.Evaluator.load(joint.save(tmp_path / "joint.safetensors"))
+    for bench, read in zip(joint.benches, again.benches, strict=True):  # in both orders
+        assert torch.equal(read.search, bench.search) and torch.equal(read.given, windows["search"][:6])
     assert joint.losses(WANDA).shape == (2, 1, 6) and np.array_equal(joint.losses(WANDA), again.losses(WANDA))
     assert np.allclose(joint(WANDA).losses, joint.losses(WANDA).mean((0, 1)),
                        atol=1e-6) and joint.group == "layer"

@@ -276,21 +276,27 @@ class Evaluator:
         whole = {key: tensor.cpu().contiguous().clone() for key, tensor in tensors.items()}
         with replacing_file(self.home) as file:
             save_file(whole, file, metadata={"prunekit": json.dumps(meta)})
+        self._saved = _digest(meta)
         return self.home
 
     @classmethod
-    def load(cls, path: str | Path) -> Evaluator:
-        """An evaluator as it was saved. Raises UsageError if there is none, or its model has changed."""
+    def load(cls, path: str | Path, saved: str = "") -> Evaluator:
+        """An evaluator as it was saved. saved: the digest of the one that it must be, for workers.
+
+        Raises UsageError if there is none, if its model has changed, or if another lies there since."""
         path = Path(path)
         if not path.is_file():
             raise UsageError(f"there is no saved evaluator {path}: make one with Evaluator(…).save(path).")
-        return _resident(str(path.resolve()), path.stat().st_mtime_ns)
+        self = _resident(str(path.resolve()), path.stat().st_mtime_ns)
+        if saved not in ("", self._saved):
+            raise UsageError(f"another evaluator was saved as {path} since: give each a file of its own.")
+        return self
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self.home is None:
             raise UsageError("this evaluator lives in this process only: save it first "
                              "(evaluator.save(path)), so that other processes can load it.")
-        return Evaluator.load, (self.home,)
+        return Evaluator.load, (self.home, self._saved)
 
     @classmethod
     def _read(cls, path: Path) -> Evaluator:
@@ -311,11 +317,15 @@ class Evaluator:
         except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
             raise UsageError(f"{path} holds no evaluator ({str(error)[:80]}): make it anew with "
                              "Evaluator(…).save(path).") from error
-        self.home = path
+        self.home, self._saved = path, _digest(meta)
         if not same:
             raise UsageError(f"the evaluator {path} was made with another state of {benches[0].name}: make "
                              "it anew.")
         return self
+
+
+def _digest(meta: Mapping[str, Any]) -> str:
+    return hashlib.blake2b(json.dumps(meta).encode(), digest_size=12).hexdigest()
 
 
 def identifying(decided: Sequence[Sequence[Decision]], stacks: Sequence[Sequence[int]]

@@ -1,4 +1,5 @@
 import json
+import pickle
 import random
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
@@ -321,6 +322,19 @@ def test_saved_evaluators_measure_the_same_here_and_in_other_processes(parts, ev
     one, two = ([journals.stable(event) for event in journals.read(tmp_path / f"{name}.jsonl")]
                 for name in ("serial", "two"))
     assert one == two
+
+
+def test_a_worker_takes_no_other_evaluator_for_its_own(parts, tmp_path):
+    """Sent is where it was saved; another may lie there by the time that a worker looks."""
+    path = make(parts).save(tmp_path / "evaluator.safetensors")
+    mine = pk.Evaluator.load(path)
+    sent = pickle.dumps(mine)
+    make(parts).save(path)  # the same again
+    assert pickle.loads(sent)(WANDA) == mine(WANDA)
+    make(parts, ["0.8"]).save(path)
+    with pytest.raises(pk.UsageError, match="another evaluator was saved as .* since"):
+        pickle.loads(sent)
+    assert str(pk.Evaluator.load(path).targets[0]) == "0.8"
 
 
 def test_several_models_and_updates_in_one_file(parts, tmp_path):

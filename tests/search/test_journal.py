@@ -119,7 +119,7 @@ def test_a_changed_byte_is_found_wherever_it_is_and_nothing_is_lost(tmp_path):
     search(path, 30)
     whole = path.read_bytes()
     starts = [0, *(at + 1 for at, byte in enumerate(whole[:-1]) if byte == 10)]
-    for number in (1, 7, len(starts) // 2, len(starts) - 1):
+    for number in (1, 7, len(starts) // 2, len(starts) - 1, len(starts)):
         advice = f"head -n {number - 1}" if number > 1 else "or begin anew"
         at = starts[number - 1] + 25
         broken = bytearray(whole)

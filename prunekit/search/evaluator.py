@@ -100,9 +100,8 @@ class Evaluator:
 
     @property
     def group(self) -> str:
-        """The group that proofs of sameness must hold in: obs-iter has a threshold per block of columns."""
-        unstructured = any(pattern == "unstructured" for _, pattern in self.targets)
-        return "layer" if self.update == "obs-iter" and unstructured else "row"
+        """The group that proofs of sameness must hold in: obs-iter compares weights that it has updated."""
+        return "solver" if self.update == "obs-iter" else "row"
 
     @property
     def parts(self) -> list[str]:

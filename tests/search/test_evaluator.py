@@ -345,7 +345,7 @@ def test_several_models_and_updates_in_one_file(parts, tmp_path):
     again = pk.Evaluator.load(joint.save(tmp_path / "joint.safetensors"))
     assert joint.losses(WANDA).shape == (2, 1, 6) and np.array_equal(joint.losses(WANDA), again.losses(WANDA))
     assert np.allclose(joint(WANDA).losses, joint.losses(WANDA).mean((0, 1)),
-                       atol=1e-6) and joint.group == "layer"
+                       atol=1e-6) and joint.group == "solver"
     assert joint(WANDA).by_task == pytest.approx({f"embedded/llama #{n + 1} 0.6": loss for n, loss in
                                                   enumerate(joint.losses(WANDA).mean((1, 2)))}, abs=1e-6)
 

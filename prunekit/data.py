@@ -186,7 +186,8 @@ def skipped_rows(corpus: str | Path, role: str, cache_dir: str | None = None) ->
 
 
 def fingerprint(corpus: str | Path) -> str:
-    """A short hash that changes when a corpus on disk changes; for a named corpus, its name."""
+    """A short hash that changes when a corpus on disk changes, also by a name in its folder, which makes a
+    split, or by the kind of a file; for a named corpus, its name."""
     name = str(corpus).partition(":")[0]
     if name == "embedded":
         from prunekit.embedded import world
@@ -195,7 +196,14 @@ def fingerprint(corpus: str | Path) -> str:
         return _digest(sorted(part for part in parts if part.suffix in (".py", ".yaml")), str(corpus))
     if name in CORPORA or not Path(str(corpus)).expanduser().exists():
         return str(corpus)
-    return _digest(_files(corpus), "")
+    path, files = Path(corpus).expanduser(), _files(corpus)
+    names = [file.relative_to(path).as_posix() for file in files] if path.is_dir() else [_kind(path)]
+    return _digest(files, "\0".join(names))
+
+
+def _kind(file: Path) -> str:
+    """.txt, .jsonl, .json or .parquet, also of a file.txt.gz."""
+    return Path(file.name.removesuffix(".gz")).suffix
 
 
 def _files(path: str | Path) -> list[Path]:
@@ -331,7 +339,7 @@ def _column(names: Sequence[str], where: str) -> str:
 
 def _read_file(path: Path) -> tuple[str, list[Any]]:
     """(column, its values) of a file: one a row of JSON lines and parquet; a text file is one, column ""."""
-    kind = Path(path.name.removesuffix(".gz")).suffix
+    kind = _kind(path)
     try:
         if kind == ".parquet":
             import pandas as pd

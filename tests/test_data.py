@@ -487,6 +487,19 @@ def test_fingerprint_follows_the_content(folder):
     assert data.fingerprint("embedded") != data.fingerprint("embedded:almanac")
 
 
+def test_fingerprint_follows_the_names_that_say_how_a_text_is_read(folder):
+    before = data.fingerprint(folder)
+    moved = folder.rename(folder.with_name("moved"))
+    assert data.fingerprint(moved) == before
+    (moved / "validation.txt").rename(moved / "dev.txt")  # no split any more, and still the first file
+    assert data.fingerprint(moved) != before
+    text = data.fingerprint(moved / "train.txt")
+    (moved / "train.txt").rename(moved / "words.txt")
+    assert data.fingerprint(moved / "words.txt") == text
+    (moved / "words.txt").rename(moved / "words.jsonl")
+    assert data.fingerprint(moved / "words.jsonl") != text
+
+
 def test_leakage_flag():
     assert data.leaks("wikitext2", "c4", "wikitext2") and data.leaks("c4", "wikitext2", "wikitext2")
     assert data.leaks("c4", "c4", "wikitext2", roles="published")

@@ -8,9 +8,9 @@ a term that is a strictly monotone function of one of its subtrees becomes that 
 
 Claim: two trees with equal `rank_key` give the same masks, ties included, in exact arithmetic (exp without
 its clamp), on every layer where both are valid. It is a proof by rules, so it is not complete: different keys
-may still give the same mask. Inside the solver (`obs-iter`) updated weights are scored with the minimum, span,
-sums and norms of those before: there mms(W) may be negative, which all these rules rest on, so a tree that
-takes such a value of W is the same as itself only.
+may still give the same mask. Inside the solver (`obs-iter`) updated weights are scored with the minimum,
+span, sums and norms of those before: there mms(W) may be negative, which these rules rule out, so a tree that
+takes such a value of W is proven to be the same as itself only.
 """
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ UNARY = {
 }
 
 
-# Values are (1 or 2, rows, columns): what stands for the whole matrix (a minimum, a sum) is the first layer's.
+# Values are (1 or 2, rows, columns): what is of the whole matrix (a minimum, a sum) is the first one's.
 
 
 def _relative(x, axis):

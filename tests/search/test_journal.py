@@ -200,6 +200,20 @@ def test_files_that_are_no_journal(tmp_path, content, sentence):
         assert path.read_bytes() == content
 
 
+def test_a_journal_of_another_planted_target_or_hat_is_refused(tmp_path):
+    """They are of one class each, and measure different things."""
+    def run(evaluator, name):
+        return list(pk.evolve(evaluator, "modern", 6, 3, tmp_path / name, population=5, progress=False))
+
+    first, second = (pk.Planted(pk.Tree.parse(text), layers=1) for text in ("mul(W, X)", "mul(W, G)"))
+    run(first, "planted.jsonl"), run(pk.Shuffled((1.0, 2.0)), "hat.jsonl")
+    run(pk.Planted(pk.Tree.parse("mul(W, X)"), layers=1), "planted.jsonl")  # the same, made again
+    for other, name in ((second, "planted.jsonl"), (pk.Shuffled((1.0, 3.0)), "hat.jsonl"),
+                        (pk.Shuffled((1.0, 2.0), seed=1), "hat.jsonl")):
+        with pytest.raises(pk.UsageError, match="another search .*evaluator.state"):
+            run(other, name)
+
+
 def test_a_missing_journal_is_named():
     with pytest.raises(pk.UsageError, match="there is no journal nowhere.jsonl"):
         journals.read("nowhere.jsonl")

@@ -279,23 +279,18 @@ class Evaluator:
         return self.home
 
     @classmethod
-    def load(cls, path: str | Path, saved: str = "") -> Evaluator:
-        """An evaluator as it was saved. saved: the digest of the one that it must be, for workers.
-
-        Raises UsageError if there is none, if its model has changed, or if another lies there since."""
+    def load(cls, path: str | Path) -> Evaluator:
+        """An evaluator as it was saved. Raises UsageError if there is none, or its model has changed."""
         path = Path(path)
         if not path.is_file():
             raise UsageError(f"there is no saved evaluator {path}: make one with Evaluator(…).save(path).")
-        self = _resident(str(path.resolve()), path.stat().st_mtime_ns)
-        if saved not in ("", self._saved):
-            raise UsageError(f"another evaluator was saved as {path} since: give each a file of its own.")
-        return self
+        return _resident(str(path.resolve()), path.stat().st_mtime_ns)
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self.home is None:
             raise UsageError("this evaluator lives in this process only: save it first "
                              "(evaluator.save(path)), so that other processes can load it.")
-        return Evaluator.load, (self.home, self._saved)
+        return _sent, (self.home, self._saved)
 
     @classmethod
     def _read(cls, path: Path) -> Evaluator:
@@ -325,6 +320,14 @@ class Evaluator:
 
 def _digest(meta: Mapping[str, Any]) -> str:
     return hashlib.blake2b(json.dumps(meta).encode(), digest_size=12).hexdigest()
+
+
+def _sent(path: Path, saved: str) -> Evaluator:
+    """In a worker, the evaluator that was sent to it. Raises UsageError if another was saved there since."""
+    found = Evaluator.load(path)
+    if found._saved != saved:
+        raise UsageError(f"another evaluator was saved as {path} since: give each a file of its own.")
+    return found
 
 
 def identifying(decided: Sequence[Sequence[Decision]], stacks: Sequence[Sequence[int]]

@@ -1,4 +1,4 @@
-"""Windows of tokens by role; no two roles share text."""
+"""Windows of tokens by role; no two roles share text, unless published ones are asked for."""
 from __future__ import annotations
 
 import gzip
@@ -78,8 +78,9 @@ def token_windows(corpus: str | Path, tokenizer: Any, role: str, n: int | None =
 
     roles: `disjoint` (every role its own text, windows drawn without overlap or repeat), or `published`:
     calibration and gradient windows start anywhere in the train split, by `random.Random(seed)`, as in the
-    published lib/data.py, so that they are the same windows when corpus and seed are. The test role is always
-    the consecutive windows of the test text (n: the first n; None or 0: all). The train role packs documents
+    published lib/data.py, so that they are the same windows when corpus and seed are; those of other roles
+    may lie in that split, too (search, select without a validation split), but never test. It is always the
+    consecutive windows of the test text (n: the first n; None or 0: all). The train role packs documents
     one after the other, each closed by the end-of-text token; `published`: those of the whole train split in
     its order, as in the published finetune_lm.py.
 
@@ -93,7 +94,7 @@ def token_windows(corpus: str | Path, tokenizer: Any, role: str, n: int | None =
 
     Raises UsageError for unknown names, missing files or network, too little text, a file of windows that are
     no whole numbers, `always` with a tokenizer that has no BOS token, `never` or `always` with published or
-    ready windows, and published ones of a corpus without a train split.
+    ready windows, and published ones of a corpus without a train split, or with one that test would share.
     """
     for what, given, known in (("role", role, ROLES), ("roles", roles, SAMPLINGS)):
         if given not in known:
@@ -149,6 +150,9 @@ def _drawn(corpus: str, tokenizer: Any, role: str, n: int | None, seqlen: int, s
     if name == "embedded":
         return _embedded_windows(tokenizer, role, n, seqlen, seed, part)
     loaded = load_corpus(corpus, cache_dir)
+    if published and role == "test" and loaded.split_of(role) == "train":
+        raise UsageError(f"corpus '{loaded.name}' has no test split, and published windows are of all of its "
+                         "train split; give its folder a test.txt (or .jsonl, .parquet), or test on another.")
     if role == "test":
         return _test_windows(loaded, tokenizer, n, seqlen, published)
     if published and role in ("calibration", "gradient", "train") and "all" in loaded.splits:
@@ -182,7 +186,8 @@ def skipped_rows(corpus: str | Path, role: str, cache_dir: str | None = None) ->
 
 
 def fingerprint(corpus: str | Path) -> str:
-    """A short hash that changes when a corpus on disk changes; for a named corpus, its name."""
+    """A short hash that changes when a corpus on disk changes, also by a name in its folder, which makes a
+    split, or by the kind of a file; for a named corpus, its name."""
     name = str(corpus).partition(":")[0]
     if name == "embedded":
         from prunekit.embedded import world
@@ -191,7 +196,14 @@ def fingerprint(corpus: str | Path) -> str:
         return _digest(sorted(part for part in parts if part.suffix in (".py", ".yaml")), str(corpus))
     if name in CORPORA or not Path(str(corpus)).expanduser().exists():
         return str(corpus)
-    return _digest(_files(corpus), "")
+    path, files = Path(corpus).expanduser(), _files(corpus)
+    names = [file.relative_to(path).as_posix() for file in files] if path.is_dir() else [_kind(path)]
+    return _digest(files, "\0".join(names))
+
+
+def _kind(file: Path) -> str:
+    """.txt, .jsonl, .json or .parquet, also of a file.txt.gz."""
+    return Path(file.name.removesuffix(".gz")).suffix
 
 
 def _files(path: str | Path) -> list[Path]:
@@ -327,7 +339,7 @@ def _column(names: Sequence[str], where: str) -> str:
 
 def _read_file(path: Path) -> tuple[str, list[Any]]:
     """(column, its values) of a file: one a row of JSON lines and parquet; a text file is one, column ""."""
-    kind = Path(path.name.removesuffix(".gz")).suffix
+    kind = _kind(path)
     try:
         if kind == ".parquet":
             import pandas as pd

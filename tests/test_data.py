@@ -129,6 +129,19 @@ def test_published_windows_need_a_train_split(role, tmp_path):
         assert draw(other, "published").equal(draw(other, "disjoint"))
 
 
+@pytest.mark.parametrize("others", [(), ("validation",)])
+def test_published_windows_are_never_of_the_test_text(others, tmp_path):
+    """All of the train split may be theirs, and without a split of its own test is a share of it."""
+    for place, split in enumerate(("train", *others)):
+        (tmp_path / f"{split}.txt").write_text(numbers(5000 * place, 5000 * place + 5000))
+    draw = lambda role, roles: pk.token_windows(tmp_path, Words(), role, 4, 10, roles=roles)
+    with pytest.raises(pk.UsageError, match="has no test split, and published windows are of all of its tra"):
+        draw("test", "published")
+    assert len(draw("calibration", "published")) == len(draw("test", "disjoint")) == 4
+    (tmp_path / "test.txt").write_text(numbers(20_000, 21_000))
+    assert draw("test", "published").equal(draw("test", "disjoint"))
+
+
 def test_a_corpus_that_changes_within_a_process_is_read_again(folder):
     before = pk.token_windows(folder, Words(), "test", 1, 10)
     (folder / "test.txt").write_text(numbers(30_000, 30_100))
@@ -472,6 +485,19 @@ def test_fingerprint_follows_the_content(folder):
     (folder / "test.txt").write_text("1 2 3")
     assert data.fingerprint(folder) != before
     assert data.fingerprint("embedded") != data.fingerprint("embedded:almanac")
+
+
+def test_fingerprint_follows_the_names_that_say_how_a_text_is_read(folder):
+    before = data.fingerprint(folder)
+    moved = folder.rename(folder.with_name("moved"))
+    assert data.fingerprint(moved) == before
+    (moved / "validation.txt").rename(moved / "dev.txt")  # no split any more, and still the first file
+    assert data.fingerprint(moved) != before
+    text = data.fingerprint(moved / "train.txt")
+    (moved / "train.txt").rename(moved / "words.txt")
+    assert data.fingerprint(moved / "words.txt") == text
+    (moved / "words.txt").rename(moved / "words.jsonl")
+    assert data.fingerprint(moved / "words.jsonl") != text
 
 
 def test_leakage_flag():

@@ -79,7 +79,8 @@ def resolve(method: str | Tree | Method, group: str | None = None, update: str |
 
     Raises UsageError for an unknown name (with the nearest), group or update, for a metric that cannot be
     read, for `sparsegpt` with another update than its own, for `variant` with a score not proven >= 0, and
-    for `layer` or `variant` asked of a metric under `obs-iter`, which has a threshold per block of columns.
+    under `obs-iter`, which has a threshold per block of columns, for a metric of group `variant` or one that
+    is asked to compare by `layer`.
     """
     asked = method if isinstance(method, Method) else _find(method)
     if group is not None and group not in GROUPS:
@@ -90,9 +91,9 @@ def resolve(method: str | Tree | Method, group: str | None = None, update: str |
     if asked.tree is None and asked.update != "obs-iter":
         raise UsageError(f"{asked.name} chooses its mask inside the solver: update must be 'obs-iter', "
                          f"not {update!r}")
-    if asked.tree and asked.update == "obs-iter" and group in ("layer", "variant"):
-        raise UsageError(f"update 'obs-iter' compares by block of columns, so group {group!r} is not what "
-                         "would happen; leave group out, or take update 'obs' or 'admm'")
+    if asked.tree and asked.update == "obs-iter" and (group == "layer" or asked.group == "variant"):
+        raise UsageError(f"update 'obs-iter' compares by block of columns, so group {asked.group!r} is not "
+                         "what would happen; leave that group out, or take update 'obs' or 'admm'")
     if asked.group == "variant" and (asked.tree is None or asked.tree.sign != 1):
         raise UsageError(f"group 'variant' cumulates scores, so it needs a metric that is never negative; "
                          f"{asked.name} is not proven to be")

@@ -8,7 +8,9 @@ a term that is a strictly monotone function of one of its subtrees becomes that 
 
 Claim: two trees with equal `rank_key` give the same masks, ties included, in exact arithmetic (exp without
 its clamp), on every layer where both are valid. It is a proof by rules, so it is not complete: different keys
-may still give the same mask.
+may still give the same mask. Inside the solver (`obs-iter`) updated weights are scored with the minimum,
+span, sums and norms of those before: there mms(W) may be negative, which these rules rule out, so a tree that
+takes such a value of W is proven to be the same as itself only.
 """
 from __future__ import annotations
 
@@ -19,7 +21,7 @@ from math import gcd
 
 from prunekit.errors import UsageError, did_you_mean
 from prunekit.metric.catalogue import GROUPS
-from prunekit.metric.facts import Node, constant, order_key, shape, sign
+from prunekit.metric.facts import Node, constant, flat, nested, order_key, shape, sign
 from prunekit.metric.primitives import PRIMITIVES
 from prunekit.metric.rewrite import Rewriter, run
 from prunekit.metric.rules import AFFINE, ORDER, RULES, SCALED, SHIFT, Context, rule
@@ -234,11 +236,25 @@ def _structural(t: Node, context: Context) -> tuple[str, Node] | None:
 
 # Keys -------------------------------------------------------------------------------------------------------
 
+_ANY_WEIGHTS = frozenset({"zsn", "div"})  # of unknown sign, or by a positive factor, whatever W becomes
+
+
+def _of_first_weights(t: Node) -> bool:
+    """Does t take a minimum and span, or sums, of W, whose proofs end where W is updated?"""
+    if isinstance(t, str):
+        return False
+    frozen = PRIMITIVES[t[0]].freeze and t[0] not in _ANY_WEIGHTS
+    return frozen and "W" in flat(t) or any(map(_of_first_weights, t[1:]))
+
 
 def reduced(tree: Tree, group: str) -> tuple[Tree | None, Rewriter]:
     """The canonical form (None: proven invalid on every layer), and the rewriter whose steps led there."""
-    if group not in GROUPS:
-        raise UsageError(f"unknown comparison group {group!r}{did_you_mean(group, GROUPS)}")
+    known = (*GROUPS, "solver")
+    if group not in known:
+        raise UsageError(f"unknown comparison group {group!r}{did_you_mean(group, known)}")
+    if group == "solver" and _of_first_weights(nested(tree)):
+        rewriter = Rewriter(())
+        return run(tree, rewriter, Context()), rewriter
     if group != "variant":
         rewriter = Rewriter((*RULES, *RANK_RULES, *(ROW_RULES if group == "row" else ())), _structural)
         return run(tree, rewriter, Context(ORDER, "", True)), rewriter
@@ -262,9 +278,10 @@ def canonical(tree: Tree, group: str = "row") -> Tree:
 def rank_key(tree: Tree, group: str = "row") -> Hashable:
     """Equal keys: proven to give the same masks in a comparison group, at any sparsity (the module's claim).
 
-    group: "row" (also for N:M), "layer" (also the solver's blocks), "variant" (cumulated scores: only
-    bit-identical rewrites and a positive factor). A tree proven invalid on every layer has a key of its own,
-    ("invalid", tree). Raises UsageError for an unknown group, and for "variant" with a score not proven >= 0.
+    group: "row" (also for N:M), "layer", "solver" (whatever `obs-iter` compares), "variant" (cumulated
+    scores: only bit-identical rewrites and a positive factor). A tree proven invalid on every layer has a key
+    of its own, ("invalid", tree). Raises UsageError for an unknown group, and for "variant" with a score not
+    proven >= 0.
     """
     form, _ = reduced(tree, group)
     return ("invalid", tuple(tree)) if form is None else (group, tuple(form))

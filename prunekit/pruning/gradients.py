@@ -24,12 +24,13 @@ from prunekit.files import replacing_file
 from prunekit.models import Layer, check_windows, decoder_blocks, in_eval_mode, layers, refuse_offloaded
 from prunekit.progress import tqdm
 from prunekit.pruning.inputs import refuse_not_finite_inputs
-from prunekit.pruning.masks import bounds, finite
+from prunekit.pruning.masks import bounds, finite, nonzero
 from prunekit.pruning.walk import InputGroup, Walk
 
 GRADIENT_NORMS = ("l2", "l1", "signed")
 ACTIVATION_NORMS = ("l2", "l1")
 _ORDERED_ON = ("cuda",)  # kinds of devices where torch has faster sums that differ from run to run
+_VANISHING = 0.01  # share of a layer that a narrower dtype may make 0: far below the targets that are asked
 # --- tensors by layer name, with how they were made ---------------------------------------------------------
 
 
@@ -100,7 +101,8 @@ class LayerTensors(Mapping[str, Tensor]):
     def save(self, path: str | Path, *, dtype: torch.dtype | None = None) -> Path:
         """Write a .safetensors file that says how it was made; `dtype=torch.float16` halves it.
 
-        Raises UsageError if that dtype cannot hold what was finite, and if the file cannot be written."""
+        Raises UsageError if that dtype cannot hold what was finite, if it makes 0 of over a hundredth of a
+        layer (fewer are the lowest scores, which go first as it is), and if the file cannot be written."""
         path = Path(path)
         _refuse_whole(dtype)
         tensors = {name: tensor.to("cpu", dtype).contiguous() for name, tensor in self.items()}
@@ -108,6 +110,9 @@ class LayerTensors(Mapping[str, Tensor]):
             if self[name].isfinite().all() and not tensor.isfinite().all():
                 raise UsageError(f"the {self.kind} of layer {name} is beyond {dtype}; save it in float32, or "
                                  "in bfloat16.")
+            if _vanishes(self[name], tensor):
+                raise UsageError(f"the {self.kind} of layer {name} is so small that {dtype} makes 0 of it; "
+                                 "save it in float32 or bfloat16, or collect it at a larger scale.")
         with replacing_file(path) as file:
             meta = json.dumps(self.meta, sort_keys=True)
             save_file(tensors, file, metadata={"kind": self.kind, "prunekit": meta})
@@ -223,7 +228,7 @@ def collect_gradients(model: nn.Module, windows: Tensor, *, norm: str = "l2", sc
 
     Raises UsageError on an unknown norm, a scale that is no number above 0 or makes G zero or infinite, a
     model that is offloaded in part or in inference mode, windows that it cannot read, a loss that is not
-    finite, or a dtype that cannot hold G.
+    finite, or a dtype that cannot hold G (see `Gradients.save`).
     """
     if norm not in GRADIENT_NORMS:
         raise UsageError(f"gradient norm '{norm}' is not known{did_you_mean(norm, GRADIENT_NORMS)}.")
@@ -360,7 +365,15 @@ def _held(total: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
     if not finite(G):
         raise UsageError(f"{dtype} cannot hold G, which reaches {total.max():.3g}; use bfloat16 or a smaller "
                          "scale.")
+    if _vanishes(total, G):
+        raise UsageError(f"{dtype} makes 0 of G, which is below {total.max():.3g}; use bfloat16 or a larger "
+                         "scale.")
     return G
+
+
+def _vanishes(exact: Tensor, held: Tensor) -> bool:
+    """Is too much of it 0 in the dtype that holds it, and was not?"""
+    return nonzero(exact) - nonzero(held) > _VANISHING * held.numel()
 
 
 def _oriented(layer: Layer, total: Tensor) -> Tensor:

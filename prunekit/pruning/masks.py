@@ -54,21 +54,28 @@ def _chosen(S: Tensor, sparsity: float, ratio: tuple[int, int] | None, group: st
     return keep_variant(S, sparsity)
 
 
-def check_zeros(zeros: Tensor, sparsity: float, pattern: str = "unstructured") -> None:
-    """Raise UsageError if zeros (out, in), bool, are too many to be kept: by more than a hundredth of the
-    layer, more than its target or, of N:M, more than n in groups of m. Few more are dead inputs' and
-    rounding's."""
+def check_zeros(zeros: Tensor, sparsity: float, pattern: str = "unstructured", group: str = "row",
+                block: int = 0) -> None:
+    """Raise UsageError if zeros (out, in), bool, are too many to be kept: if what is compared (see
+    `keep_mask`; block: as many columns, by `obs-iter`) has more than it is to lose, by over a hundredth of
+    the layer in all. Few more are dead inputs' and rounding's."""
     ratio, numel = parse_pattern(pattern), zeros.numel()
     if ratio and zeros.shape[1] % ratio[1] == 0:
-        held = zeros.reshape(-1, ratio[1]).sum(1)
-        surplus = int((held - ratio[0]).clamp(min=0).sum())
+        compared = [zeros.reshape(-1, ratio[1])]
+    elif group == "row" and not block:
+        compared = [zeros]
     else:
-        surplus = int(zeros.sum()) - int(numel * sparsity)
+        compared = [part.reshape(1, -1) for part in zeros.split(block or zeros.shape[1], dim=1)]
+    rooms = [ratio[0] if ratio else int(part.shape[1] * sparsity) for part in compared]
+    surplus = sum(int((part.sum(1) - room).clamp(min=0).sum())
+                  for part, room in zip(compared, rooms, strict=True))
     if surplus > _SURPLUS * numel:
         which = f"groups of {pattern}" if ratio else f"sparsity {sparsity:g}"
+        where = "" if ratio or len(compared[0]) == 1 else " row by row"
+        ask = "another pattern" if ratio else f"more{where and ', or by layer (group)'}"
         raise UsageError(f"of its weights {int(zeros.sum()) / numel:.1%} are zero already, "
-                         f"{surplus / numel:.1%} more than {which} can keep; ask for "
-                         f"{'another pattern' if ratio else 'more'}, or leave `preserve` out.")
+                         f"{surplus / numel:.1%} more than {which} can keep{where}; ask for {ask}, or leave "
+                         "`preserve` out.")
 
 
 def check_scores(S: Tensor) -> None:

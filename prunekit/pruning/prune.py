@@ -47,7 +47,7 @@ class Report:
     def __post_init__(self) -> None:
         masked = sum(row["masked"] for row in self.rows) / sum(row["numel"] for row in self.rows)
         short = self.sparsity < self.target - _TOLERANCE
-        if short or masked > self.target + _TOLERANCE and not self.meta["preserve"]:
+        if short or masked > self.target + _TOLERANCE:
             method = f"{self.meta['method']} (group {self.meta['group']})"
             why = "goes no further in this model" if short else "has too many equal scores in this model"
             warnings.warn(f"{self.sparsity:.1%} of the prunable weights are zero where {self.target:.1%} "
@@ -220,8 +220,9 @@ class Plan:
         if not self.preserve or not target.sparsity:
             return None
         zeros = layer.weight == 0
+        block = self.options.block_size if self.method.update == "obs-iter" else 0
         with _naming(layer):
-            check_zeros(zeros, *target)
+            check_zeros(zeros, *target, self.method.group, block)
         return zeros
 
     def prune_layer(self, layer: Layer, inputs: InputStatistics | None, decision: Decision | None = None

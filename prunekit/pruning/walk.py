@@ -228,16 +228,16 @@ class Walk:
             raise self._cannot(f"{len(groups)} of {len(self.blocks)} blocks were called")
         return groups, rewrap
 
-    def _grouped(self, index: int, reads: Sequence[tuple[Layer, Tensor]]) -> list[InputGroup]:
+    def _grouped(self, index: int, reads: Sequence[tuple[Layer, Tensor, int]]) -> list[InputGroup]:
         """Layers in the order of their calls, those that read one tensor together; single experts last."""
-        seen = {layer.parameter for layer, _ in reads}
+        seen = {layer.parameter for layer, *_ in reads}
         silent = ", ".join(layer.name for layer in self.layers[index] if layer.parameter not in seen)
         if silent:
             raise self._cannot(f"no input of {silent} is to be seen")
         by_input: dict[tuple[int, tuple[int, ...], int], dict[str, Layer]] = {}
-        for layer, x in reads:
+        for layer, x, version in reads:
             if layer.expert is None and not any(layer.name in known for known in by_input.values()):
-                by_input.setdefault((x.data_ptr(), tuple(x.shape), x._version), {})[layer.name] = layer
+                by_input.setdefault((x.data_ptr(), tuple(x.shape), version), {})[layer.name] = layer
         experts = [InputGroup((layer,)) for layer in self.layers[index] if layer.expert is not None]
         return [InputGroup(tuple(layers.values())) for layers in by_input.values()] + experts
 
@@ -305,10 +305,10 @@ def _observing(step: Step, observe: Observe, *, stop_early: bool) -> Iterator[No
 
 
 @contextmanager
-def _reading(layers: Sequence[Layer]) -> Iterator[list[tuple[Layer, Tensor]]]:
-    """For a while, record which layer reads which tensor."""
-    reads: list[tuple[Layer, Tensor]] = []
-    with _watching(layers, lambda layer, x: reads.append((layer, x))):
+def _reading(layers: Sequence[Layer]) -> Iterator[list[tuple[Layer, Tensor, int]]]:
+    """For a while, record which layer reads which tensor, and which version: one may be changed in place."""
+    reads: list[tuple[Layer, Tensor, int]] = []
+    with _watching(layers, lambda layer, x: reads.append((layer, x, x._version))):
         yield reads
 
 

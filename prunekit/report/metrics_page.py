@@ -77,7 +77,8 @@ def _tree(text: str) -> Tree | None:
 
 def _key(method: Method) -> tuple[Any, ...]:
     """Equal for methods that are proven to give the same masks and the same weights."""
-    return method.update, method.tree and rank_key(method.tree, method.group)
+    group = "solver" if method.update == "obs-iter" else method.group
+    return method.update, method.tree and rank_key(method.tree, group)
 
 
 def _drawn(tree: Tree) -> dict[str, Any]:

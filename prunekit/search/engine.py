@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import math
+import re
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -53,7 +54,8 @@ def evolve(evaluator: Callable[..., Any], preset: str | Preset = "modern", budge
            progress: bool = True, **changes: Any) -> Iterator[Generation]:
     """Search for metrics or budgets; yields a `Generation` after the first population and then every few.
 
-    evaluator: `Evaluator`, or a function from a tree to a loss (lower is better; not finite: no metric).
+    evaluator: `Evaluator`, or a function from a tree to a loss (lower is better; not finite: no metric). Of
+    one a journal knows the name alone; of a callable object the repr, which a dataclass writes in full.
     budget: distinct evaluations (default: the preset's). journal: a file that the search is written to and
     resumed from. executor: None (here, one after the other), any concurrent.futures.Executor, or
     `open_executor(...)`. seeds, budgets: trees, as such or as text, and budgets of the first tree
@@ -250,8 +252,11 @@ class _Adapter:
         parameters = inspect.signature(evaluator).parameters.values() if callable(evaluator) else ()
         if [each.name == "budget" for each in parameters] not in ([False], [False, True]):
             raise UsageError("an evaluator is a function of one tree that returns a loss, or an Evaluator.")
-        name = getattr(evaluator, "__qualname__", type(evaluator).__qualname__)
-        return cls(evaluator, identity={"function": name}, places=getattr(evaluator, "places", None))
+        identity = {"function": getattr(evaluator, "__qualname__", type(evaluator).__qualname__)}
+        if not hasattr(evaluator, "__qualname__"):  # an object: how it is written, but not where it lies
+            written = re.sub(r" at 0x\w+", "", repr(evaluator))
+            identity["state"] = hashlib.sha256(written.encode()).hexdigest()[:16]
+        return cls(evaluator, identity=identity, places=getattr(evaluator, "places", None))
 
     def __call__(self, tree: Tree, race: Race | None, seen: Mapping[str, int], raw: Tree,
                  budget: Budget | None = None) -> Outcome:

@@ -100,9 +100,8 @@ class Evaluator:
 
     @property
     def group(self) -> str:
-        """The group that proofs of sameness must hold in: obs-iter has a threshold per block of columns."""
-        unstructured = any(pattern == "unstructured" for _, pattern in self.targets)
-        return "layer" if self.update == "obs-iter" and unstructured else "row"
+        """The group that proofs of sameness must hold in: obs-iter compares weights that it has updated."""
+        return "solver" if self.update == "obs-iter" else "row"
 
     @property
     def parts(self) -> list[str]:
@@ -276,6 +275,7 @@ class Evaluator:
         whole = {key: tensor.cpu().contiguous().clone() for key, tensor in tensors.items()}
         with replacing_file(self.home) as file:
             save_file(whole, file, metadata={"prunekit": json.dumps(meta)})
+        self._saved = _digest(meta)
         return self.home
 
     @classmethod
@@ -290,7 +290,7 @@ class Evaluator:
         if self.home is None:
             raise UsageError("this evaluator lives in this process only: save it first "
                              "(evaluator.save(path)), so that other processes can load it.")
-        return Evaluator.load, (self.home,)
+        return _sent, (self.home, self._saved)
 
     @classmethod
     def _read(cls, path: Path) -> Evaluator:
@@ -311,11 +311,23 @@ class Evaluator:
         except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
             raise UsageError(f"{path} holds no evaluator ({str(error)[:80]}): make it anew with "
                              "Evaluator(…).save(path).") from error
-        self.home = path
+        self.home, self._saved = path, _digest(meta)
         if not same:
             raise UsageError(f"the evaluator {path} was made with another state of {benches[0].name}: make "
                              "it anew.")
         return self
+
+
+def _digest(meta: Mapping[str, Any]) -> str:
+    return hashlib.blake2b(json.dumps(meta).encode(), digest_size=12).hexdigest()
+
+
+def _sent(path: Path, saved: str) -> Evaluator:
+    """In a worker, the evaluator that was sent to it. Raises UsageError if another was saved there since."""
+    found = Evaluator.load(path)
+    if found._saved != saved:
+        raise UsageError(f"another evaluator was saved as {path} since: give each a file of its own.")
+    return found
 
 
 def identifying(decided: Sequence[Sequence[Decision]], stacks: Sequence[Sequence[int]]

@@ -3,8 +3,8 @@ rebuilt.
 
 Line 1 is the header; then, per candidate, `propose` and either `evaluate` or `reject`, in an order that does
 not depend on how many workers there are. Each line carries the CRC-32 of itself and all lines before it, so a
-changed byte is found wherever it is. A line that a crash left unfinished at the end is dropped. Losses are
-float32, base64.
+changed byte is found wherever it is. A line at the end that a crash left without its line feed is dropped.
+Losses are float32, base64.
 """
 from __future__ import annotations
 
@@ -39,9 +39,8 @@ class Journal:
     """An open journal that nobody else can write. Use as a context manager; `events`: what it held when
     opened.
 
-    Raises UsageError if another process has it open, if a line other than the last is damaged, or if its
-    header is of another search than `header` (naming what differs; with `restart` that journal is renamed to
-    …~ instead).
+    Raises UsageError if another process has it open, if a whole line is damaged, or if its header is of
+    another search than `header` (naming what differs; with `restart` that journal is renamed to …~ instead).
     """
 
     def __init__(self, path: str | Path, header: Mapping[str, Any], *, restart: bool = False):
@@ -142,25 +141,24 @@ def _line(event: Mapping[str, Any], before: int) -> tuple[bytes, int]:
 def _scan(path: Path) -> tuple[list[dict[str, Any]], int, int]:
     """(events, checksum, bytes) of all whole lines."""
     events: list[dict[str, Any]] = []
-    crc = size = bad = 0
+    crc = size = 0
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
-            if bad:
-                keep = f"keep its first {bad - 1} lines (head -n {bad - 1}) and resume from there"
-                raise UsageError(f"line {bad} of the journal {path} is damaged: put back a copy of the file, "
-                                 f"or {keep if bad > 1 else 'begin anew'}.")
             checked = _checked(line, crc)
+            if checked is None and number == 1 and not _like_a_header(path):
+                raise UsageError(f"{path} is no journal: its first line is no header; give another path.")
+            if checked is None and not line.endswith(b"\n"):
+                break  # torn: the last
             if checked is None:
-                bad = number  # forgiven only if nothing follows
-                continue
+                keep = f"keep its first {number - 1} lines (head -n {number - 1}) and resume from there"
+                raise UsageError(f"line {number} of the journal {path} is damaged: put back a copy of the "
+                                 f"file, or {keep if number > 1 else 'begin anew'}.")
             event, crc = checked
             if number == 1 and (event.get("event") != "header" or event.get("format") != FORMAT):
                 raise UsageError(f"{path} is no journal of this version: it does not begin with a header of "
                                  f"format {FORMAT}.")
             events.append(event)
             size += len(line)
-    if bad == 1 and path.stat().st_size and not _torn_header(path):
-        raise UsageError(f"{path} is no journal: its first line is no header; give another path.")
     return events, crc, size
 
 
@@ -177,8 +175,8 @@ def _checked(line: bytes, before: int) -> tuple[dict[str, Any], int] | None:
     return (event, crc) if isinstance(event, dict) else None
 
 
-def _torn_header(path: Path) -> bool:
-    """Is all there is the beginning of a header that a crash cut off?"""
+def _like_a_header(path: Path) -> bool:
+    """Does the file begin as a header does, as far as it goes?"""
     start = b'{"event": "header"'
     with open(path, "rb") as file:
         return start.startswith(file.read(len(start)))

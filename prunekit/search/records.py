@@ -94,7 +94,7 @@ def behind(losses: Sequence[float], race: Race) -> bool:
     """Is the mean paired difference to the reference more than `bound` standard errors above 0?
 
     With few windows the standard error is itself uncertain, so the bound is Student's quantile instead of the
-    normal one (expanded in 1/(n - 1)): of 3 standard errors, 3.6 for 16 windows. A plain 3 stopped leaders
+    normal one (expanded in 1/(n - 1)): of 3 standard errors, 3.5 for 16 windows. A plain 3 stopped leaders
     too often.
     """
     differences = [a - b for a, b in zip(losses, race.reference, strict=False)]

@@ -47,25 +47,29 @@ UNARY = {
 }
 
 
+# Values are (1 or 2, rows, columns): what is of the whole matrix (a minimum, a sum) is the first one's.
+
+
 def _relative(x, axis):
-    total = MAGNITUDE(x).sum(axis=axis, keepdims=True)
+    total = MAGNITUDE(x[0]).sum(axis=axis, keepdims=True)
     return x / np.where(total == 0, mp.mpf(1), total)
 
 
 def _scaled(op, x):
-    low, high = x.min(), x.max()
+    whole = x[0]
+    low, high = whole.min(), whole.max()
     if high - low <= max(NOISE, RELATIVE * max(abs(low), abs(high))):
         raise Outside
     if op == "mms":
         return (x - low) / (high - low)
-    mean = x.sum() / x.size
-    return (x - mean) / mp.sqrt(((x - mean) ** 2).sum() / (x.size - 1))
+    mean = whole.sum() / whole.size
+    return (x - mean) / mp.sqrt(((whole - mean) ** 2).sum() / (whole.size - 1))
 
 
 def _binary(op, x, y):
     x, y = np.broadcast_arrays(x, y)
     if op == "div":
-        norm = mp.sqrt((y * y).sum())
+        norm = mp.sqrt((y[0] * y[0]).sum())
         if norm <= NOISE:
             raise Outside
         return x / norm
@@ -75,13 +79,19 @@ def _binary(op, x, y):
     return {"add": x + y, "sub": x - y, "mul": x * y}[op]
 
 
-def value(tree, inputs):
-    """The score of a tree as an array of mpf; Outside where it is undefined or leaves [1e-60, 1e100]."""
+def value(tree, inputs, updated=None):
+    """The score of a tree as an array of mpf; Outside where it is undefined or leaves [1e-60, 1e100].
+
+    updated: W to be scored in place of the one that all that is of the whole matrix stays that of.
+    """
+    inputs = {name: given[None] for name, given in inputs.items()}
+    if updated is not None:
+        inputs["W"] = np.stack([inputs["W"][0], updated])
     stack = []
     for symbol in reversed(tree):
         x, *rest = [stack.pop() for _ in range(arity(symbol))] or [None]
         if x is None:
-            found = inputs[symbol] if symbol in inputs else np.array([[mp.mpf(symbol)]])
+            found = inputs[symbol] if symbol in inputs else np.array([[[mp.mpf(symbol)]]])
         elif symbol in ("mms", "zsn"):
             found = _scaled(symbol, x)
         elif symbol in ("rrow", "rcol"):
@@ -91,7 +101,7 @@ def value(tree, inputs):
         if any(abs(v) > 1e100 or NOISE < abs(v) < mp.mpf(10) ** -60 for v in found.flat):
             raise Outside
         stack.append(found)
-    return np.broadcast_to(stack[0], np.broadcast_shapes(stack[0].shape, inputs["W"].shape))
+    return np.broadcast_to(stack[0][-1], inputs["W"].shape[1:])
 
 
 def order(score, group):

@@ -67,6 +67,8 @@ def test_resolve_names_trees_and_text():
         (("wanda", "rows"), "unknown comparison group 'rows' .did you mean 'row'"),
         (("wanda", None, "obs_iter"), "did you mean 'obs-iter'"),
         (("sparsegpt", None, "obs"), "must be 'obs-iter'"),
+        (("wanda-variant", None, "obs-iter"), "so group 'variant' is not what would happen"),
+        (("wanda", "layer", "obs-iter"), "so group 'layer' is not what would happen"),
         (("sparsegpt", "variant"), "never negative"),
         (("log(W)", "variant"), "never negative"),
         (("W" * 5000,), "unknown|at most"),

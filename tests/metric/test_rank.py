@@ -60,6 +60,30 @@ def test_a_tree_and_its_canonical_form_order_every_group_alike(tree, seed, group
     assert order(before, group) == order(after, group)
 
 
+@settings(max_examples=600, deadline=None)
+@given(trees("extended", max_leaves=6), st.integers(0, 10_000), st.integers(0, 10_000))
+def test_a_canonical_form_orders_updated_weights_alike_inside_the_solver(tree, seed, other):
+    """Minima, spans, sums and norms stay those of the weights before the update, which new ones leave."""
+    form = canonical(tree, "solver")
+    assert form.size <= tree.size and canonical(form, "solver") == form
+    W = probe(other)["W"]
+    try:
+        before, after = value(tree, probe(seed), W), value(form, probe(seed), W)
+    except Outside:
+        return
+    assert order(before, "layer") == order(after, "layer")
+
+
+@pytest.mark.parametrize("text, other", [
+    ("mul(W, mms(exp(neg(W))))", "mul(W, abs(mms(exp(neg(W)))))"), ("mms(sub(G, W))", "sqr(mms(sub(G, W)))"),
+    ("mul(rcol(W), X)", "mul(rcol(add(W, W)), X)")])
+def test_what_updated_weights_may_leave_proves_nothing_inside_the_solver(text, other):
+    assert rank_key(P(text), "layer") == rank_key(P(other), "layer")
+    assert rank_key(P(text), "solver") != rank_key(P(other), "solver")
+    for same in ("mul(W, mms(G))", "mul(zsn(W), div(X, W))"):  # G stays; z-scores have any sign
+        assert rank_key(P(same), "solver") == ("solver", rank_key(P(same), "layer")[1])
+
+
 def random_tree(rng: random.Random, depth: int) -> tuple[str, ...]:
     names = symbols()
     if depth == 0 or rng.random() < 0.2:

@@ -142,6 +142,17 @@ def test_a_dtype_that_cannot_hold_G_is_refused_when_it_is_saved(tmp_path):
     assert pk.Gradients.load(G.save(tmp_path / "G", dtype=torch.bfloat16))["model.layers.0.q"].max() < 1.01e5
 
 
+def test_a_dtype_that_makes_G_vanish_is_refused_and_a_few_least_numbers_may_go(tmp_path):
+    G = torch.logspace(-9, 0, 1000).view(20, 50)  # from 1e-9 on; float16 begins at 6e-8
+    with pytest.raises(pk.UsageError, match=r"torch\.float16 makes 0 of it"):
+        pk.Gradients({"model.layers.0.q": G}).save(tmp_path / "G.safetensors", dtype=torch.float16)
+    assert not list(tmp_path.iterdir())
+    few = G.clamp(min=1e-6).index_put((torch.arange(10), torch.tensor(3)), torch.tensor(1e-9))
+    for dtype, held, zeros in ((torch.float16, few, 10), (torch.bfloat16, G, 0)):
+        kept = pk.Gradients({"model.layers.0.q": held}).save(tmp_path / "G", dtype=dtype)
+        assert (pk.Gradients.load(kept)["model.layers.0.q"] == 0).sum() == zeros
+
+
 def test_a_published_file_of_no_layers_or_no_numbers_is_refused(tmp_path):
     torch.save({"q_layer_" + "9" * 5000: torch.ones(1)}, tmp_path / "long.pth")
     with pytest.raises(pk.UsageError, match="names no layer of a decoder block"):

@@ -190,6 +190,8 @@ def test_gradients_of_16_bits_stay_where_they_are_and_rank_alike(model: nn.Modul
 def test_a_dtype_that_cannot_hold_the_gradients_is_refused(model: nn.Module):
     with pytest.raises(pk.UsageError, match="torch.float16 cannot hold G, which reaches"):
         pk.collect_gradients(model, windows(2), scale=1e7, on_device=torch.float16, progress=False)
+    with pytest.raises(pk.UsageError, match="torch.float16 makes 0 of G, which is below"):
+        pk.collect_gradients(model, windows(2), scale=1e-7, on_device=torch.float16, progress=False)
 
 
 @pytest.mark.parametrize("local", [False, True])

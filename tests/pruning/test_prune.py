@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
 import prunekit as pk
 from prunekit.models import layers
 from prunekit.pruning.masks import keep_mask
+from prunekit.pruning.obs import ObsOptions
 from tests.pruning.families import FAMILIES
 
 
@@ -141,6 +144,28 @@ def test_more_zeros_than_can_be_preserved_are_refused(golden_model, golden_windo
     with pytest.raises(pk.UsageError, match=message):
         pk.prune(model, golden_windows, "wanda", then, preserve=True, progress=False)
     assert all(torch.equal(before[name], weight) for name, weight in weights(model).items())
+
+
+@pytest.mark.parametrize("refused, along", [
+    ({}, "rows"), ({"update": "obs"}, "rows"), ({"update": "admm"}, "rows"),
+    ({"update": "obs-iter"}, "columns")])
+def test_zeros_are_counted_where_they_are_compared(golden_model, golden_windows, refused, along):
+    """Half of a layer, on one side of it, is not half of what is compared: a row, a block of columns."""
+    def halved():
+        model = golden_model("llama")
+        for layer in layers(model):
+            if layer.kind in ("self_attn.q_proj", "self_attn.k_proj"):  # what others read stays alive
+                side = layer.weight if along == "rows" else layer.weight.T
+                side[:len(side) // 2] = 0
+        return model
+
+    ask = partial(pk.prune, windows=golden_windows, method="wanda", sparsity=0.5, preserve=True,
+                  obs=ObsOptions(block_size=16), progress=False)
+    where = "" if along == "columns" else " row by row; ask for more, or by layer"
+    with pytest.raises(pk.UsageError, match=f"are zero already, .* more than sparsity 0.5 can keep{where}"):
+        ask(halved(), **refused)
+    for fitting in ({"group": "layer"}, {"update": "obs"} if along == "columns" else {"update": "obs-iter"}):
+        assert ask(halved(), **fitting).sparsity == pytest.approx(0.5, abs=0.01)
 
 
 def test_a_methods_windows_are_not_needed_where_it_reads_none(golden_model, golden_gradients):
@@ -284,7 +309,8 @@ def test_what_ranks_nothing_is_refused_under_every_update(update, golden_model, 
         pk.prune(golden_model("llama"), golden_windows, "sub(W, W)", 0.5, update=update, progress=False)
 
 
-@pytest.mark.parametrize("options", [{"group": "layer"}, {"update": "obs-iter"}])
+@pytest.mark.parametrize("options", [{"group": "layer"}, {"update": "obs-iter"},
+                                     {"group": "layer", "preserve": True}])
 def test_an_overshoot_is_said(options, golden_model, golden_windows):
     tied = "tanh(mul(100, mul(100, W)))"  # 1, but for the smallest weights
     with pytest.warns(UserWarning, match=r"100\.0% .* where 50\.0% were asked for: .* too many equal scores"):

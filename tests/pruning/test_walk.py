@@ -1,6 +1,8 @@
 """The walk over decoder blocks: whose inputs it shows, and what it leaves behind."""
 from __future__ import annotations
 
+from types import MethodType
+
 import pytest
 import torch
 from torch import nn
@@ -80,6 +82,17 @@ def test_layers_that_share_an_input_are_one_group(model: nn.Module):
         kinds = [[layer.kind for layer in group.layers] for group in step.groups]
         assert kinds == [["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"], ["self_attn.o_proj"],
                          ["mlp.gate_proj", "mlp.up_proj"], ["mlp.down_proj"]]
+
+
+def test_an_input_changed_in_place_between_two_layers_is_another_one(model: nn.Module):
+    def forward(self: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        gate = self.gate_proj(x)
+        return self.down_proj(self.act_fn(gate) * self.up_proj(x.mul_(torch.linspace(0.1, 9, x.shape[-1]))))
+
+    for block in model.model.layers:
+        block.mlp.forward = MethodType(forward, block.mlp)
+    expected = hooked_norms(model, windows())
+    assert_close(column_norms(Walk(model, windows(), progress=False), change=False), expected)
 
 
 def test_collecting_stops_at_the_last_layer(model: nn.Module):

@@ -1,4 +1,5 @@
 import json
+import pickle
 import random
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
@@ -323,6 +324,19 @@ def test_saved_evaluators_measure_the_same_here_and_in_other_processes(parts, ev
     assert one == two
 
 
+def test_a_worker_takes_no_other_evaluator_for_its_own(parts, tmp_path):
+    """Sent is where it was saved; another may lie there by the time that a worker looks."""
+    path = make(parts).save(tmp_path / "evaluator.safetensors")
+    mine = pk.Evaluator.load(path)
+    sent = pickle.dumps(mine)
+    make(parts).save(path)  # the same again
+    assert pickle.loads(sent)(WANDA) == mine(WANDA)
+    make(parts, ["0.8"]).save(path)
+    with pytest.raises(pk.UsageError, match="another evaluator was saved as .* since"):
+        pickle.loads(sent)
+    assert str(pk.Evaluator.load(path).targets[0]) == "0.8"
+
+
 def test_several_models_and_updates_in_one_file(parts, tmp_path):
     _, windows, _ = parts
     benches = [pk.Bench("embedded/llama", windows["calibration"][:n], windows["search"][:6], dtype="float32")
@@ -333,7 +347,7 @@ def test_several_models_and_updates_in_one_file(parts, tmp_path):
         assert torch.equal(read.search, bench.search) and torch.equal(read.given, windows["search"][:6])
     assert joint.losses(WANDA).shape == (2, 1, 6) and np.array_equal(joint.losses(WANDA), again.losses(WANDA))
     assert np.allclose(joint(WANDA).losses, joint.losses(WANDA).mean((0, 1)),
-                       atol=1e-6) and joint.group == "layer"
+                       atol=1e-6) and joint.group == "solver"
     assert joint(WANDA).by_task == pytest.approx({f"embedded/llama #{n + 1} 0.6": loss for n, loss in
                                                   enumerate(joint.losses(WANDA).mean((1, 2)))}, abs=1e-6)
 

@@ -119,7 +119,7 @@ def test_a_changed_byte_is_found_wherever_it_is_and_nothing_is_lost(tmp_path):
     search(path, 30)
     whole = path.read_bytes()
     starts = [0, *(at + 1 for at, byte in enumerate(whole[:-1]) if byte == 10)]
-    for number in (1, 7, len(starts) // 2, len(starts) - 1):
+    for number in (1, 7, len(starts) // 2, len(starts) - 1, len(starts)):
         advice = f"head -n {number - 1}" if number > 1 else "or begin anew"
         at = starts[number - 1] + 25
         broken = bytearray(whole)
@@ -198,6 +198,20 @@ def test_files_that_are_no_journal(tmp_path, content, sentence):
         with pytest.raises(pk.UsageError, match=sentence):
             search(path)
         assert path.read_bytes() == content
+
+
+def test_a_journal_of_another_planted_target_or_hat_is_refused(tmp_path):
+    """They are of one class each, and measure different things."""
+    def run(evaluator, name):
+        return list(pk.evolve(evaluator, "modern", 6, 3, tmp_path / name, population=5, progress=False))
+
+    first, second = (pk.Planted(pk.Tree.parse(text), layers=1) for text in ("mul(W, X)", "mul(W, G)"))
+    run(first, "planted.jsonl"), run(pk.Shuffled((1.0, 2.0)), "hat.jsonl")
+    run(pk.Planted(pk.Tree.parse("mul(W, X)"), layers=1), "planted.jsonl")  # the same, made again
+    for other, name in ((second, "planted.jsonl"), (pk.Shuffled((1.0, 3.0)), "hat.jsonl"),
+                        (pk.Shuffled((1.0, 2.0), seed=1), "hat.jsonl")):
+        with pytest.raises(pk.UsageError, match="another search .*evaluator.state"):
+            run(other, name)
 
 
 def test_a_missing_journal_is_named():

@@ -113,7 +113,7 @@ def evaluate(args: argparse.Namespace) -> int:
     if args.lora_weights:
         model = load_lora(model, args.lora_weights).model
     if text:
-        _perplexity(args, model, tokenizer, args.corpus)
+        _perplexity(args, model, windows_of(args, tokenizer, "test", args.corpus), args.corpus)
     if tasks:
         _zero_shot(args, model, tokenizer, tasks, {"model": args.model})
     return 0
@@ -179,12 +179,12 @@ def finetune(args: argparse.Namespace) -> int:
         args.device = f"cuda:{os.environ['LOCAL_RANK']}"
     first = os.environ.get("RANK", "0") == "0"
     model, tokenizer = load(args)
-    windows = windows_of(args, tokenizer, "train", args.corpus)
+    windows, test = windows_of(args, tokenizer, "train", args.corpus), _test_windows(args, tokenizer)
     measured: dict[str, dict[str, Any]] = {}
 
     def measure(when: str) -> None:
-        if first and not args.no_evaluate:
-            measured[when] = _perplexity(args, model, tokenizer, _test_corpus(args), f"{when}: ")
+        if first and test is not None:
+            measured[when] = _perplexity(args, model, test, _test_corpus(args), f"{when}: ")
 
     measure("before")
     kept = output / "checkpoints"
@@ -210,10 +210,10 @@ def finetune(args: argparse.Namespace) -> int:
     return 0
 
 
-def _perplexity(args: argparse.Namespace, model: Any, tokenizer: Any, corpus: str, what: str = "") -> dict:
+def _perplexity(args: argparse.Namespace, model: Any, windows: Tensor, corpus: str, what: str = "") -> dict:
     import prunekit as pk
 
-    row = pk.perplexity(model, windows_of(args, tokenizer, "test", corpus), args.seqlen).row()
+    row = pk.perplexity(model, windows, args.seqlen).row()
     say(f"{what}perplexity {row['ppl']:.4f} [{row['low']:.4f}, {row['high']:.4f}] on {corpus}, "
         f"{row['windows']} windows of {args.seqlen} tokens"
         + ", each begins with BOS" * (args.begins == "every window"))
@@ -240,12 +240,13 @@ def prune(args: argparse.Namespace) -> int:
     sparsity = read_sparsity(args.sparsity)
     blocks = len(decoder_blocks(model)[1])
     layer_targets(layers(model), sparsity, args.pattern, args.skip, blocks)  # a wrong name, before G is made
+    test = _test_windows(args, tokenizer)
+    windows = windows_of(args, tokenizer, "calibration", args.corpus) if {"X", "H"} & method.needs else None
     G, corpus = None, args.gradient_corpus or args.corpus
     if "G" in method.needs:
         if not args.gradients:
             say(f"{method.name} reads G and no --gradients are given: collecting them on {corpus}")
         G = gradients_of(args, model, tokenizer, corpus, args.gradients)
-    windows = windows_of(args, tokenizer, "calibration", args.corpus) if {"X", "H"} & method.needs else None
     report = pk.prune(model, windows, method, sparsity, args.pattern, gradients=G, one_shot=args.one_shot,
                       skip=args.skip, preserve=args.preserve)
     row = _asked(args) | report.meta | {
@@ -254,8 +255,8 @@ def prune(args: argparse.Namespace) -> int:
     say(f"{method.name}: {report.sparsity:.4%} of the prunable weights are zero")
     if target:
         _save(model, tokenizer, target, row)
-    if not args.no_evaluate:
-        row |= _perplexity(args, model, tokenizer, _test_corpus(args))
+    if test is not None:
+        row |= _perplexity(args, model, test, _test_corpus(args))
     if args.results:
         _add_rows(Path(args.results) / "results.csv", [row])
     if tasks:
@@ -277,6 +278,11 @@ def _test_corpus(args: argparse.Namespace) -> str:
     if args.test_corpus:
         return args.test_corpus
     return "wikitext2" if args.corpus == "c4" else args.corpus
+
+
+def _test_windows(args: argparse.Namespace, tokenizer: Any) -> Tensor | None:
+    """Drawn before anything is computed, so that a text that is not there costs nothing."""
+    return None if args.no_evaluate else windows_of(args, tokenizer, "test", _test_corpus(args))
 
 
 def _empty_directory(name: str) -> Path:

@@ -133,6 +133,22 @@ def test_a_configuration_file_is_overruled_by_the_command_line(tiny, tmp_path, c
     assert "wanda: 25.0000%" in written and "magnitude: 50" in written
 
 
+def test_windows_that_are_not_there_are_missed_at_once(tiny, tmp_path, monkeypatch, capsys):
+    ids = torch.ones(4, SEQLEN, dtype=torch.long)
+    for name in ("collect_gradients", "prune", "evolve"):
+        monkeypatch.setattr(pk, name, lambda *given, **more: pytest.fail("computed"))
+    prune = ["prune", *options(tiny, windows=tmp_path / "w", method="pruner-zero")]
+    search = ["search", "start", *options(tiny, windows=tmp_path / "w", search_windows=4)]
+    for command, roles, absent in (
+            (prune, ["gradient"], "test"), (search, ["calibration", "gradient", "search"], "select"),
+            ([*prune, "--update=obs"], ["gradient", "test"], "calibration"),
+            (search, ["calibration", "gradient", "select"], "search")):
+        save_file({role: ids.clone() for role in roles}, tmp_path / "w")
+        more = [f"--output={tmp_path / absent}"] if command is search else []
+        assert main([*command, *more]) == 2
+        assert f"no windows for role {absent}" in capsys.readouterr().err
+
+
 def test_a_metric_is_a_method_and_so_is_a_tree_in_a_file(tiny, tmp_path, capsys):
     from prunekit.metric.tree import Tree
 

@@ -214,7 +214,17 @@ def test_a_result_carries_the_protocol_of_what_it_read(home):
     assert set(table["leaks"]) == {"no"} and set(table["dtype"]) == {"unknown"}  # 01 loads no model
     elsewhere = {"test_corpus": "", "gradient_corpus": "c4"}
     alike = with_protocol(rows, "ppl", run._known | elsewhere)  # measured on the text of the calibration
-    assert alike["leaks"].tolist() == ["no", "no", *["yes"] * 5]
+    assert alike["leaks"].tolist() == ["no", "no", "yes", "yes", "no", "yes", "no"]  # where X or H is read
+    named = rows.assign(tree=["W", "W", "mul(W, G)", "mul(W, X)", "W", None, "w²/U_ii²"], method=[
+        "dense", "magnitude (rows)", "winner", "winner", "winner", "winner", "sparsegpt"], update=[
+        "", "", "", "", "obs", "", "obs-iter"])
+    for texts, leaks in ((elsewhere, "nnnyyyy"), ({"test_corpus": "c4", "gradient_corpus": "c4"}, "nnynnnn")):
+        found = with_protocol(named, "ppl", run._known | texts)
+        assert [word[0] for word in found["leaks"]] == list(leaks)
+        assert found["calibration"].tolist() == ["-", "-", *["embedded"] * 5]
+    alone = rows.assign(method=["dense", "magnitude", "sparsegpt", "admm", "mine (own X)", "gradient", "gblm"])
+    found = with_protocol(alone.drop(columns="update"), "ppl", run._known | elsewhere)
+    assert [word[0] for word in found["leaks"]] == list("nnyyyny")
     read = with_protocol(rows, "ppl", run._known | {"corpus": "c4", "test_corpus": "embedded"})
     assert read["gradient_corpus"].tolist()[4] == "c4" and set(read["leaks"]) == {"no"}
     read = with_protocol(rows, "ppl", run._known | {

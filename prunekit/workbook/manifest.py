@@ -1,10 +1,10 @@
 """What a finished run says about itself, and whether that still holds.
 
 A manifest is written last and in one step, so a run that was killed has none, and the run before it stays. A
-run is fresh when the parameters, the notebook's code, the prunekit modules it imported, its model and
-corpora, and what it read from other runs are all as its manifest says.
+run is fresh when the parameters, the lesson's code, the prunekit modules it imported, its model and corpora,
+and what it read from other runs are all as its manifest says.
 
-Its fields, all that a page about a run needs: `id`, `topic`, `profile`, `notebook` (hash of its code);
+Its fields, all that a page about a run needs: `id`, `topic`, `profile`, `notebook` (its lesson's hash);
 `parameters`; `versions` of Python and packages; `commit` and `dirty` of the clone; `machine`, `device`,
 `threads`, `seed`; `started`, `finished`, `seconds`; `log`, a path from the project's root (null outside
 `prunekit run`); `modules`, the modules of this package that were imported, with hashes; `inputs`,
@@ -51,8 +51,9 @@ _DATA = {"prunekit.evaluate.harness": "embedded/lm_eval/*", "prunekit.ledger.stu
 # ---------------------------------------------------------------- files and hashes
 
 def notebook_hash(topic: str) -> str:
-    """Hash of the code cells but the parameters cell, whose values are compared one by one."""
-    code = [cell["source"] for cell in project.cells(project.notebook(topic))
+    """Hash of the lesson's code cells but the parameters cell, whose values are compared one by one; not of
+    the exercises behind its end, where a student writes answers."""
+    code = [cell["source"] for cell in project.lesson(topic)
             if cell["cell_type"] == "code" and not project.tagged(cell, "parameters")]
     return hashlib.sha256("\0".join(code).encode()).hexdigest()
 

@@ -24,7 +24,7 @@ from prunekit.files import file_hash
 from prunekit.workbook import manifest, project
 from prunekit.workbook import run as runs
 from prunekit.workbook.protocol import PROVENANCE, with_protocol
-from tests.tiny_project import write_notebook
+from tests.tiny_project import DATA, write_notebook
 
 mpl.use("agg")
 FIRST = {"profile": "tiny", "rows": 4, "seqlen": 8, "seed": 0}
@@ -222,7 +222,7 @@ def test_a_result_carries_the_protocol_of_what_it_read(home):
         found = with_protocol(named, "ppl", run._known | texts)
         assert [word[0] for word in found["leaks"]] == list(leaks)
         assert found["calibration"].tolist() == ["-", "-", *["embedded"] * 5]
-    alone = rows.assign(method=["dense", "magnitude", "sparsegpt", "admm", "mine (own X)", "gradient", "gblm"])
+    alone = rows.assign(method=["dense", "magnitude", "sparsegpt", "admm", "mine (X)", "gradient", "gblm"])
     found = with_protocol(alone.drop(columns="update"), "ppl", run._known | elsewhere)
     assert [word[0] for word in found["leaks"]] == list("nnyyyny")
     read = with_protocol(rows, "ppl", run._known | {"corpus": "c4", "test_corpus": "embedded"})
@@ -289,6 +289,20 @@ def test_parameters_sources_and_files_make_stale(tiny):
     cell = {"cell_type": "code", "id": "x", "metadata": {}, "source": "1", "outputs": [],
             "execution_count": None}
     path.write_text(text.replace('"cells": [', f'"cells": [{json.dumps(cell)}, '))
+    assert state().reason == "notebooks/01_data.ipynb changed"
+
+
+def test_an_answer_leaves_the_lesson_fresh(tiny):
+    """Exercises stand behind the end of a run, which they cannot change."""
+    def write(lesson, answer):
+        cells = [("", lesson), ("exercise", "# How many?"), ("answer", answer), ("", "more = 1")]
+        write_notebook(tiny / "notebooks" / "01_data.ipynb", [("parameters", DATA), *cells])
+
+    write("a = 1", "answer_1 = ...")
+    finished(plain={"a": 1})
+    write("a = 1", "answer_1 = 42")
+    assert state().fresh
+    write("a = 2", "answer_1 = 42")
     assert state().reason == "notebooks/01_data.ipynb changed"
 
 

@@ -50,12 +50,15 @@ _DATA = {"prunekit.evaluate.harness": "embedded/lm_eval/*", "prunekit.ledger.stu
 
 # ---------------------------------------------------------------- files and hashes
 
-def notebook_hash(topic: str) -> str:
-    """Hash of the lesson's code cells but the parameters cell, whose values are compared one by one; not of
-    the exercises behind its end, where a student writes answers."""
-    code = [cell["source"] for cell in project.lesson(topic)
+def lesson_code(topic: str) -> list[str]:
+    """The lesson's code cells but the parameters cell, whose values are compared one by one; without the
+    exercises behind its end, where a student writes answers."""
+    return [cell["source"] for cell in project.lesson(topic)
             if cell["cell_type"] == "code" and not project.tagged(cell, "parameters")]
-    return hashlib.sha256("\0".join(code).encode()).hexdigest()
+
+
+def notebook_hash(topic: str) -> str:
+    return hashlib.sha256("\0".join(lesson_code(topic)).encode()).hexdigest()
 
 
 def module_path(name: str) -> Path:
@@ -84,18 +87,25 @@ def _read_once(fingerprint: Callable[[str], str], name: str, then: object) -> st
     return fingerprint(name)
 
 
+def _fingerprint(key: str, text: str) -> str:
+    """Of the model or text that a parameter names; what is not on this disk may come within the process."""
+    from prunekit import data, models
+
+    of_model = key.partition(" ")[0] == "model"
+    read, then = ((models.fingerprint, data.stamp(models.locate(text))) if of_model else
+                  (data.fingerprint, data.stamp(text)))
+    return _read_once(read, text, then) if then else read(text)
+
+
 def inputs(parameters: Mapping[str, Any]) -> dict[str, str]:
     """Fingerprints of the model, the corpora and the files of windows and targets that the parameters name.
 
     The embedded corpus has none: it is made by modules, and those that were used are known by name.
     """
-    from prunekit import data, models
-
     named = {key: parameters.get(key) for key in ("model", "corpus", "gradient_corpus", "test_corpus")}
     named |= {f"test_corpora {text}": text for text in parameters.get("test_corpora", ())}
-    read = {"model": models.fingerprint}
-    prints = {key: _read_once(read.get(key, data.fingerprint), text, data.stamp(text)) for key, text in
-              named.items() if text and (key in read or text.partition(":")[0] != "embedded")}
+    prints = {key: _fingerprint(key, text) for key, text in named.items()
+              if text and text.partition(":")[0] != "embedded"}
     files = {"windows": parameters.get("windows") or ""} | {
         f"layer_targets {text}": text for text in parameters.get("layer_targets", ())}
     there = {key: Path(text).expanduser() for key, text in files.items() if text}

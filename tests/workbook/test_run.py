@@ -306,6 +306,42 @@ def test_an_answer_leaves_the_lesson_fresh(tiny):
     assert state().reason == "notebooks/01_data.ipynb changed"
 
 
+def test_what_changes_while_it_is_in_use_makes_stale(home):
+    corpus, notebook = home / "text.txt", home / "notebooks" / "01_data.ipynb"
+    variables = {"profile": "tiny", "corpus": str(corpus)}
+
+    def began():
+        write_notebook(notebook, [("parameters", 'profile: str = "tiny"\ncorpus: str = ""\n'), ("", "a = 1")])
+        corpus.write_text("the text")
+        return runs.start_run("01_data", variables)
+
+    began().finish()
+    assert state(parameters=variables).fresh
+    run = began()
+    corpus.write_text("another text")
+    run.finish()
+    assert state(parameters=variables).reason == f"the corpus {corpus} changed"
+    for history, reason in (([], "notebooks/01_data.ipynb changed"), (["", "a = 1", "a = 2\n"], "")):
+        run = began()
+        notebook.write_text(notebook.read_text().replace("a = 1", "a = 2"))
+        run.variables = variables | {"In": history}  # of IPython: what was executed, saved or not
+        run.finish()
+        assert state(parameters=variables).reason == reason
+
+
+def test_a_model_that_is_downloaded_meanwhile_is_known_by_what_came(home, monkeypatch):
+    from prunekit import models
+
+    cells = [("parameters", 'profile: str = "tiny"\nmodel: str = ""\n')]
+    write_notebook(home / "notebooks" / "01_data.ipynb", cells)
+    there = {}
+    monkeypatch.setattr(models, "fingerprint", lambda name: there.get(name, name))
+    run = runs.start_run("01_data", {"profile": "tiny", "model": "a/b"})
+    there["a/b"] = "a/b@1234"
+    run.finish()
+    assert manifest.read("tiny", "01_data")["inputs"] == {"model": "a/b@1234"}
+
+
 def test_a_corpus_that_changes_within_a_process_is_another(tmp_path):
     corpus = tmp_path / "corpus.txt"
     corpus.write_text("one")

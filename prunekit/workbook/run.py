@@ -266,10 +266,8 @@ class Run:
             write(temporary)
 
     def _record(self, name: str, kind: str, files: list[Path], value: Any, **more: Any) -> Any:
-        paths = {file.as_posix(): self.folder / file for file in files}
         self.artifacts[name] = {
-            "kind": kind, "sha256": file_hash(next(iter(paths.values()))),
-            "files": {file: path.stat().st_size for file, path in paths.items()},
+            "kind": kind, **manifest.artifact_files(self.folder, [file.as_posix() for file in files]),
             "made by": f"{self.topic}, run {self.id}", **more,
         }
         return value

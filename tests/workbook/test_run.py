@@ -398,14 +398,54 @@ def test_data_that_a_module_reads_counts_as_its_source(tmp_path, monkeypatch):
     package = tmp_path / "prunekit"
     (package / "embedded/lm_eval").mkdir(parents=True)
     (package / "evaluate").mkdir()
-    for file in ("evaluate/harness.py", "evaluate/other.py", "embedded/lm_eval/a.yaml"):
+    yaml, words = "embedded/lm_eval/a.yaml", "embedded/words.yaml"
+    for file in ("evaluate/harness.py", "evaluate/other.py", "embedded/entities.py", yaml, words):
         (package / file).write_text("1")
     monkeypatch.setattr(manifest, "PACKAGE", package)
-    names = ["prunekit.evaluate.harness", "prunekit.evaluate.other"]
-    before = manifest.module_hashes(names)
-    (package / "embedded/lm_eval/a.yaml").write_text("2")
-    after = manifest.module_hashes(names)
-    assert [before[name] == after[name] for name in names] == [False, True]
+    names = ["prunekit.evaluate.harness", "prunekit.evaluate.other", "prunekit.embedded.entities"]
+    for data, same in ((yaml, [False, True, True]), (words, [True, True, False])):
+        before = manifest.module_hashes(names)
+        (package / data).write_text("2")
+        after = manifest.module_hashes(names)
+        assert [before[name] == after[name] for name in names] == same
+
+
+def test_every_parameter_that_names_a_model_a_text_or_data_has_a_fingerprint(tmp_path):
+    parameters = {"other_models": ["", "embedded/opt"], "test_corpora": [""]}
+    texts = ("corpus", "gradient_corpus", "test_corpus", "other_corpus")
+    for name in (*texts, "windows", "folders", "model", "m"):
+        file = tmp_path / name / ("config.json" if name.startswith("m") else "a.txt")
+        file.parent.mkdir()
+        file.write_text("one")
+        parameters[name] = str(file if name == "windows" else file.parent)
+    parameters["other_models"].append(parameters.pop("m"))
+    parameters["folders"] = f"boolq={parameters['folders']}"
+    parameters["test_corpora"].append(parameters["other_corpus"])
+    before = manifest.inputs(parameters)
+    assert before.keys() == {"model", *texts, "windows", "folders boolq", *(
+        f"{key} {text}" for key in ("other_models", "test_corpora") for text in parameters[key] if text)}
+    for file in [*tmp_path.glob("*/a.txt"), *tmp_path.glob("*/config.json")]:
+        file.write_text("two")
+    now = manifest.inputs(parameters)
+    assert {key for key in before if now[key] == before[key]} == {"other_models embedded/opt"}
+
+
+def test_a_digit_that_changes_makes_stale_but_in_large_files_as_long_as_before(tiny, monkeypatch):
+    run = runs.start_run("01_data", FIRST)
+    run.table(pd.DataFrame({"v": [12.34]}), "t", "T.")
+    run.finish()
+    made = manifest.read("tiny", "01_data")["artifacts"]["tables/t"]
+    assert made["hashes"]["tables/t.csv"] == made["sha256"] and len(made["hashes"]) == len(made["files"]) == 2
+    for name in made["files"]:
+        file = run.folder / name
+        text = file.read_text()
+        file.write_text(text.replace("12.34", "11.34"))
+        assert state().reason == f"{name} is missing or was changed"
+        with monkeypatch.context() as patch:
+            patch.setattr(manifest, "_LARGE", 1)
+            assert state().fresh
+        file.write_text(text)
+    assert state().fresh and not manifest.altered(run.folder, {"files": made["files"]})  # as it once was
 
 
 def test_new_content_upstream_makes_its_readers_stale(tiny):

@@ -165,10 +165,11 @@ def _value(measured: Any) -> str:
 def finetune(args: argparse.Namespace) -> int:
     """Fine-tune a pruned model with LoRA that keeps its zeros."""
     check_options(args)
-    if any(Path(args.output).glob("adapter_*")):
+    output = Path(args.output)
+    going_on = any(output.glob("checkpoints/checkpoint-*/prunekit.json"))  # of this job, or it is refused
+    if any(output.glob("adapter_*")) and not going_on:
         raise UsageError(f"--output {args.output} holds adapters already: give a new directory.")
     target = _empty_directory(args.save_model) if args.save_model else None
-    output = Path(args.output)
     if (output / "config.json").exists() or (target and target.resolve() == output.resolve()):
         raise UsageError(f"--output {output} is the directory of a model, to which adapters would be added "
                          "a second time: give one of their own.")

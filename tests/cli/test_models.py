@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 
@@ -147,6 +148,27 @@ def test_windows_that_are_not_there_are_missed_at_once(tiny, tmp_path, monkeypat
         more = [f"--output={tmp_path / absent}"] if command is search else []
         assert main([*command, *more]) == 2
         assert f"no windows for role {absent}" in capsys.readouterr().err
+
+
+def test_finetune_goes_on_after_its_adapters_were_written(tiny, tmp_path, monkeypatch, capsys):
+    from prunekit.lora.finetune import Tuned
+
+    ids = torch.randint(0, VOCABULARY, (8, SEQLEN))
+    save_file({"train": ids, "test": ids.clone()}, tmp_path / "w")
+    asked = options(tiny, windows=tmp_path / "w", block=SEQLEN, batch=2, output=tmp_path / "adapter",
+                    target_modules="q_proj", save_model=tmp_path / "tuned")
+    with monkeypatch.context() as killed:
+        killed.setattr(Tuned, "merge", lambda tuned: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert main(["finetune", *asked, "--rank=2"]) != 0
+    adapter = tmp_path / "adapter" / "adapter_model.safetensors"
+    before = adapter.read_bytes()
+    assert main(["finetune", *asked, "--rank=4"]) == 2
+    assert "are of another fine-tuning (other options)" in capsys.readouterr().err
+    assert main(["finetune", *asked, "--rank=2"]) == 0
+    assert adapter.read_bytes() == before and (tmp_path / "tuned" / "config.json").is_file()
+    shutil.rmtree(tmp_path / "adapter" / "checkpoints")
+    assert main(["finetune", *asked[:-1], "--rank=2"]) == 2
+    assert "holds adapters already: give a new directory" in capsys.readouterr().err
 
 
 def test_a_metric_is_a_method_and_so_is_a_tree_in_a_file(tiny, tmp_path, capsys):

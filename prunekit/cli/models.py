@@ -52,6 +52,11 @@ def windows_of(args: argparse.Namespace, tokenizer: Any, role: str, corpus: str,
                             bos=args.bos, windows=args.windows or None, cache_dir=args.cache_dir)
 
 
+def named(args: argparse.Namespace, corpus: str) -> str:
+    """The text as sentences and rows have it: of ready windows, which may be of any text, their file."""
+    return args.windows or corpus
+
+
 def gradients_of(args: argparse.Namespace, model: Any, tokenizer: Any, corpus: str, file: str = "") -> Any:
     """G, from a file or collected. UsageError for a file whose windows begin otherwise than this run's."""
     import prunekit as pk
@@ -63,7 +68,8 @@ def gradients_of(args: argparse.Namespace, model: Any, tokenizer: Any, corpus: s
             raise UsageError(f"gradient file {file} was made with BOS in {G.meta['bos']}, and this run has "
                              f"it in {args.begins}: give the --bos of then, or collect G again.")
         return G
-    meta = {"model": args.model, "corpus": corpus, "seed": args.seed, "roles": args.roles, "bos": args.begins}
+    meta = {"model": args.model, "corpus": named(args, corpus), "seed": args.seed, "roles": args.roles,
+            "bos": args.begins}
     windows = windows_of(args, tokenizer, "gradient", corpus)
     return pk.collect_gradients(model, windows, norm=args.norm, scale=args.scale, meta=meta)
 
@@ -83,7 +89,8 @@ def gradients(args: argparse.Namespace) -> int:
 
     model, tokenizer = load(args)
     if args.activations:
-        meta = {"model": args.model, "corpus": args.corpus, "seed": args.seed, "bos": args.begins}
+        corpus = named(args, args.corpus)
+        meta = {"model": args.model, "corpus": corpus, "seed": args.seed, "bos": args.begins}
         windows = windows_of(args, tokenizer, "calibration", args.corpus)
         collected = pk.collect_activations(model, windows, norm=args.norm, meta=meta)
     else:
@@ -215,7 +222,7 @@ def _perplexity(args: argparse.Namespace, model: Any, windows: Tensor, corpus: s
     import prunekit as pk
 
     row = pk.perplexity(model, windows, args.seqlen).row()
-    say(f"{what}perplexity {row['ppl']:.4f} [{row['low']:.4f}, {row['high']:.4f}] on {corpus}, "
+    say(f"{what}perplexity {row['ppl']:.4f} [{row['low']:.4f}, {row['high']:.4f}] on {named(args, corpus)}, "
         f"{row['windows']} windows of {args.seqlen} tokens"
         + ", each begins with BOS" * (args.begins == "every window"))
     return row
@@ -246,12 +253,13 @@ def prune(args: argparse.Namespace) -> int:
     G, corpus = None, args.gradient_corpus or args.corpus
     if "G" in method.needs:
         if not args.gradients:
-            say(f"{method.name} reads G and no --gradients are given: collecting them on {corpus}")
+            say(f"{method.name} reads G and no --gradients are given: collecting them on "
+                f"{named(args, corpus)}")
         G = gradients_of(args, model, tokenizer, corpus, args.gradients)
     report = pk.prune(model, windows, method, sparsity, args.pattern, gradients=G, one_shot=args.one_shot,
                       skip=args.skip, preserve=args.preserve)
     row = _asked(args) | report.meta | {
-        "gradient_corpus": (args.gradients or corpus) if "G" in method.needs else "",
+        "gradient_corpus": (args.gradients or named(args, corpus)) if "G" in method.needs else "",
         "target": report.target, "sparsity": report.sparsity, "seqlen": args.seqlen}
     say(f"{method.name}: {report.sparsity:.4%} of the prunable weights are zero")
     if target:
@@ -299,7 +307,7 @@ def _asked(args: argparse.Namespace) -> dict[str, Any]:
 
     given = {name: getattr(args, name) for name in ("roles", "nsamples", "seqlen", "seed")}
     return {"model": args.model, "model_hash": fingerprint(args.model, args.cache_dir),
-            "corpus": args.corpus, "test_corpus": _test_corpus(args),
+            "corpus": named(args, args.corpus), "test_corpus": named(args, _test_corpus(args)),
             "windows_file": args.windows or "", **given, "bos": args.begins,
             **{f"version_{name}": number for name, number in manifest.versions().items()}}
 

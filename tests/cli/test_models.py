@@ -15,6 +15,7 @@ import prunekit as pk
 from prunekit.cli import _parser, main
 from prunekit.cli.models import _add_rows
 from prunekit.lora.options import LoraOptions
+from prunekit.pruning.gradients import Activations
 
 SEQLEN, VOCABULARY = 16, 64
 
@@ -54,7 +55,9 @@ def test_a_saved_model_has_exactly_the_promised_zeros(tiny, tmp_path, capsys):
     command = ["prune", *asked]
     assert main(command) == 0
     written = capsys.readouterr().out
-    assert "pruner-zero reads G and no --gradients are given: collecting them on wikitext2" in written
+    said = f"pruner-zero reads G and no --gradients are given: collecting them on {tiny / 'w.safetensors'}"
+    assert said in written and f"] on {tiny / 'w.safetensors'}, 4 windows" in written
+    assert "wikitext2" not in written  # whose text was not read
     model = AutoModelForCausalLM.from_pretrained(target)
     assert set(zeros(model).values()) == {0.5} and len(zeros(model)) == 14
     groups = model.model.layers[1].mlp.up_proj.weight.reshape(-1, 4)
@@ -66,6 +69,11 @@ def test_a_saved_model_has_exactly_the_promised_zeros(tiny, tmp_path, capsys):
     assert main(["evaluate", *options(tiny, model=target)]) == 0
     row = pd.read_csv(results / "results.csv").iloc[0]
     assert f"perplexity {row.ppl:.4f} [{row.low:.4f}, {row.high:.4f}]" in capsys.readouterr().out
+    assert {row.corpus, row.test_corpus, row.gradient_corpus} == {str(tiny / "w.safetensors")}
+    for more in ([], ["--activations"]):
+        assert main(["gradients", *options(tiny, output=tmp_path / "g.safetensors"), *more]) == 0
+        kind = Activations if more else pk.Gradients
+        assert kind.load(tmp_path / "g.safetensors").meta["corpus"] == str(tiny / "w.safetensors")
 
 
 def test_every_row_says_where_its_windows_begin(tiny, tmp_path, capsys):

@@ -34,6 +34,7 @@ from typing import Any
 
 import prunekit
 from prunekit.choices import task_folders
+from prunekit.errors import UsageError
 from prunekit.files import file_hash, read_json
 from prunekit.workbook import project
 
@@ -95,10 +96,12 @@ def _fingerprint(key: str, text: str) -> str:
     """Of the model or text that a parameter names; what is not on this disk may come within the process."""
     from prunekit import data, models
 
-    of_model = key.partition(" ")[0] in ("model", "other_models")
-    read, then = ((models.fingerprint, data.stamp(models.locate(text))) if of_model else
-                  (data.fingerprint, data.stamp(text)))
-    return _read_once(read, text, then) if then else read(text)
+    read = models.fingerprint if key.partition(" ")[0] in ("model", "other_models") else data.fingerprint
+    try:
+        then = data.stamp(text if read is data.fingerprint else models.locate(text))
+        return _read_once(read, text, then) if then else read(text)
+    except UsageError:  # a model that is gone
+        return ""
 
 
 def inputs(parameters: Mapping[str, Any]) -> dict[str, str]:

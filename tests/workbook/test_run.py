@@ -428,6 +428,10 @@ def test_every_parameter_that_names_a_model_a_text_or_data_has_a_fingerprint(tmp
         file.write_text("two")
     now = manifest.inputs(parameters)
     assert {key for key in before if now[key] == before[key]} == {"other_models embedded/opt"}
+    for file in tmp_path.glob("m*/config.json"):
+        file.unlink()  # which `prunekit status` can say, as of any other change
+    gone = manifest.inputs(parameters)
+    assert [key for key, print_ in gone.items() if not print_] == ["model", f"other_models {tmp_path / 'm'}"]
 
 
 def test_a_digit_that_changes_makes_stale_but_in_large_files_as_long_as_before(tiny, monkeypatch):

@@ -378,6 +378,16 @@ def test_grading_is_fair_and_cannot_be_taken_down(school, tmp_path, monkeypatch)
     assert "It stops with SystemExit: bye." in page
 
 
+def test_what_an_answer_defines_is_there_after_one_that_hangs(tmp_path):
+    """One that hangs itself the second time is given up, and later ones are judged all the same."""
+    define = "def mine(x):\n    return x\nanswer_1 = mine((7, 104, 889))"
+    once = "import os\nif os.path.exists(mark):\n    while True: pass\nopen(mark, 'w').close()\n"
+    for first, last in ((define, "right"), (once + define, "wrong")):
+        asked = [[1, first], [2, "while True: pass"], [3, "answer_3 = mine({'a', 'b', 'd'})"]]
+        found = sitting._verdicts({"mark": str(tmp_path / "mark")}, "01_data", asked, 1)
+        assert [verdict.word for verdict in found] == ["right", "wrong", last]
+
+
 def test_an_answer_is_judged_by_the_lesson_as_it_was():
     """And not by what the answer, or one before it, made of the lesson's data in place."""
     count = torch.tensor([5.0, 3, 1, 0, 7])

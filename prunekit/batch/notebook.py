@@ -15,7 +15,7 @@ from typing import Any
 
 from prunekit.errors import UsageError
 from prunekit.files import environment, lock, write_atomic
-from prunekit.workbook import params, project
+from prunekit.workbook import manifest, params, project
 
 _KERNEL = "prunekit"
 _ONE_AT_A_TIME = threading.Lock()  # of a worker's threads: a kernel is started through the environment
@@ -55,7 +55,8 @@ def run_one(topic: str, folder: Path, parameters: Mapping[str, Any]) -> Record:
     declared = params.read_parameters(project.notebook(topic))
     changed = {key: value for key, value in parameters.items() if value != declared[key].default}
     partial, started, reason = attempt / ".executing.ipynb", time.monotonic(), ""
-    with _own_kernel(folder / "log.txt"), _log(attempt / "log.txt"):
+    lesson = manifest.notebook_hash(topic)  # before papermill reads it
+    with _own_kernel(folder / "log.txt", lesson), _log(attempt / "log.txt"):
         try:
             papermill.execute_notebook(
                 str(project.notebook(topic)), str(partial), parameters=changed, kernel_name=_KERNEL,
@@ -81,7 +82,7 @@ def run_one(topic: str, folder: Path, parameters: Mapping[str, Any]) -> Record:
 
 
 @contextmanager
-def _own_kernel(log: Path) -> Iterator[None]:
+def _own_kernel(log: Path, lesson: str) -> Iterator[None]:
     """A kernel of the running interpreter, whatever kernels the machine has, with this project as home."""
     from ipykernel.kernelspec import get_kernel_dict
 
@@ -91,7 +92,7 @@ def _own_kernel(log: Path) -> Iterator[None]:
         (spec / "kernel.json").write_text(json.dumps(get_kernel_dict(["--log-level=CRITICAL"])))
         with environment(JUPYTER_PATH=os.pathsep.join(filter(None, [folder, os.environ.get("JUPYTER_PATH")])),
                          PRUNEKIT_HOME=str(project.root()), PRUNEKIT_LOG=project.relative(log),
-                         PYDEVD_DISABLE_FILE_VALIDATION="1"):
+                         PRUNEKIT_LESSON=lesson, PYDEVD_DISABLE_FILE_VALIDATION="1"):
             yield
 
 

@@ -212,7 +212,8 @@ def _labelled(frame: pd.DataFrame, labels: Mapping[str, Any]) -> pd.DataFrame:
     return left.assign(**labels)[[*labels, *left.columns]]
 
 
-_OF_METRIC = ("gradient_corpus", "calibration", "calibration_windows", "roles", "bos")
+# Text that follows from the metric or from the numbers: rows that it told apart would be chosen by outcome.
+_FOLLOWS = ("gradient_corpus", "calibration", "calibration_windows", "roles", "bos", "leaks", "verdict")
 _SUMMED = {"mean": "mean", "sd": "std", "n": "count"}
 
 
@@ -220,15 +221,15 @@ def over_seeds(results: pd.DataFrame, varied: list[str]) -> pd.DataFrame:
     """Mean, standard deviation, number of seeds and Student's 95 % interval of every measured column.
 
     Rows belong together when they agree in what the grid varies but the seed, in their provenance and in all
-    text but the expression that a search has found and what follows from that (did it read G?), of which all
-    are named. Bounds of intervals within one run are left out.
+    text but the expression that a search has found and what follows from that (did it read G?) or from what
+    was measured (the verdict), of which all are named. Bounds of intervals within one run are left out.
     """
     from pandas.api.types import is_numeric_dtype
     from scipy import stats
 
     text = [column for column in results if not is_numeric_dtype(results[column])]
     keys = dict.fromkeys([*varied, "table", *(key for key in PROVENANCE if key in results), *text])
-    follows = [key for key in _OF_METRIC if key in results and key not in varied]
+    follows = [key for key in _FOLLOWS if key in results and key not in varied]
     keys = [key for key in keys if key not in ("run", "tree", "seed", "n", *follows)]
     measured = [column for column in results if not column.endswith(("low", "high"))
                 and column not in (*keys, *follows, "cell", "run", "tree", "seed", "n")]
@@ -238,7 +239,7 @@ def over_seeds(results: pd.DataFrame, varied: list[str]) -> pd.DataFrame:
     long = results.assign(place=place).melt([*keys, *follows, "place"], measured, "measure", number)
     long = long.dropna(subset=number)
     groups = long.groupby([*keys, "place", "measure"], dropna=False, sort=False)
-    named = {key: (key, lambda each: " or ".join(sorted({*map(str, each)}))) for key in follows}
+    named = {key: (key, lambda each: " or ".join(sorted({*each.dropna().map(str)}))) for key in follows}
     table = groups.agg(**named, **{name: (number, how) for name, how in _SUMMED.items()})
     table = table.reset_index().drop(columns="place")
     reach = stats.t.ppf(0.975, table["n"] - 1) * table["sd"] / table["n"] ** 0.5

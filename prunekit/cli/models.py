@@ -52,6 +52,11 @@ def windows_of(args: argparse.Namespace, tokenizer: Any, role: str, corpus: str,
                             bos=args.bos, windows=args.windows or None, cache_dir=args.cache_dir)
 
 
+def named(args: argparse.Namespace, corpus: str) -> str:
+    """The text as sentences and rows have it: of ready windows, which may be of any text, their file."""
+    return args.windows or corpus
+
+
 def gradients_of(args: argparse.Namespace, model: Any, tokenizer: Any, corpus: str, file: str = "") -> Any:
     """G, from a file or collected. UsageError for a file whose windows begin otherwise than this run's."""
     import prunekit as pk
@@ -63,7 +68,8 @@ def gradients_of(args: argparse.Namespace, model: Any, tokenizer: Any, corpus: s
             raise UsageError(f"gradient file {file} was made with BOS in {G.meta['bos']}, and this run has "
                              f"it in {args.begins}: give the --bos of then, or collect G again.")
         return G
-    meta = {"model": args.model, "corpus": corpus, "seed": args.seed, "roles": args.roles, "bos": args.begins}
+    meta = {"model": args.model, "corpus": named(args, corpus), "seed": args.seed, "roles": args.roles,
+            "bos": args.begins}
     windows = windows_of(args, tokenizer, "gradient", corpus)
     return pk.collect_gradients(model, windows, norm=args.norm, scale=args.scale, meta=meta)
 
@@ -83,7 +89,8 @@ def gradients(args: argparse.Namespace) -> int:
 
     model, tokenizer = load(args)
     if args.activations:
-        meta = {"model": args.model, "corpus": args.corpus, "seed": args.seed, "bos": args.begins}
+        corpus = named(args, args.corpus)
+        meta = {"model": args.model, "corpus": corpus, "seed": args.seed, "bos": args.begins}
         windows = windows_of(args, tokenizer, "calibration", args.corpus)
         collected = pk.collect_activations(model, windows, norm=args.norm, meta=meta)
     else:
@@ -113,7 +120,7 @@ def evaluate(args: argparse.Namespace) -> int:
     if args.lora_weights:
         model = load_lora(model, args.lora_weights).model
     if text:
-        _perplexity(args, model, tokenizer, args.corpus)
+        _perplexity(args, model, windows_of(args, tokenizer, "test", args.corpus), args.corpus)
     if tasks:
         _zero_shot(args, model, tokenizer, tasks, {"model": args.model})
     return 0
@@ -165,10 +172,11 @@ def _value(measured: Any) -> str:
 def finetune(args: argparse.Namespace) -> int:
     """Fine-tune a pruned model with LoRA that keeps its zeros."""
     check_options(args)
-    if any(Path(args.output).glob("adapter_*")):
+    output = Path(args.output)
+    going_on = any(output.glob("checkpoints/checkpoint-*/prunekit.json"))  # of this job, or it is refused
+    if any(output.glob("adapter_*")) and not going_on:
         raise UsageError(f"--output {args.output} holds adapters already: give a new directory.")
     target = _empty_directory(args.save_model) if args.save_model else None
-    output = Path(args.output)
     if (output / "config.json").exists() or (target and target.resolve() == output.resolve()):
         raise UsageError(f"--output {output} is the directory of a model, to which adapters would be added "
                          "a second time: give one of their own.")
@@ -179,12 +187,12 @@ def finetune(args: argparse.Namespace) -> int:
         args.device = f"cuda:{os.environ['LOCAL_RANK']}"
     first = os.environ.get("RANK", "0") == "0"
     model, tokenizer = load(args)
-    windows = windows_of(args, tokenizer, "train", args.corpus)
+    windows, test = windows_of(args, tokenizer, "train", args.corpus), _test_windows(args, tokenizer)
     measured: dict[str, dict[str, Any]] = {}
 
     def measure(when: str) -> None:
-        if first and not args.no_evaluate:
-            measured[when] = _perplexity(args, model, tokenizer, _test_corpus(args), f"{when}: ")
+        if first and test is not None:
+            measured[when] = _perplexity(args, model, test, _test_corpus(args), f"{when}: ")
 
     measure("before")
     kept = output / "checkpoints"
@@ -210,11 +218,11 @@ def finetune(args: argparse.Namespace) -> int:
     return 0
 
 
-def _perplexity(args: argparse.Namespace, model: Any, tokenizer: Any, corpus: str, what: str = "") -> dict:
+def _perplexity(args: argparse.Namespace, model: Any, windows: Tensor, corpus: str, what: str = "") -> dict:
     import prunekit as pk
 
-    row = pk.perplexity(model, windows_of(args, tokenizer, "test", corpus), args.seqlen).row()
-    say(f"{what}perplexity {row['ppl']:.4f} [{row['low']:.4f}, {row['high']:.4f}] on {corpus}, "
+    row = pk.perplexity(model, windows, args.seqlen).row()
+    say(f"{what}perplexity {row['ppl']:.4f} [{row['low']:.4f}, {row['high']:.4f}] on {named(args, corpus)}, "
         f"{row['windows']} windows of {args.seqlen} tokens"
         + ", each begins with BOS" * (args.begins == "every window"))
     return row
@@ -240,22 +248,24 @@ def prune(args: argparse.Namespace) -> int:
     sparsity = read_sparsity(args.sparsity)
     blocks = len(decoder_blocks(model)[1])
     layer_targets(layers(model), sparsity, args.pattern, args.skip, blocks)  # a wrong name, before G is made
+    test = _test_windows(args, tokenizer)
+    windows = windows_of(args, tokenizer, "calibration", args.corpus) if {"X", "H"} & method.needs else None
     G, corpus = None, args.gradient_corpus or args.corpus
     if "G" in method.needs:
         if not args.gradients:
-            say(f"{method.name} reads G and no --gradients are given: collecting them on {corpus}")
+            say(f"{method.name} reads G and no --gradients are given: collecting them on "
+                f"{named(args, corpus)}")
         G = gradients_of(args, model, tokenizer, corpus, args.gradients)
-    windows = windows_of(args, tokenizer, "calibration", args.corpus) if {"X", "H"} & method.needs else None
     report = pk.prune(model, windows, method, sparsity, args.pattern, gradients=G, one_shot=args.one_shot,
                       skip=args.skip, preserve=args.preserve)
     row = _asked(args) | report.meta | {
-        "gradient_corpus": (args.gradients or corpus) if "G" in method.needs else "",
+        "gradient_corpus": (args.gradients or named(args, corpus)) if "G" in method.needs else "",
         "target": report.target, "sparsity": report.sparsity, "seqlen": args.seqlen}
     say(f"{method.name}: {report.sparsity:.4%} of the prunable weights are zero")
     if target:
         _save(model, tokenizer, target, row)
-    if not args.no_evaluate:
-        row |= _perplexity(args, model, tokenizer, _test_corpus(args))
+    if test is not None:
+        row |= _perplexity(args, model, test, _test_corpus(args))
     if args.results:
         _add_rows(Path(args.results) / "results.csv", [row])
     if tasks:
@@ -279,6 +289,11 @@ def _test_corpus(args: argparse.Namespace) -> str:
     return "wikitext2" if args.corpus == "c4" else args.corpus
 
 
+def _test_windows(args: argparse.Namespace, tokenizer: Any) -> Tensor | None:
+    """Drawn before anything is computed, so that a text that is not there costs nothing."""
+    return None if args.no_evaluate else windows_of(args, tokenizer, "test", _test_corpus(args))
+
+
 def _empty_directory(name: str) -> Path:
     path = Path(name)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
@@ -292,7 +307,7 @@ def _asked(args: argparse.Namespace) -> dict[str, Any]:
 
     given = {name: getattr(args, name) for name in ("roles", "nsamples", "seqlen", "seed")}
     return {"model": args.model, "model_hash": fingerprint(args.model, args.cache_dir),
-            "corpus": args.corpus, "test_corpus": _test_corpus(args),
+            "corpus": named(args, args.corpus), "test_corpus": named(args, _test_corpus(args)),
             "windows_file": args.windows or "", **given, "bos": args.begins,
             **{f"version_{name}": number for name, number in manifest.versions().items()}}
 

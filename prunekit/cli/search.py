@@ -66,12 +66,13 @@ def _start(args: argparse.Namespace, pool: Any) -> int:
         return windows_of(args, tokenizer, role, args.corpus, n)
 
     keep_request(saved.parent, _computed_with(args))
+    select = windows("select", args.search_windows)  # read last, but missed before a search
     if saved.exists():
         say(f"going on with {saved}")
         evaluator = pk.Evaluator.load(saved)
     else:
-        gradients = gradients_of(args, model, tokenizer, args.corpus, args.gradients)
         read = windows("calibration", args.nsamples), windows("search", args.search_windows)
+        gradients = gradients_of(args, model, tokenizer, args.corpus, args.gradients)
         bench = pk.Bench(args.model, *read, gradients=gradients, dtype=args.dtype, device=args.device)
         settings = {"update": args.update, "threads": args.threads, "seed": args.seed}
         evaluator = pk.Evaluator(bench, args.targets, **settings)
@@ -85,7 +86,7 @@ def _start(args: argparse.Namespace, pool: Any) -> int:
     seeds = [first.tree] if args.method else []
     changes = {} if args.evolve == "metric" else {"evolve": args.evolve}
     _evolve(evaluator, journal, args.preset, args.budget, args.seed, pool, seeds, given, **changes)
-    best = pk.choose(evaluator, pk.finalists(journal), [windows("select", args.search_windows)]).iloc[0]
+    best = pk.choose(evaluator, pk.finalists(journal), [select]).iloc[0]
     pk.Tree.parse(best["tree"]).to_json(winner, meta={"journal": journal.name, "select": best["select"]})
     say(f"winner on the select windows: {best['tree']} (ln ppl ratio {best['select']:.4f}, "
         f"on search {best['search']:.4f}); written to {winner}")

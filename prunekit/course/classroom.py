@@ -20,7 +20,6 @@ from prunekit.course.grading import exercises
 from prunekit.errors import UsageError
 from prunekit.files import environment, write_atomic
 from prunekit.workbook import project
-from prunekit.workbook.project import cells, tagged
 
 _POLL = 0.2  # seconds
 _MARKS = {"right": "✓", "wrong": "✗", "not answered": "·", "not graded": "?"}
@@ -94,12 +93,10 @@ def _prepared(home: Path, topic: str, folders: list[Path], numbers: list[int], l
             why[folder, topic] = str(error)
             questions.append([])
     file.write_text(json.dumps(questions), encoding="utf-8")
-    lesson = cells(project.notebook(topic))
-    end = next((place for place, cell in enumerate(lesson) if tagged(cell, "exercise")), len(lesson))
     call = f"sitting.examine(globals(), {topic!r}, {str(file)!r}, {limit!r})"
     examined = {"cell_type": "code", "id": "examined", "metadata": {},
                 "source": f"from prunekit.course import sitting\n\n{call}"}
-    write_notebook(home / "notebooks", topic, [*lesson[:end], examined])
+    write_notebook(home / "notebooks", topic, [*project.lesson(topic), examined])
     return file
 
 

@@ -49,17 +49,22 @@ def examine(variables: dict[str, Any], topic: str, file: str, limit: float) -> N
 
 def _verdicts(variables: dict[str, Any], topic: str, questions: list[list[Any]], limit: float
               ) -> Iterator[Verdict]:
-    """Answers run one after the other in a fork of the lesson; after one that takes it down, in a fresh one.
+    """Answers run one after the other in a fork of the lesson; after one that takes it down, in a fresh one,
+    where those before it run again, since what they define may be used.
 
     (nbclient would have to run the lesson again for every copy, and after every such answer.)
     """
+    ended: list[list[Any]] = []
     while questions:
         folder = tempfile.mkdtemp(prefix="prunekit-answers-")
         fork = multiprocessing.get_context("fork")
         with ProcessPoolExecutor(1, fork, _sit, (variables, folder)) as pool:
             with _one:  # a fork made beside another would hold its pipes open, and hide its end
                 process = pool.submit(os.getpid).result()
-            alive = True
+            alive = not ended
+            with suppress(TimeoutError):
+                alive = alive or pool.submit(_repeat, ended).exception(limit * len(ended)) is None
+            ended = ended if alive else []  # what does not end a second time is not tried a third
             while questions and alive:
                 (number, answer), *questions = questions
                 attempt = pool.submit(_attempt, topic, number, answer)
@@ -70,6 +75,7 @@ def _verdicts(variables: dict[str, Any], topic: str, questions: list[list[Any]],
                     alive, sentence = False, f"It did not end within {limit:g} seconds."
                 lost = {"number": number, "word": "wrong", "sentence": sentence}
                 yield Verdict(**json.loads(attempt.result()) if alive else lost)
+                ended += [[number, answer]] * alive
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(process, signal.SIGKILL)  # with whatever the answers have started
         shutil.rmtree(folder, ignore_errors=True)
@@ -107,13 +113,23 @@ def _copied(value: Any) -> Any:
     return deepcopy(value) if isinstance(value, (np.ndarray, pd.DataFrame, pd.Series, Perplexity)) else value
 
 
-def _attempt(topic: str, number: int, answer: str) -> str:
-    """The verdict on one answer, as JSON: nothing that an answer made goes to the lesson's kernel."""
+def _execute(number: int, answer: str) -> Any:
     name = f"answer_{number}"
     _variables[name] = ...
+    FunctionType(compile(answer, name, "exec"), _variables)()
+    return _variables.get(name, ...)
+
+
+def _repeat(answers: list[list[Any]]) -> None:
+    for number, answer in answers:
+        with suppress(BaseException):
+            _execute(number, answer)
+
+
+def _attempt(topic: str, number: int, answer: str) -> str:
+    """The verdict on one answer, as JSON: nothing that an answer made goes to the lesson's kernel."""
     try:
-        FunctionType(compile(answer, name, "exec"), _variables)()
-        verdict = judge(topic, number, _variables.get(name, ...), _untouched)
+        verdict = judge(topic, number, _execute(number, answer), _untouched)
     except BaseException as error:  # noqa: BLE001 (SystemExit among them)
         verdict = Verdict(number, "wrong", f"It stops with {said(error)}.")
     return json.dumps(vars(verdict))

@@ -211,12 +211,13 @@ def _section(profile: str, topic: str, made: Mapping[str, Any] | None) -> Sectio
     folder, files = project.run_folder(profile, topic), {}
     figures, tables, headlines = {}, {}, []
     for key, artifact in made["artifacts"].items():
+        if artifact["kind"] in ("figure", "table", "frame") and (gone := manifest.altered(folder, artifact)):
+            raise UsageError(f"{project.relative(folder / gone[0])} is missing or was changed: `prunekit run "
+                             f"{profile} {topic}` makes it again.")
         if artifact["kind"] not in ("figure", "table"):
             continue
         name, caption = f"{topic[:2]}-{key.partition('/')[2]}", _sentence(artifact["caption"])
         source = {Path(file).suffix: folder / file for file in artifact["files"]}
-        if gone := [project.relative(path) for path in source.values() if not path.is_file()]:
-            raise UsageError(f"{gone[0]} is missing: `prunekit run {profile} {topic}` makes it again.")
         if artifact["kind"] == "figure":
             files[f"figures/{name}.pdf"] = source[".pdf"].read_bytes()
             figures[name] = partial(_figure, name, caption, files[f"figures/{name}.pdf"])

@@ -60,9 +60,10 @@ def evolve(evaluator: Callable[..., Any], preset: str | Preset = "modern", budge
     resumed from. executor: None (here, one after the other), any concurrent.futures.Executor, or
     `open_executor(...)`. seeds, budgets: trees, as such or as text, and budgets of the first tree
     (`evaluator.budget(…)`), to try first, as they are written. restart: put a journal of another search aside
-    (as …~) and begin anew instead of refusing. changes: fields of the preset, such as evolve="budget". Same
-    arguments, same generations, however many workers there are. Source: Algorithm 1 of arXiv 2406.02924,
-    whose code was not published; see `presets.py` for what is assumed.
+    (as …~) and begin anew instead of refusing, and of this search, with a larger budget, keep just what this
+    one uses. changes: fields of the preset, such as evolve="budget". Same arguments, same generations,
+    however many workers there are. Source: Algorithm 1 of arXiv 2406.02924, whose code was not published;
+    see `presets.py` for what is assumed.
 
     Raises UsageError for an unknown preset or field, values that cannot be, text that is no tree, a loss that
     is no number, a journal of another search, in use, or damaged, a disk that is full, and where the first
@@ -101,6 +102,8 @@ def _evolve(search: Search, evaluator: Any, budget: int, journal: str | Path | N
                 yield loop.generation(number)
                 number, shown = number + 1, search.settled
                 bar.set_postfix_str(_status_line(search))
+        if log and restart and loop.replay:
+            log.cut(len(log.events) - len(loop.replay))  # whoever reads it reads a search of this budget
         if search.settled > shown or not number:
             yield loop.generation(number)
 

@@ -11,8 +11,10 @@ from __future__ import annotations
 import base64
 import json
 import os
+import shutil
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 from zlib import crc32
@@ -45,12 +47,13 @@ class Journal:
 
     def __init__(self, path: str | Path, header: Mapping[str, Any], *, restart: bool = False):
         self.path = Path(path)
+        self._aside = self.path.with_name(f"{self.path.name}~")
         self._file = -1
         try:
             self._open()
             differing = self._differing(header)
             if differing and restart:
-                os.replace(self.path, self.path.with_name(self.path.name + "~"))
+                os.replace(self.path, self._aside)
                 self._open()
             elif differing:
                 what = ", ".join(differing[:6])
@@ -71,6 +74,9 @@ class Journal:
                          "another journal.")
         if not self._in_place():  # another process, begun at the same moment, put it aside
             return self._open()
+        self._read()
+
+    def _read(self) -> None:
         self.events, self._crc, self._size = _scan(self.path)
         os.ftruncate(self._file, self._size)
         os.lseek(self._file, self._size, os.SEEK_SET)
@@ -109,6 +115,14 @@ class Journal:
                              "start the search again, it goes on from its last event.") from error
         self._crc, self._size = crc, self._size + len(line)
         return json.loads(line)
+
+    def cut(self, count: int) -> None:
+        """Keep the first `count` of `events`; all of them are put aside, as …~."""
+        with writing_to(self._aside):
+            shutil.copyfile(self.path, self._aside)
+        with open(self.path, "rb") as file:
+            os.ftruncate(self._file, sum(map(len, islice(file, count))))
+        self._read()
 
     def _differing(self, header: Mapping[str, Any]) -> list[str]:
         if not self.events:

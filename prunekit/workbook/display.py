@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunekit.choices import NAMED, called, percent
-from prunekit.files import file_hash, replacing_file, write_atomic
+from prunekit.files import replacing_file, write_atomic
 from prunekit.workbook import manifest, project
 
 if TYPE_CHECKING:
@@ -300,7 +300,7 @@ def _again(folder: Path, artifact: dict[str, Any]) -> str:
     files = {Path(file).suffix: folder / file for file in artifact["files"]}
     if not artifact.get("drawn") or not files[".csv"].is_file():
         return "kept"
-    if files[".csv"].stat().st_size != artifact["files"][str(files[".csv"].relative_to(folder))]:
+    if any(file.endswith(".csv") for file in manifest.altered(folder, artifact)):
         return "damaged"  # its table is not what the run wrote
     outcome = "same"
     for suffix, content in figure_files(draw(artifact["drawn"], files[".csv"])).items():
@@ -308,6 +308,5 @@ def _again(folder: Path, artifact: dict[str, Any]) -> str:
             outcome = "changed"
             with replacing_file(files[suffix]) as file:
                 file.write_bytes(content)
-    artifact["files"] = {file: (folder / file).stat().st_size for file in artifact["files"]}
-    artifact["sha256"] = file_hash(files[".svg"])
+    artifact |= manifest.artifact_files(folder, artifact["files"])
     return outcome

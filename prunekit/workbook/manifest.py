@@ -1,16 +1,17 @@
 """What a finished run says about itself, and whether that still holds.
 
 A manifest is written last and in one step, so a run that was killed has none, and the run before it stays. A
-run is fresh when the parameters, the notebook's code, the prunekit modules it imported, its model and
-corpora, and what it read from other runs are all as its manifest says.
+run is fresh when the parameters, the lesson's code, the prunekit modules it imported, its model and corpora,
+and what it read from other runs are all as its manifest says.
 
-Its fields, all that a page about a run needs: `id`, `topic`, `profile`, `notebook` (hash of its code);
+Its fields, all that a page about a run needs: `id`, `topic`, `profile`, `notebook` (its lesson's hash);
 `parameters`; `versions` of Python and packages; `commit` and `dirty` of the clone; `machine`, `device`,
 `threads`, `seed`; `started`, `finished`, `seconds`; `log`, a path from the project's root (null outside
 `prunekit run`); `modules`, the modules of this package that were imported, with hashes; `inputs`,
-fingerprints of model, corpora and windows; `loaded`, what was read from other runs ("topic/name") with
-hashes; `artifacts` by name ("tables/…", "figures/…" or plain): `kind`, `sha256`, `files` with sizes, `made
-by`, `caption`, `headline`, `result` (a table whose rows carry their protocol); `takeaways`,
+fingerprints of models, texts and data; `loaded`, what was read from other runs ("topic/name") with
+hashes; `artifacts` by name ("tables/…", "figures/…" or plain): `kind`, `sha256` of the first of its `files`,
+these with sizes, their `hashes`, `made by`, `caption`, `headline`, `result` (a table whose rows carry their
+protocol); `takeaways`,
 and of those `claims` (of each that compares: its template, table, rows of it, and how they are read, see
 `evaluate.sentences`) and `answers` (what was measured of a known problem, by its number).
 """
@@ -32,6 +33,8 @@ from pathlib import Path
 from typing import Any
 
 import prunekit
+from prunekit.choices import task_folders
+from prunekit.errors import UsageError
 from prunekit.files import file_hash, read_json
 from prunekit.workbook import project
 
@@ -44,17 +47,23 @@ _RESULTS = ("prunekit.workbook.run", "prunekit.workbook.protocol", "prunekit.led
 _PACKAGES = ("torch", "transformers", "numpy", "scipy", "pandas", "datasets", "tokenizers", "accelerate",
              "peft", "lm_eval")
 # What a module reads from the package beside its own source.
-_DATA = {"prunekit.evaluate.harness": "embedded/lm_eval/*", "prunekit.ledger.study": "ledger/recorded/*/*",
-         "prunekit.ledger.published": "ledger/published.csv"}
+_DATA = {"prunekit.embedded.entities": "embedded/words.yaml",
+         "prunekit.evaluate.harness": "embedded/lm_eval/*",
+         "prunekit.ledger.study": "ledger/recorded/*/*", "prunekit.ledger.published": "ledger/published.csv"}
+_LARGE = 1 << 22  # bytes; of an artifact's file that is larger, only the size is looked at until it is loaded
 
 
 # ---------------------------------------------------------------- files and hashes
 
-def notebook_hash(topic: str) -> str:
-    """Hash of the code cells but the parameters cell, whose values are compared one by one."""
-    code = [cell["source"] for cell in project.cells(project.notebook(topic))
+def lesson_code(topic: str) -> list[str]:
+    """The lesson's code cells but the parameters cell, whose values are compared one by one; without the
+    exercises behind its end, where a student writes answers."""
+    return [cell["source"] for cell in project.lesson(topic)
             if cell["cell_type"] == "code" and not project.tagged(cell, "parameters")]
-    return hashlib.sha256("\0".join(code).encode()).hexdigest()
+
+
+def notebook_hash(topic: str) -> str:
+    return hashlib.sha256("\0".join(lesson_code(topic)).encode()).hexdigest()
 
 
 def module_path(name: str) -> Path:
@@ -79,26 +88,57 @@ def imported_modules() -> list[str]:
 
 
 @cache
-def _read_once(fingerprint: Callable[[str], str], name: str, then: object) -> str:
+def _read_once(fingerprint: Callable[[Any], str], name: str | Path, then: object) -> str:
     return fingerprint(name)
 
 
+def _fingerprint(key: str, text: str) -> str:
+    """Of the model or text that a parameter names; what is not on this disk may come within the process."""
+    from prunekit import data, models
+
+    read = models.fingerprint if key.partition(" ")[0] in ("model", "other_models") else data.fingerprint
+    try:
+        then = data.stamp(text if read is data.fingerprint else models.locate(text))
+        return _read_once(read, text, then) if then else read(text)
+    except UsageError:  # a model that is gone
+        return ""
+
+
 def inputs(parameters: Mapping[str, Any]) -> dict[str, str]:
-    """Fingerprints of the model, the corpora and the files of windows and targets that the parameters name.
+    """Fingerprints of the models, corpora, data sets, and files of windows and targets that parameters name.
 
     The embedded corpus has none: it is made by modules, and those that were used are known by name.
     """
-    from prunekit import data, models
-
-    named = {key: parameters.get(key) for key in ("model", "corpus", "gradient_corpus", "test_corpus")}
-    named |= {f"test_corpora {text}": text for text in parameters.get("test_corpora", ())}
-    read = {"model": models.fingerprint}
-    prints = {key: _read_once(read.get(key, data.fingerprint), text, data.stamp(text)) for key, text in
-              named.items() if text and (key in read or text.partition(":")[0] != "embedded")}
+    single = ("model", "corpus", "gradient_corpus", "test_corpus", "other_corpus")
+    named = {key: parameters.get(key) for key in single} | {
+        f"{key} {text}": text for key in ("test_corpora", "other_models") for text in parameters.get(key, ())}
+    data_sets = task_folders(parameters.get("folders") or "")
+    named |= {f"folders {task}": folder for task, folder in data_sets.items()}
+    prints = {key: _fingerprint(key, text) for key, text in named.items()
+              if text and text.partition(":")[0] != "embedded"}
     files = {"windows": parameters.get("windows") or ""} | {
         f"layer_targets {text}": text for text in parameters.get("layer_targets", ())}
     there = {key: Path(text).expanduser() for key, text in files.items() if text}
     return prints | {key: file_hash(file) for key, file in there.items() if os.path.isfile(file)}
+
+
+def artifact_files(folder: Path, files: Iterable[str]) -> dict[str, Any]:
+    """What a manifest says of an artifact's files, for `altered`."""
+    hashes = {file: file_hash(folder / file) for file in files}
+    return {"sha256": next(iter(hashes.values())), "hashes": hashes,
+            "files": {file: (folder / file).stat().st_size for file in hashes}}
+
+
+def altered(folder: Path, artifact: Mapping[str, Any]) -> list[str]:
+    """Those of an artifact's files that are missing, or not what its run wrote."""
+    from prunekit.data import stamp
+
+    def intact(file: str, size: int) -> bool:
+        then, path = artifact.get("hashes", {}).get(file), folder / file  # older manifests have no hashes
+        return path.is_file() and path.stat().st_size == size and (
+            then is None or size > _LARGE or _read_once(file_hash, path, stamp(path)) == then)
+
+    return [file for file, size in artifact["files"].items() if not intact(file, size)]
 
 
 # ---------------------------------------------------------------- where a run was made
@@ -220,9 +260,8 @@ def _changed_sources(topic: str, manifest: Mapping[str, Any]) -> str:
 def _changed_files(profile: str, topic: str, manifest: Mapping[str, Any]) -> str:
     folder = project.run_folder(profile, topic)
     for artifact in manifest["artifacts"].values():
-        for file, size in artifact["files"].items():
-            if not (folder / file).is_file() or (folder / file).stat().st_size != size:
-                return f"{file} is missing or was changed"
+        if changed := altered(folder, artifact):
+            return f"{changed[0]} is missing or was changed"
     now = inputs(manifest["parameters"])
     for key, digest in manifest["inputs"].items():
         if now.get(key) != digest:

@@ -12,6 +12,7 @@ import re
 import shutil
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,11 @@ def cells(path: Path) -> list[dict[str, Any]]:
 
 def tagged(cell: Mapping[str, Any], tag: str) -> bool:
     return tag in cell.get("metadata", {}).get("tags", [])
+
+
+def lesson(topic: str) -> list[dict[str, Any]]:
+    """The cells of a notebook before its exercises."""
+    return list(takewhile(lambda cell: not tagged(cell, "exercise"), cells(notebook(topic))))
 
 
 def title(topic: str) -> tuple[str, str]:

@@ -61,12 +61,15 @@ def with_protocol(frame: pd.DataFrame, name: str, known: Mapping[str, Any]) -> p
               "bos": known.get("begins", "unknown"), "dtype": known.get("dtype", "unknown")}
     frame = frame.assign(**{column: value for column, value in asked.items() if column not in frame})
     updated = ~frame["update"].fillna("").isin(["", "none"]) if "update" in frame else False
-    reads_text, formula = ~frame["method"].isin(["dense", "magnitude"]) | updated, _formula(frame)
-    gradient = frame["gradient_corpus"].where(formula.str.contains(r"\bG\b"), "-")
+    formula = _formula(frame)
+    reads_g, reads_x = (formula.str.contains(letter) | formula.eq("") for letter in (r"\bG\b", r"\b[XHU]"))
+    reads_x |= updated
+    gradient = frame["gradient_corpus"].where(reads_g, "-")
     of_statistics = ["calibration", "calibration_windows", "roles", *(["bos"] if "task" in frame else [])]
     frame = frame.assign(gradient_corpus=gradient.mask(formula == "", "unknown"), **{
-        column: frame[column].where(reads_text, "-") for column in of_statistics})
-    texts = frame[["calibration", "gradient_corpus", "corpus_or_tasks", "roles"]]
+        column: frame[column].where(reads_g | reads_x, "-") for column in of_statistics})
+    read = frame.assign(calibration=frame["calibration"].where(reads_x, "-"))  # of G it is the setting alone
+    texts = read[["calibration", "gradient_corpus", "corpus_or_tasks", "roles"]]
     return frame.assign(leaks=["yes" if leaks(*row) else "no" for row in texts.itertuples(index=False)])
 
 
@@ -96,9 +99,9 @@ def _text(known: Mapping[str, Any], *names: str) -> str:
 
 
 def _formula(frame: pd.DataFrame) -> pd.Series:
-    """The metric of each row as text: its tree, or that of the method of this name; "" where unknown."""
+    """The metric of each row as text: its tree, or that of its method (H: SparseGPT's); "" where unknown."""
     from prunekit.metric.catalogue import METHODS
 
-    known = {name: str(method.tree) for name, method in METHODS.items()} | {"dense": "dense"}
-    named = frame["method"].map(lambda method: known.get(method, method if "(" in method else ""))
+    known = {name: str(method.tree or "H") for name, method in METHODS.items()} | {"dense": "dense"}
+    named = frame["method"].map(lambda text: known.get(text, text if re.match(r"\w+\(", text) else ""))
     return frame["tree"].fillna(named) if "tree" in frame else named

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 # Numbers about the machine: they differ between two runs of the same thing.
 TIMINGS = ("seconds", "tokens_per_second", "memory_mb")
 _LOADED = time.time()
+_EDITED = "edited while in use"  # in place of a hash
 _current: Run | None = None
 
 
@@ -70,6 +71,9 @@ class Run:
 
     def __init__(self, topic: str, profile: str, parameters: dict[str, Any], variables: Mapping[str, Any]):
         self.topic, self.profile, self.parameters, self.variables = topic, profile, parameters, variables
+        # As they are read: what is written into notebook, model or corpus from here on is not what has run.
+        self._lesson = os.environ.get("PRUNEKIT_LESSON") or manifest.notebook_hash(topic)
+        self._inputs = manifest.inputs(parameters)
         self._place = project.run_folder(profile, topic)
         self._batch = "PRUNEKIT_LOG" in os.environ  # which begins and ends the attempt itself
         if not self._batch:
@@ -208,8 +212,8 @@ class Run:
             "device": self.device, "threads": self.threads, "seed": self.parameters.get("seed", 0),
             "started": _clock(self.started), "finished": _clock(time.time()),
             "seconds": round(time.time() - self.started, 1), "memory_mb": manifest.peak_memory(),
-            "log": os.environ.get("PRUNEKIT_LOG"), "notebook": manifest.notebook_hash(self.topic),
-            "modules": self._modules(), "inputs": manifest.inputs(self.parameters), "loaded": self.loaded,
+            "log": os.environ.get("PRUNEKIT_LOG"), "notebook": self._notebook(),
+            "modules": self._modules(), "inputs": self._read(), "loaded": self.loaded,
             "artifacts": self.artifacts, "takeaways": self.takeaways, "claims": self.claims,
             "answers": self.answers,
         }
@@ -228,8 +232,21 @@ class Run:
         hashes = manifest.module_hashes(manifest.imported_modules())
         for name in hashes:
             if _LOADED < manifest.module_path(name).stat().st_mtime <= time.time():
-                hashes[name] = "edited while in use"
+                hashes[name] = _EDITED
         return hashes
+
+    def _notebook(self) -> str:
+        """Hash of the lesson, which whoever runs its cells by hand may save after they ran."""
+        executed = () if self._batch else map(str.strip, self.variables.get("In", ()))  # IPython's history
+        written = {source.strip() for source in manifest.lesson_code(self.topic)}
+        now = manifest.notebook_hash(self.topic)
+        return now if now == self._lesson or written <= {"", *executed} else _EDITED
+
+    def _read(self) -> dict[str, str]:
+        """Fingerprints of what was read; a name alone was of something that has been downloaded since."""
+        now, names = manifest.inputs(self.parameters), self.parameters.values()
+        return now | {key: _EDITED for key, then in self._inputs.items()
+                      if now.get(key) != then and then not in (*names, key.partition(" ")[2])}
 
     def _still_mine(self) -> None:
         try:
@@ -249,10 +266,8 @@ class Run:
             write(temporary)
 
     def _record(self, name: str, kind: str, files: list[Path], value: Any, **more: Any) -> Any:
-        paths = {file.as_posix(): self.folder / file for file in files}
         self.artifacts[name] = {
-            "kind": kind, "sha256": file_hash(next(iter(paths.values()))),
-            "files": {file: path.stat().st_size for file, path in paths.items()},
+            "kind": kind, **manifest.artifact_files(self.folder, [file.as_posix() for file in files]),
             "made by": f"{self.topic}, run {self.id}", **more,
         }
         return value

@@ -208,14 +208,25 @@ def test_seeds_are_joined(grid):
 
 def test_winners_that_read_other_things_are_still_one_method():
     rows = [{"cell": seed, "seed": seed, "run": f"r{seed}", "table": "t", "method": "winner", "tree": tree,
-             "gradient_corpus": corpus, "value": float(value)}
+             "gradient_corpus": corpus, "leaks": "no" if corpus == "-" else "yes", "value": float(value)}
             for seed, (tree, corpus, value) in enumerate([
                 ("mul(W, G)", "embedded", 20.0), ("W", "-", 10.0), ("G", "embedded", 22.0),
                 ("X", "-", 11.0)])]
     [row] = sweep.over_seeds(pd.DataFrame(rows), []).itertuples()
-    assert (row.mean, row.n, row.gradient_corpus) == (15.75, 4, "- or embedded")
+    assert (row.mean, row.n, row.gradient_corpus, row.leaks) == (15.75, 4, "- or embedded", "no or yes")
     two = sweep.over_seeds(pd.DataFrame(rows), ["gradient_corpus"])  # here the grid varies it
     assert two.set_index("gradient_corpus")["mean"].to_dict() == {"embedded": 21.0, "-": 10.5}
+
+
+def test_seeds_are_joined_whatever_their_verdict():
+    """By verdict, means would be of the seeds that were chosen for their numbers."""
+    said = ["first", "indistinguishable", "indistinguishable", "second"]
+    rows = [{"cell": seed, "seed": seed, "run": f"r{seed}", "table": table, "method": "a", "verdict": verdict,
+             "ratio": ratio} for table, words in (("t", said), ("u", [None] * 4))
+            for seed, (verdict, ratio) in enumerate(zip(words, [0.9, 1.0, 1.1, 1.2], strict=True))]
+    table = sweep.over_seeds(pd.DataFrame(rows), []).set_index("table")
+    assert table["verdict"].to_dict() == {"t": "first or indistinguishable or second", "u": ""}
+    assert table["mean"].to_list() == pytest.approx([1.05, 1.05]) and table["n"].to_list() == [4, 4]
 
 
 def test_the_ready_sweeps_are_sound(monkeypatch):

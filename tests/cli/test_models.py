@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 
@@ -14,6 +15,7 @@ import prunekit as pk
 from prunekit.cli import _parser, main
 from prunekit.cli.models import _add_rows
 from prunekit.lora.options import LoraOptions
+from prunekit.pruning.gradients import Activations
 
 SEQLEN, VOCABULARY = 16, 64
 
@@ -53,7 +55,9 @@ def test_a_saved_model_has_exactly_the_promised_zeros(tiny, tmp_path, capsys):
     command = ["prune", *asked]
     assert main(command) == 0
     written = capsys.readouterr().out
-    assert "pruner-zero reads G and no --gradients are given: collecting them on wikitext2" in written
+    said = f"pruner-zero reads G and no --gradients are given: collecting them on {tiny / 'w.safetensors'}"
+    assert said in written and f"] on {tiny / 'w.safetensors'}, 4 windows" in written
+    assert "wikitext2" not in written  # whose text was not read
     model = AutoModelForCausalLM.from_pretrained(target)
     assert set(zeros(model).values()) == {0.5} and len(zeros(model)) == 14
     groups = model.model.layers[1].mlp.up_proj.weight.reshape(-1, 4)
@@ -65,6 +69,11 @@ def test_a_saved_model_has_exactly_the_promised_zeros(tiny, tmp_path, capsys):
     assert main(["evaluate", *options(tiny, model=target)]) == 0
     row = pd.read_csv(results / "results.csv").iloc[0]
     assert f"perplexity {row.ppl:.4f} [{row.low:.4f}, {row.high:.4f}]" in capsys.readouterr().out
+    assert {row.corpus, row.test_corpus, row.gradient_corpus} == {str(tiny / "w.safetensors")}
+    for more in ([], ["--activations"]):
+        assert main(["gradients", *options(tiny, output=tmp_path / "g.safetensors"), *more]) == 0
+        kind = Activations if more else pk.Gradients
+        assert kind.load(tmp_path / "g.safetensors").meta["corpus"] == str(tiny / "w.safetensors")
 
 
 def test_every_row_says_where_its_windows_begin(tiny, tmp_path, capsys):
@@ -131,6 +140,43 @@ def test_a_configuration_file_is_overruled_by_the_command_line(tiny, tmp_path, c
     assert main(["prune", "--config", str(file), *options(tiny, sparsity=0.5, method="magnitude")]) == 0
     written = capsys.readouterr().out
     assert "wanda: 25.0000%" in written and "magnitude: 50" in written
+
+
+def test_windows_that_are_not_there_are_missed_at_once(tiny, tmp_path, monkeypatch, capsys):
+    ids = torch.ones(4, SEQLEN, dtype=torch.long)
+    for name in ("collect_gradients", "prune", "evolve"):
+        monkeypatch.setattr(pk, name, lambda *given, **more: pytest.fail("computed"))
+    prune = ["prune", *options(tiny, windows=tmp_path / "w", method="pruner-zero")]
+    search = ["search", "start", *options(tiny, windows=tmp_path / "w", search_windows=4)]
+    for command, roles, absent in (
+            (prune, ["gradient"], "test"), (search, ["calibration", "gradient", "search"], "select"),
+            ([*prune, "--update=obs"], ["gradient", "test"], "calibration"),
+            (search, ["calibration", "gradient", "select"], "search")):
+        save_file({role: ids.clone() for role in roles}, tmp_path / "w")
+        more = [f"--output={tmp_path / absent}"] if command is search else []
+        assert main([*command, *more]) == 2
+        assert f"no windows for role {absent}" in capsys.readouterr().err
+
+
+def test_finetune_goes_on_after_its_adapters_were_written(tiny, tmp_path, monkeypatch, capsys):
+    from prunekit.lora.finetune import Tuned
+
+    ids = torch.randint(0, VOCABULARY, (8, SEQLEN))
+    save_file({"train": ids, "test": ids.clone()}, tmp_path / "w")
+    asked = options(tiny, windows=tmp_path / "w", block=SEQLEN, batch=2, output=tmp_path / "adapter",
+                    target_modules="q_proj", save_model=tmp_path / "tuned")
+    with monkeypatch.context() as killed:
+        killed.setattr(Tuned, "merge", lambda tuned: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert main(["finetune", *asked, "--rank=2"]) != 0
+    adapter = tmp_path / "adapter" / "adapter_model.safetensors"
+    before = adapter.read_bytes()
+    assert main(["finetune", *asked, "--rank=4"]) == 2
+    assert "are of another fine-tuning (other options)" in capsys.readouterr().err
+    assert main(["finetune", *asked, "--rank=2"]) == 0
+    assert adapter.read_bytes() == before and (tmp_path / "tuned" / "config.json").is_file()
+    shutil.rmtree(tmp_path / "adapter" / "checkpoints")
+    assert main(["finetune", *asked[:-1], "--rank=2"]) == 2
+    assert "holds adapters already: give a new directory" in capsys.readouterr().err
 
 
 def test_a_metric_is_a_method_and_so_is_a_tree_in_a_file(tiny, tmp_path, capsys):

@@ -219,6 +219,13 @@ def test_what_it_has_not_written_it_does_not_touch(runs, tmp_path, spoil, capsys
     assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def test_a_table_that_was_changed_since_is_not_printed(runs, tmp_path, capsys):
+    file = next((runs / "runs/tiny/01_data/tables").glob("*.tex"))
+    file.write_text(file.read_text().replace("1.25", "1.35"))
+    assert main(["paper", str(tmp_path / "paper"), "--profile", "tiny"]) == 2
+    assert "same-name.tex is missing or was changed: `prunekit run tiny 01_data`" in capsys.readouterr().err
+
+
 def test_without_a_finished_run_there_is_no_paper(home, tmp_path):
     with pytest.raises(pk.UsageError, match="has no finished run"):
         paper.write("tiny", tmp_path / "paper")

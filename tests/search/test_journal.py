@@ -35,9 +35,9 @@ def lines(path):
     return [journals.stable(event) for event in journals.read(path)]
 
 
-def search(path, budget=60, **kwargs):
+def search(path, budget=60, preset="modern", **kwargs):
     kwargs |= {"seed": 3, "journal": path, "population": 20, "progress": False}
-    return list(pk.evolve(Racing(), "modern", budget, **kwargs))
+    return list(pk.evolve(Racing(), preset, budget, **kwargs))
 
 
 def test_losses_survive_as_float32():
@@ -89,6 +89,20 @@ def test_a_journal_of_metrics_is_written_as_before_there_were_budgets(tmp_path):
 def test_a_larger_budget_continues_where_the_smaller_ended(tmp_path):
     search(tmp_path / "a.jsonl", 30), search(tmp_path / "a.jsonl", 60), search(tmp_path / "b.jsonl", 60)
     assert lines(tmp_path / "a.jsonl") == lines(tmp_path / "b.jsonl")
+
+
+@pytest.mark.parametrize("preset", ["modern", "paper"])
+def test_a_smaller_budget_keeps_a_smaller_journal_where_it_may_restart(tmp_path, preset):
+    a, b, aside = (tmp_path / name for name in ("a.jsonl", "b.jsonl", "a.jsonl~"))
+    search(a, 60, preset=preset), search(b, 25, preset=preset)
+    whole = a.read_bytes()
+    search(a, 25, preset=preset)
+    assert a.read_bytes() == whole and not aside.exists()  # what is one's own is not cut unasked
+    last = search(a, 25, preset=preset, restart=True)[-1]
+    assert lines(a) == lines(b) and aside.read_bytes() == whole
+    assert (pk.replay(a).counted, pk.replay(a).best.fitness) == (25, last.best.fitness)
+    search(a, 60, preset=preset, restart=True)
+    assert lines(a) == lines(aside)
 
 
 @pytest.mark.parametrize("evaluator", ["slow", "sloped"])

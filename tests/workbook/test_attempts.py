@@ -73,6 +73,22 @@ def test_a_notebook_that_is_stopped_half_way_harms_nothing(project, tmp_path):  
     assert "its page has no outputs" in pages["01_data.html"].text
 
 
+def test_a_notebook_written_while_it_runs_is_stale_unless_its_cells_were_run(project):  # noqa: F811
+    file = project / "notebooks" / "01_data.ipynb"
+    save = f"from pathlib import Path\nfile = Path({str(file)!r})\nfile.write_text(file.read_text().replace"
+    start, *more = DATA[2], ("", "x = 1"), DATA[-1]
+    then, late = [*DATA[:2], ("", f"{save}('x = ' + '1', 'x = 2'))"), start, *more], manifest.State(
+        "stale", "notebooks/01_data.ipynb changed")
+    write_notebook(file, then)
+    assert outcomes(topics=["01_data"]) == {"01_data": ("done", "")}  # edited before its set-up cell ran
+    assert manifest.state("tiny", "01_data", VALUES) == late
+    then = [*then[:2], start, then[2], *more]
+    for number, state in ((1, late), (2, manifest.State("fresh"))):  # saved after it ran, or not run at all
+        write_notebook(file, then)
+        in_a_kernel([(tag, source.replace("x = 1", f"x = {number}")) for tag, source in then], project)
+        assert manifest.state("tiny", "01_data", VALUES) == state
+
+
 def test_a_run_that_fails_even_after_its_end_leaves_the_one_before_it(project):  # noqa: F811
     made = by_hand()
     before = content(made.folder)

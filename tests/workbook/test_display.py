@@ -110,11 +110,13 @@ def test_the_command_draws_again_and_the_run_stays_fresh(home, capsys):
     assert (run.folder / "figures/curve.svg").read_bytes() == before
     assert manifest.state("tiny", "01_data", PARAMETERS).fresh
     table = run.folder / "figures/curve.csv"
-    table.write_text("".join(table.read_text().splitlines(keepends=True)[:-1]))  # a row is lost
-    assert main(["figures", "tiny"]) == 1
-    assert capsys.readouterr().out.splitlines()[0].split()[1:] == ["curve", "damaged"]
-    assert (run.folder / "figures/curve.svg").read_bytes() == before
-    assert not manifest.state("tiny", "01_data", PARAMETERS).fresh
+    text = table.read_text()
+    for damaged in ("".join(text.splitlines(keepends=True)[:-1]), text.replace("\n4,", "\n5,")):
+        table.write_text(damaged)  # a row is lost, a digit is another
+        assert main(["figures", "tiny"]) == 1
+        assert capsys.readouterr().out.splitlines()[0].split()[1:] == ["curve", "damaged"]
+        assert (run.folder / "figures/curve.svg").read_bytes() == before
+        assert not manifest.state("tiny", "01_data", PARAMETERS).fresh
     with schedule.only_one(home / "runs/tiny", "prunekit run tiny"):
         assert main(["figures", "tiny"]) == 2
     assert "`prunekit run tiny` is under way already" in capsys.readouterr().err

@@ -24,7 +24,7 @@ from prunekit.files import file_hash
 from prunekit.workbook import manifest, project
 from prunekit.workbook import run as runs
 from prunekit.workbook.protocol import PROVENANCE, with_protocol
-from tests.tiny_project import write_notebook
+from tests.tiny_project import DATA, write_notebook
 
 mpl.use("agg")
 FIRST = {"profile": "tiny", "rows": 4, "seqlen": 8, "seed": 0}
@@ -214,7 +214,17 @@ def test_a_result_carries_the_protocol_of_what_it_read(home):
     assert set(table["leaks"]) == {"no"} and set(table["dtype"]) == {"unknown"}  # 01 loads no model
     elsewhere = {"test_corpus": "", "gradient_corpus": "c4"}
     alike = with_protocol(rows, "ppl", run._known | elsewhere)  # measured on the text of the calibration
-    assert alike["leaks"].tolist() == ["no", "no", *["yes"] * 5]
+    assert alike["leaks"].tolist() == ["no", "no", "yes", "yes", "no", "yes", "no"]  # where X or H is read
+    named = rows.assign(tree=["W", "W", "mul(W, G)", "mul(W, X)", "W", None, "w²/U_ii²"], method=[
+        "dense", "magnitude (rows)", "winner", "winner", "winner", "winner", "sparsegpt"], update=[
+        "", "", "", "", "obs", "", "obs-iter"])
+    for texts, leaks in ((elsewhere, "nnnyyyy"), ({"test_corpus": "c4", "gradient_corpus": "c4"}, "nnynnnn")):
+        found = with_protocol(named, "ppl", run._known | texts)
+        assert [word[0] for word in found["leaks"]] == list(leaks)
+        assert found["calibration"].tolist() == ["-", "-", *["embedded"] * 5]
+    alone = rows.assign(method=["dense", "magnitude", "sparsegpt", "admm", "mine (X)", "gradient", "gblm"])
+    found = with_protocol(alone.drop(columns="update"), "ppl", run._known | elsewhere)
+    assert [word[0] for word in found["leaks"]] == list("nnyyyny")
     read = with_protocol(rows, "ppl", run._known | {"corpus": "c4", "test_corpus": "embedded"})
     assert read["gradient_corpus"].tolist()[4] == "c4" and set(read["leaks"]) == {"no"}
     read = with_protocol(rows, "ppl", run._known | {
@@ -282,6 +292,56 @@ def test_parameters_sources_and_files_make_stale(tiny):
     assert state().reason == "notebooks/01_data.ipynb changed"
 
 
+def test_an_answer_leaves_the_lesson_fresh(tiny):
+    """Exercises stand behind the end of a run, which they cannot change."""
+    def write(lesson, answer):
+        cells = [("", lesson), ("exercise", "# How many?"), ("answer", answer), ("", "more = 1")]
+        write_notebook(tiny / "notebooks" / "01_data.ipynb", [("parameters", DATA), *cells])
+
+    write("a = 1", "answer_1 = ...")
+    finished(plain={"a": 1})
+    write("a = 1", "answer_1 = 42")
+    assert state().fresh
+    write("a = 2", "answer_1 = 42")
+    assert state().reason == "notebooks/01_data.ipynb changed"
+
+
+def test_what_changes_while_it_is_in_use_makes_stale(home):
+    corpus, notebook = home / "text.txt", home / "notebooks" / "01_data.ipynb"
+    variables = {"profile": "tiny", "corpus": str(corpus)}
+
+    def began():
+        write_notebook(notebook, [("parameters", 'profile: str = "tiny"\ncorpus: str = ""\n'), ("", "a = 1")])
+        corpus.write_text("the text")
+        return runs.start_run("01_data", variables)
+
+    began().finish()
+    assert state(parameters=variables).fresh
+    run = began()
+    corpus.write_text("another text")
+    run.finish()
+    assert state(parameters=variables).reason == f"the corpus {corpus} changed"
+    for history, reason in (([], "notebooks/01_data.ipynb changed"), (["", "a = 1", "a = 2\n"], "")):
+        run = began()
+        notebook.write_text(notebook.read_text().replace("a = 1", "a = 2"))
+        run.variables = variables | {"In": history}  # of IPython: what was executed, saved or not
+        run.finish()
+        assert state(parameters=variables).reason == reason
+
+
+def test_a_model_that_is_downloaded_meanwhile_is_known_by_what_came(home, monkeypatch):
+    from prunekit import models
+
+    cells = [("parameters", 'profile: str = "tiny"\nmodel: str = ""\n')]
+    write_notebook(home / "notebooks" / "01_data.ipynb", cells)
+    there = {}
+    monkeypatch.setattr(models, "fingerprint", lambda name: there.get(name, name))
+    run = runs.start_run("01_data", {"profile": "tiny", "model": "a/b"})
+    there["a/b"] = "a/b@1234"
+    run.finish()
+    assert manifest.read("tiny", "01_data")["inputs"] == {"model": "a/b@1234"}
+
+
 def test_a_corpus_that_changes_within_a_process_is_another(tmp_path):
     corpus = tmp_path / "corpus.txt"
     corpus.write_text("one")
@@ -338,14 +398,58 @@ def test_data_that_a_module_reads_counts_as_its_source(tmp_path, monkeypatch):
     package = tmp_path / "prunekit"
     (package / "embedded/lm_eval").mkdir(parents=True)
     (package / "evaluate").mkdir()
-    for file in ("evaluate/harness.py", "evaluate/other.py", "embedded/lm_eval/a.yaml"):
+    yaml, words = "embedded/lm_eval/a.yaml", "embedded/words.yaml"
+    for file in ("evaluate/harness.py", "evaluate/other.py", "embedded/entities.py", yaml, words):
         (package / file).write_text("1")
     monkeypatch.setattr(manifest, "PACKAGE", package)
-    names = ["prunekit.evaluate.harness", "prunekit.evaluate.other"]
-    before = manifest.module_hashes(names)
-    (package / "embedded/lm_eval/a.yaml").write_text("2")
-    after = manifest.module_hashes(names)
-    assert [before[name] == after[name] for name in names] == [False, True]
+    names = ["prunekit.evaluate.harness", "prunekit.evaluate.other", "prunekit.embedded.entities"]
+    for data, same in ((yaml, [False, True, True]), (words, [True, True, False])):
+        before = manifest.module_hashes(names)
+        (package / data).write_text("2")
+        after = manifest.module_hashes(names)
+        assert [before[name] == after[name] for name in names] == same
+
+
+def test_every_parameter_that_names_a_model_a_text_or_data_has_a_fingerprint(tmp_path):
+    parameters = {"other_models": ["", "embedded/opt"], "test_corpora": [""]}
+    texts = ("corpus", "gradient_corpus", "test_corpus", "other_corpus")
+    for name in (*texts, "windows", "folders", "model", "m"):
+        file = tmp_path / name / ("config.json" if name.startswith("m") else "a.txt")
+        file.parent.mkdir()
+        file.write_text("one")
+        parameters[name] = str(file if name == "windows" else file.parent)
+    parameters["other_models"].append(parameters.pop("m"))
+    parameters["folders"] = f"boolq={parameters['folders']}"
+    parameters["test_corpora"].append(parameters["other_corpus"])
+    before = manifest.inputs(parameters)
+    assert before.keys() == {"model", *texts, "windows", "folders boolq", *(
+        f"{key} {text}" for key in ("other_models", "test_corpora") for text in parameters[key] if text)}
+    for file in [*tmp_path.glob("*/a.txt"), *tmp_path.glob("*/config.json")]:
+        file.write_text("two")
+    now = manifest.inputs(parameters)
+    assert {key for key in before if now[key] == before[key]} == {"other_models embedded/opt"}
+    for file in tmp_path.glob("m*/config.json"):
+        file.unlink()  # which `prunekit status` can say, as of any other change
+    gone = manifest.inputs(parameters)
+    assert [key for key, print_ in gone.items() if not print_] == ["model", f"other_models {tmp_path / 'm'}"]
+
+
+def test_a_digit_that_changes_makes_stale_but_in_large_files_as_long_as_before(tiny, monkeypatch):
+    run = runs.start_run("01_data", FIRST)
+    run.table(pd.DataFrame({"v": [12.34]}), "t", "T.")
+    run.finish()
+    made = manifest.read("tiny", "01_data")["artifacts"]["tables/t"]
+    assert made["hashes"]["tables/t.csv"] == made["sha256"] and len(made["hashes"]) == len(made["files"]) == 2
+    for name in made["files"]:
+        file = run.folder / name
+        text = file.read_text()
+        file.write_text(text.replace("12.34", "11.34"))
+        assert state().reason == f"{name} is missing or was changed"
+        with monkeypatch.context() as patch:
+            patch.setattr(manifest, "_LARGE", 1)
+            assert state().fresh
+        file.write_text(text)
+    assert state().fresh and not manifest.altered(run.folder, {"files": made["files"]})  # as it once was
 
 
 def test_new_content_upstream_makes_its_readers_stale(tiny):

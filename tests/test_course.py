@@ -189,7 +189,7 @@ MISTAKES = {  # topic and number: answers that are wrong, and what is said of th
 
 
 @pytest.mark.parametrize("place", MISTAKES, ids=str)
-def test_a_mistake_is_named(place):
+def test_a_mistake_in_code_is_named(place):
     for answer, words in MISTAKES[place]:
         verdict = grading.judge(*place, answer, {})
         assert verdict.word == "wrong" and words in verdict.sentence, verdict

@@ -4,6 +4,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -166,7 +167,7 @@ def _value(measured: Any) -> str:
 
 @command("finetune", *DATA, "block", *(name for name in checks.LORA if name != "seed"), "test_corpus",
          argument("--output", required=True, metavar="DIR",
-                  help="where adapters, masks and checkpoints go; the same call again goes on after a kill"),
+                  help="where adapters, masks and checkpoints go; the same call goes on after a kill"),
          argument("--save-model", metavar="DIR", help="write the merged model there, with prunekit.json"),
          *flags(plain="plain LoRA: its merge fills the zeros in"), *_NO_TEST, _RESULTS)
 def finetune(args: argparse.Namespace) -> int:
@@ -215,6 +216,7 @@ def finetune(args: argparse.Namespace) -> int:
         _save(model, tokenizer, target, row)
     if args.results:
         _add_rows(Path(args.results) / "results.csv", [row])
+    shutil.rmtree(kept)  # the same call again has nothing to go on with
     return 0
 
 

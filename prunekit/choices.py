@@ -25,7 +25,7 @@ TASKS = {"boolq": "super_glue/boolq", "rte": "glue/rte", "hellaswag": "hellaswag
 # What people know a method as: from the literature, or by where it was found; and the pattern of such names.
 CALLED = {
     "magnitude": "Magnitude", "wanda": "Wanda", "ria": "RIA", "sparsegpt": "SparseGPT", "admm": "ADMM",
-    "pruner-zero": "Pruner-Zero", "gblm": "GBLM-Pruner", "wanda++": "Wanda++", "grad-weight": "SNIP",
+    "pruner-zero": "Pruner-Zero", "gblm": "GBLM-Pruner", "wanda++": "Wanda++", "grad-weight": "SNIP on norms",
     "fisher": "OBD, diagonal Fisher", "obd-layer": "OBD of the layer", "wanda-variant": "Wanda, variant",
     "pruner-zero-variant": "Pruner-Zero, variant", "embedded line": "the embedded model's line",
     "wikitext2": "WikiText-2", "ptb": "PTB", "c4": "C4"}

@@ -246,7 +246,7 @@ def test_a_mean_of_right_answers_alone_is_not_certain():
 
 # ------------------------------------------------------------ data from this disk, and none
 
-@pytest.mark.parametrize("form", ["save_to_disk", "jsonl", "clone"])
+@pytest.mark.parametrize("form", ["save_to_disk", "jsonl", "clone", "subsets"])
 @pytest.mark.parametrize("key", ["rte", "nyu-mll/glue"])
 def test_published_tasks_read_their_data_from_a_folder(llama, tmp_path, form, key):
     made = datasets.DatasetDict({split: datasets.Dataset.from_list(RTE) for split in ("train", "validation")})
@@ -255,7 +255,7 @@ def test_published_tasks_read_their_data_from_a_folder(llama, tmp_path, form, ke
     elif form == "jsonl":
         for split, part in made.items():
             part.to_json(tmp_path / f"{split}.jsonl")
-    else:  # a hub repository: one folder for each of several subsets, named in the card
+    else:  # a hub repository: one folder for each of several subsets, named in the card, if there is one
         for subset in ("cola", "rte"):
             (tmp_path / subset).mkdir()
             for split, part in made.items():
@@ -264,7 +264,8 @@ def test_published_tasks_read_their_data_from_a_folder(llama, tmp_path, form, ke
         splits = {s: "".join(f"  - split: {p}\n    path: {s}/{p}.parquet\n" for p in made)
                   for s in ("cola", "rte")}
         card = "".join(f"- config_name: {s}\n  data_files:\n{files}" for s, files in splits.items())
-        (tmp_path / "README.md").write_text(f"---\nconfigs:\n{card}---\n")
+        if form == "clone":
+            (tmp_path / "README.md").write_text(f"---\nconfigs:\n{card}---\n")
     frame, found = pk.zero_shot(*llama, ["rte"], datasets={key: tmp_path}, return_documents=True,
                                 progress=False)
     assert list(frame["metric"]) == ["acc"] and frame["n"].item() == 5 and frame["chance"].item() == 0.5

@@ -148,12 +148,13 @@ def refuse_other(place: Path, had: Mapping[str, Any], asked: Mapping[str, Any]) 
                              "the same, or give another place.")
 
 
-def keep_request(folder: Path, asked: Mapping[str, Any]) -> None:
+def keep_request(folder: Path, asked: Mapping[str, Any], begun: bool) -> None:
     """Write down in a folder, as asked.json, what its files are computed with, before they are.
 
-    Raises UsageError if they were computed with something else."""
+    begun: whether any was; if not, a request of before, which came to nothing, counts no more. Raises
+    UsageError if they were computed with something else."""
     file, had = folder / "asked.json", asked
-    if file.exists():
+    if begun and file.exists():
         try:
             had = dict(read_json(file.read_text(encoding="utf-8")))
         except (ValueError, TypeError) as error:

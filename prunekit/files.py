@@ -66,6 +66,15 @@ def check_file(path: str | Path) -> Path:
     return path
 
 
+def check_room(folder: str | Path, needed: int, what: str) -> None:
+    """Raise UsageError unless the disk of a folder, or of where it would be made, has so many bytes free."""
+    there = Path(folder).absolute()
+    free = shutil.disk_usage(next(path for path in (there, *there.parents) if path.exists())).free
+    if needed > free:
+        raise UsageError(f"{what} {folder} needs {needed / 1e9:.2f} GB of disk where {free / 1e9:.2f} GB are "
+                         "free; make room or give another directory.")
+
+
 @contextmanager
 def replacing_file(path: str | Path) -> Iterator[Path]:
     """A file beside this one (or what a link leads to) that takes its place when the block ends: there is the

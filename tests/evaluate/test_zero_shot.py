@@ -29,6 +29,7 @@ from prunekit.evaluate.zero_shot import (
     first_questions,
     log_probabilities,
 )
+from prunekit.models import fingerprint
 
 RTE = [{"sentence1": f"The {a} is in the box.", "sentence2": f"There is a {b}.", "label": int(a != b),
         "idx": i}
@@ -369,6 +370,21 @@ def test_the_command_line_evaluates_tasks(llama, tmp_path, capsys):
     assert "perplexity" not in said and "no mean of acc: embedded_recall has no acc" in said
     assert all(f"{row.metric:<10} {row.value:.4f} [{row.low:.4f}, {row.high:.4f}], 4 documents" in said
                for row in frame.itertuples())
+
+
+def test_rows_say_which_model_and_adapters_they_are_of(tmp_path):
+    tuning = ["--nsamples=4", "--block=32", "--no-evaluate", f"--output={tmp_path}/adapter"]
+    assert main(["finetune", "--model=embedded/llama", *tuning]) == 0
+    for more in ([], [f"--lora-weights={tmp_path}/adapter"]):
+        assert main(["evaluate", "--model=embedded/llama", "--tasks=embedded_rare", "--limit=2",
+                     f"--results={tmp_path}", *more]) == 0
+    written = pd.read_csv(tmp_path / "zero_shot.csv", keep_default_na=False)
+    plain, tuned = written[written["metric"] == "acc"].to_dict("records")
+    assert [row["run_lora_weights"] for row in (plain, tuned)] == ["", f"{tmp_path}/adapter"]
+    assert [len(row["run_lora_hash"]) for row in (plain, tuned)] == [0, 16]
+    of_model = {"run_model_hash": fingerprint("embedded/llama"), "run_dtype": "float32",
+                "run_version_prunekit": pk.__version__}
+    assert all({key: row[key] for key in of_model} == of_model for row in (plain, tuned))
 
 
 def test_a_pruned_model_is_evaluated_at_once(tmp_path, capsys):

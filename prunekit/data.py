@@ -30,7 +30,9 @@ _OWN_SPLIT = {"select": "validation", "test": "test"}
 EMBEDDED_TEST_WINDOWS = 256
 _C4_TEST_DOCUMENTS, _C4_TEST_WINDOWS = 1100, 256
 _COLUMNS = ("text", "sentence")  # documents, or the sentences of a running text, as PTB has them
-_SPLIT_FILE = re.compile(r"(?:.*[-_.])?(train|validation|test)(?:[-_.].*)?\.(txt|jsonl?|parquet)(?:\.gz)?")
+_SPLIT_FILE, _VALIDATION_FILE = (
+    re.compile(rf"(?:.*[-_.])?({words})(?:[-_.].*)?\.(txt|jsonl?|ndjson|parquet)(?:\.gz)?")
+    for words in ("train|validation|test", "valid|val|dev"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,9 +74,10 @@ def token_windows(corpus: str | Path, tokenizer: Any, role: str, n: int | None =
     """Token ids of n windows of a corpus, LongTensor (n, seqlen).
 
     corpus: `embedded` (or `embedded:almanac+stories`, some of its registers), `wikitext2`, `c4`, `ptb`, or a
-    path: a text file or JSON lines (.jsonl, .json), both also as .gz, .parquet, a folder of such files with
-    train, validation or test in their names, a `save_to_disk` folder. Rows have a column `text`, or
-    `sentence` where they make up a running text; those that are null or no text are skipped (`skipped_rows`).
+    path: a text file or JSON lines (.jsonl, .ndjson, .json), both also as .gz, .parquet, a folder of such
+    files with train, validation (or valid, val, dev) or test in their names, a `save_to_disk` folder. Rows
+    have a column `text`, or `sentence` where they make up a running text; those that are null or no text are
+    skipped (`skipped_rows`).
 
     roles: `disjoint` (every role its own text, windows drawn without overlap or repeat), or `published`:
     calibration and gradient windows start anywhere in the train split, by `random.Random(seed)`, as in the
@@ -186,8 +189,8 @@ def skipped_rows(corpus: str | Path, role: str, cache_dir: str | None = None) ->
 
 
 def fingerprint(corpus: str | Path) -> str:
-    """A short hash that changes when a corpus on disk changes, also by a name in its folder, which makes a
-    split, or by the kind of a file; for a named corpus, its name."""
+    """A short hash that changes when what is read of a corpus on disk changes, also by a name in its folder,
+    which makes a split, or by the kind of a file; for a named corpus, its name."""
     name = str(corpus).partition(":")[0]
     if name == "embedded":
         from prunekit.embedded import world
@@ -196,20 +199,32 @@ def fingerprint(corpus: str | Path) -> str:
         return _digest(sorted(part for part in parts if part.suffix in (".py", ".yaml")), str(corpus))
     if name in CORPORA or not Path(str(corpus)).expanduser().exists():
         return str(corpus)
-    path, files = Path(corpus).expanduser(), _files(corpus)
+    return content(corpus, _texts(corpus))
+
+
+def content(path: str | Path, files: Sequence[Path] | None = None) -> str:
+    """A short hash of a file, or of a folder's files (None: all that it holds) with their names."""
+    path, files = Path(path).expanduser(), _files(path) if files is None else files
     names = [file.relative_to(path).as_posix() for file in files] if path.is_dir() else [_kind(path)]
     return _digest(files, "\0".join(names))
 
 
 def _kind(file: Path) -> str:
-    """.txt, .jsonl, .json or .parquet, also of a file.txt.gz."""
-    return Path(file.name.removesuffix(".gz")).suffix
+    """.txt, .jsonl, .ndjson, .json or .parquet, also of a file.TXT.gz."""
+    return Path(file.name.lower().removesuffix(".gz")).suffix
 
 
 def _files(path: str | Path) -> list[Path]:
     """A file, or all in a folder; none where there is neither."""
     path = Path(path).expanduser()
     return [file for file in (sorted(path.rglob("*")) if path.is_dir() else [path]) if file.is_file()]
+
+
+def _texts(corpus: str | Path) -> list[Path]:
+    """The files that a corpus on disk is read from: of a folder of splits these alone."""
+    path = Path(corpus).expanduser()
+    splits = _split_names(path) if path.is_dir() and not _is_saved(path) else ()
+    return [file for file in sorted(splits) if file.is_file()] or _files(path)
 
 
 def _digest(files: Iterable[Path], salt: str) -> str:
@@ -225,12 +240,13 @@ def _digest(files: Iterable[Path], salt: str) -> str:
 
 def load_corpus(corpus: str, cache_dir: str | None = None) -> Corpus:
     """Read a corpus of the hub or of this disk. Raises UsageError if it cannot be found or holds no text."""
-    return _read_once(corpus, cache_dir, () if corpus in CORPORA else stamp(corpus))
+    return _read_once(corpus, cache_dir, () if corpus in CORPORA else stamp(*_texts(corpus)))
 
 
-def stamp(path: str | Path) -> tuple[tuple[str, int, int], ...]:
-    """Name, time of change and size of a file, or of all in a folder: what has the same is not read again."""
-    return tuple((str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in _files(path))
+def stamp(*paths: str | Path) -> tuple[tuple[str, int, int], ...]:
+    """Name, time of change and size of files, or of all in folders: what has the same is not read again."""
+    files = [file for path in paths for file in _files(path)]
+    return tuple((str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files)
 
 
 @lru_cache(maxsize=4)
@@ -274,7 +290,7 @@ def _from_disk(path: Path) -> Corpus:
                          "file or folder.")
     if path.is_file():
         files = {"all": [path]}
-    elif any((path / f"dataset_{what}.json").is_file() for what in ("dict", "info")):
+    elif _is_saved(path):
         return _from_saved(path)
     else:
         files = _split_files(path)
@@ -286,18 +302,35 @@ def _from_disk(path: Path) -> Corpus:
     return _corpus(path, columns, rows)
 
 
+def _is_saved(folder: Path) -> bool:
+    """Is it one by `save_to_disk`?"""
+    return any((folder / f"dataset_{what}.json").is_file() for what in ("dict", "info"))
+
+
+def _split_names(folder: Path) -> dict[Path, tuple[str, str]]:
+    """(split, form) of a folder's files by their names: train.txt, c4-train.00000-of-01024.json.gz. Where
+    none is the validation split, those of the others' form with valid, val or dev are."""
+    names = {file: file.name.lower() for file in sorted(folder.iterdir())}
+    found = {file: match.groups() for file, name in names.items() if (match := _SPLIT_FILE.fullmatch(name))}
+    forms = {form for _, form in found.values()}
+    if "validation" in {split for split, _ in found.values()}:
+        return found
+    return {file: ("validation", match[2]) for file, name in names.items()
+            if (match := _VALIDATION_FILE.fullmatch(name)) and (not forms or match[2] in forms)} | found
+
+
 def _split_files(folder: Path) -> dict[str, list[Path]]:
-    """The files of a folder by the split in their names: train.txt, c4-train.00000-of-01024.json.gz."""
-    found = {file: match for file in sorted(folder.iterdir()) if (match := _SPLIT_FILE.fullmatch(file.name))}
+    """The files of a folder by their split."""
+    found = _split_names(folder)
     if not found:
         raise UsageError(f"corpus folder '{folder}' holds neither {{train,validation,test}}.{{txt,jsonl,json,"
                          "parquet}} nor a data set saved with save_to_disk.")
-    forms, names = {match[2] for match in found.values()}, [file.name for file in found]
-    if len(forms) > 1 or len({name.removesuffix(".gz") for name in names}) < len(names):
+    forms, names = {form for _, form in found.values()}, [file.name for file in found]
+    if len(forms) > 1 or len({name.lower().removesuffix(".gz") for name in names}) < len(names):
         raise UsageError(f"corpus folder '{folder}' holds its splits in more than one form "
                          f"({', '.join(names[:6])}): keep one.")
-    return {split: [file for file, match in found.items() if match[1] == split]
-            for split in dict.fromkeys(match[1] for match in found.values())}
+    return {split: [file for file, (own, _) in found.items() if own == split]
+            for split in dict.fromkeys(split for split, _ in found.values())}
 
 
 def _from_saved(path: Path) -> Corpus:
@@ -347,17 +380,28 @@ def _read_file(path: Path) -> tuple[str, list[Any]]:
 
             column = _column(read_schema(path).names, f"file {path}")
             return column, pd.read_parquet(path, columns=[column])[column].tolist()
-        lines = kind in {".jsonl", ".json"}
-        unpacked = gzip.open if path.suffix == ".gz" else open
+        lines = kind in {".jsonl", ".ndjson", ".json"}
+        unpacked = gzip.open if path.suffix.lower() == ".gz" else open
         # Only a line feed ends a line of JSON.
         with unpacked(path, "rt", encoding="utf-8-sig", newline="\n" if lines else None) as file:
-            return _json_lines(file, path) if lines else ("", [file.read()])
+            return _json_lines(file, path) if lines else ("", [_running(file.read(), path)])
     except UsageError:
         raise
     except UnicodeDecodeError as error:
         raise UsageError(f"corpus file {path} is not UTF-8 text; convert it first.") from error
     except (ValueError, OSError, EOFError, zlib.error) as error:
         raise UsageError(f"corpus file {path} cannot be read ({_first(error)}).") from error
+
+
+def _running(text: str, path: Path) -> str:
+    """A text as it is. Raises UsageError if it is JSON lines, of a file with another suffix, or none."""
+    try:
+        first = json.loads(text.lstrip().partition("\n")[0])
+    except (ValueError, RecursionError):
+        return text
+    if isinstance(first, dict) and set(_COLUMNS) & first.keys():
+        raise UsageError(f"corpus file {path} holds JSON lines, not running text: name it .jsonl.")
+    return text
 
 
 def _json_lines(file: Iterable[str], path: Path) -> tuple[str, list[Any]]:

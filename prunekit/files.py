@@ -66,6 +66,15 @@ def check_file(path: str | Path) -> Path:
     return path
 
 
+def check_room(folder: str | Path, needed: int, what: str) -> None:
+    """Raise UsageError unless the disk of a folder, or of where it would be made, has so many bytes free."""
+    there = Path(folder).absolute()
+    free = shutil.disk_usage(next(path for path in (there, *there.parents) if path.exists())).free
+    if needed > free:
+        raise UsageError(f"{what} {folder} needs {needed / 1e9:.2f} GB of disk where {free / 1e9:.2f} GB are "
+                         "free; make room or give another directory.")
+
+
 @contextmanager
 def replacing_file(path: str | Path) -> Iterator[Path]:
     """A file beside this one (or what a link leads to) that takes its place when the block ends: there is the
@@ -148,12 +157,13 @@ def refuse_other(place: Path, had: Mapping[str, Any], asked: Mapping[str, Any]) 
                              "the same, or give another place.")
 
 
-def keep_request(folder: Path, asked: Mapping[str, Any]) -> None:
+def keep_request(folder: Path, asked: Mapping[str, Any], begun: bool) -> None:
     """Write down in a folder, as asked.json, what its files are computed with, before they are.
 
-    Raises UsageError if they were computed with something else."""
+    begun: whether any was; if not, a request of before, which came to nothing, counts no more. Raises
+    UsageError if they were computed with something else."""
     file, had = folder / "asked.json", asked
-    if file.exists():
+    if begun and file.exists():
         try:
             had = dict(read_json(file.read_text(encoding="utf-8")))
         except (ValueError, TypeError) as error:

@@ -84,7 +84,7 @@ def study(model: str, corpus: str, folder: Path, output: Path, *, texts: Sequenc
     asked |= {"weights": fingerprint(model), "task_data": str(task_data or "")}
     asked |= {f"content of {text_name(text)}": data.fingerprint(text) for text in (corpus, *texts)}
     began, started = time.time(), time.strftime("%Y-%m-%d %H:%M:%S")
-    keep_request(folder, asked)
+    keep_request(folder, asked, any(folder.glob("*.safetensors")) or any(folder.glob("*.jsonl")))
     of = {role: pk.token_windows(corpus, tokenizer, role, asked[role], seqlen, seed) for role in WINDOWS}
     held_out = {text_name(text): pk.token_windows(text, tokenizer, "test", test, seqlen)
                 for text in (corpus, *texts)}

@@ -190,25 +190,48 @@ def test_rows_without_text_are_skipped_and_counted(name, tmp_path):
     assert data.skipped_rows("embedded", "test") == 0
 
 
-@pytest.mark.parametrize("name", ["{}.txt", "{}.txt.gz", "{}.jsonl", "{}.json.gz", "{}.parquet",
-                                  "c4-{}.00000-of-00002.json.gz"])
+@pytest.mark.parametrize("name", ["{}.txt", "{}.txt.gz", "{}.jsonl", "{}.json.gz", "{}.parquet", "{}.ndjson",
+                                  "{}.TXT", "A.{}.JSONL", "c4-{}.00000-of-00002.json.gz"])
 def test_a_folder_of_splits_in_every_form(name, tmp_path):
     for number, split in enumerate(("train", "validation", "test")):
         path, text = tmp_path / name.format(split), numbers(1000 * number, 1000 * number + 500)
         content = b"\xef\xbb\xbf" + text.encode()
-        if ".txt" in name:
+        if ".txt" in name.lower():
             path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
         else:
             write_rows(path, [text, None])
     if "c4" in name:
         write_rows(tmp_path / "c4-train.00001-of-00002.json.gz", [numbers(500, 900)])
     found = data.load_corpus(str(tmp_path))
-    assert found.running == (".txt" in name) and found.splits.keys() == {"train", "validation", "test"}
+    assert found.running == (".txt" in name.lower())
+    assert found.splits.keys() == {"train", "validation", "test"}
     for role, number in (("test", 2), ("select", 1)):
         drawn = pk.token_windows(tmp_path, Words(), role, 1, 50)
         assert set((drawn // 1000).flatten().tolist()) == {number}
     assert found.splits["train"][1:] == ([numbers(500, 900)] if "c4" in name else [])
     assert data.skipped_rows(tmp_path, "calibration") == (0 if found.running else 1)
+
+
+@pytest.mark.parametrize("word", ["valid", "val", "dev"])
+def test_a_validation_split_by_another_name_is_one_where_there_is_no_other(word, tmp_path):
+    """As Penn Treebank has it."""
+    names = ("ptb.train.txt", f"ptb.{word}.txt", "ptb.test.txt")
+    for number, name in enumerate(names):
+        (tmp_path / name).write_text(numbers(1000 * number, 1000 * number + 500))
+    (tmp_path / f"{word}.jsonl").write_text("of another form")
+    assert pk.token_windows(tmp_path, Words(), "select", 5, 100).min() == 1000
+    (tmp_path / "validation.txt").write_text(numbers(5000, 5500))
+    assert pk.token_windows(tmp_path, Words(), "select", 5, 100).min() == 5000
+
+
+@pytest.mark.parametrize("name", ["blob", "a.text"])
+def test_json_lines_are_not_read_as_running_text(name, tmp_path):
+    (tmp_path / name).write_text('\n{"text": "1 2", "id": 3}\n{"text": "4 5"}\n')
+    with pytest.raises(pk.UsageError, match=f"{name} holds JSON lines, not running text: name it .jsonl"):
+        data.load_corpus(str(tmp_path / name))
+    for text in ('{"a": 1}\n', '["text"]', '{"text": '):
+        (tmp_path / name).write_text(text)
+        assert data.load_corpus(str(tmp_path / name)).splits == {"all": [text]}
 
 
 def test_a_byte_order_mark_is_no_text(tmp_path):
@@ -487,11 +510,21 @@ def test_fingerprint_follows_the_content(folder):
     assert data.fingerprint("embedded") != data.fingerprint("embedded:almanac")
 
 
+def test_what_else_lies_in_a_corpus_folder_changes_nothing(folder):
+    """A search writes its output there, and git its own."""
+    before, whole, read = data.fingerprint(folder), data.content(folder), data.load_corpus(str(folder))
+    (folder / "found").mkdir()
+    (folder / "found" / "test.txt").write_text("3 4")
+    (folder / "notes.md").write_text("5 6")
+    assert data.fingerprint(folder) == before and data.load_corpus(str(folder)) is read
+    assert data.content(folder) != whole
+
+
 def test_fingerprint_follows_the_names_that_say_how_a_text_is_read(folder):
     before = data.fingerprint(folder)
     moved = folder.rename(folder.with_name("moved"))
     assert data.fingerprint(moved) == before
-    (moved / "validation.txt").rename(moved / "dev.txt")  # no split any more, and still the first file
+    (moved / "validation.txt").rename(moved / "dev.txt")  # still the first file
     assert data.fingerprint(moved) != before
     text = data.fingerprint(moved / "train.txt")
     (moved / "train.txt").rename(moved / "words.txt")

@@ -119,6 +119,19 @@ def test_a_gguf_file_is_pruned_from_disk_to_disk(packed, windows, tmp_path, monk
     assert fingerprint(folder) in (tmp_path / "made" / "prunekit.json").read_text()
 
 
+def test_one_process_at_a_time_converts_a_gguf_file(packed, windows, tmp_path, monkeypatch):
+    def run():
+        return pk.prune_checkpoint(packed[0], tmp_path / "made", windows, "wanda", 0.5, progress=False)
+
+    def meanwhile(*given, **more):
+        with pytest.raises(pk.UsageError, match="made is being written by another process"):
+            run()
+        return pk.load_model(*given, **more)
+
+    monkeypatch.setattr(stream, "load_model", meanwhile)
+    assert run().sparsity == 0.5 and [path.name for path in tmp_path.iterdir()] == ["made"]
+
+
 @pytest.mark.parametrize(("method", "options", "message", "converted"), [
     ("wnda", {}, "did you mean 'wanda'", False),
     ("pruner-zero", {}, "reads G", False),

@@ -53,7 +53,7 @@ def _parser(argv: Sequence[str] = ()) -> argparse.ArgumentParser:
             groups[group] = above.add_subparsers(required=True, metavar="ACTION")
         text = function.__doc__.partition("\n")[0]
         own = groups[group].add_parser(last, help=text, description=text, allow_abbrev=False)
-        for names, settings in described(options):
+        for names, settings in described(name, options):
             own.add_argument(*names, **settings)
         own.set_defaults(command=function, name=name)
         if " ".join(argv[:1 + bool(group)]) == name:

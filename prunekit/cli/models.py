@@ -12,7 +12,7 @@ from prunekit import hub
 from prunekit.choices import default_tasks, read_sparsity, task_folders
 from prunekit.cli.options import DATA, argument, check_options, command, flags, say, stored_rows
 from prunekit.errors import UsageError
-from prunekit.files import check_folder, locked, write_atomic, writing_to
+from prunekit.files import check_folder, check_room, file_hash, locked, write_atomic, writing_to
 from prunekit.workbook import checks, manifest, project
 
 if TYPE_CHECKING:
@@ -41,6 +41,8 @@ def load(args: argparse.Namespace) -> tuple[Any, Any]:
     model, tokenizer = pk.load_model(args.model, dtype=args.dtype, device=args.device,
                                      cache_dir=args.cache_dir)
     args.begins = begins(tokenizer, args.bos, args.roles, args.windows)
+    if getattr(args, "save_model", None):
+        check_room(args.save_model, model.get_memory_footprint(), "--save-model")
     return model, tokenizer
 
 
@@ -96,7 +98,13 @@ def gradients(args: argparse.Namespace) -> int:
         collected = pk.collect_activations(model, windows, norm=args.norm, meta=meta)
     else:
         collected = gradients_of(args, model, tokenizer, args.corpus)
-    collected.save(output, dtype=torch.float16 if args.half else None)
+    try:
+        collected.save(output, dtype=torch.float16 if args.half else None)
+    except UsageError as error:  # of float16, which is no reason to lose what was computed
+        if not args.half:
+            raise
+        collected.save(output)
+        say(f"in float32, not float16: {error}")
     say(f"{len(collected)} layers written to {output}")
     return 0
 
@@ -115,15 +123,18 @@ def evaluate(args: argparse.Namespace) -> int:
     tasks = _tasks(args)
     if args.lora_weights:
         from prunekit.lora.finetune import adapter_folder, load_lora
+        from prunekit.lora.layers import ADAPTER_FILE
 
-        adapter_folder(args.lora_weights)
+        adapters = adapter_folder(args.lora_weights) / ADAPTER_FILE
     model, tokenizer = load(args)
     if args.lora_weights:
         model = load_lora(model, args.lora_weights).model
     if text:
         _perplexity(args, model, windows_of(args, tokenizer, "test", args.corpus), args.corpus)
     if tasks:
-        _zero_shot(args, model, tokenizer, tasks, {"model": args.model})
+        of_adapters = {"lora_weights": args.lora_weights or "",
+                       "lora_hash": file_hash(adapters)[:16] if args.lora_weights else ""}
+        _zero_shot(args, model, tokenizer, tasks, _of_model(args, model) | of_adapters)
     return 0
 
 
@@ -182,6 +193,7 @@ def finetune(args: argparse.Namespace) -> int:
         raise UsageError(f"--output {output} is the directory of a model, to which adapters would be added "
                          "a second time: give one of their own.")
     import prunekit as pk
+    from prunekit.lora.finetune import planned
 
     options = pk.LoraOptions(**{name: getattr(args, name) for name in checks.LORA})
     if args.device == "auto" and "LOCAL_RANK" in os.environ:  # by accelerate or torchrun: one process per GPU
@@ -189,6 +201,7 @@ def finetune(args: argparse.Namespace) -> int:
     first = os.environ.get("RANK", "0") == "0"
     model, tokenizer = load(args)
     windows, test = windows_of(args, tokenizer, "train", args.corpus), _test_windows(args, tokenizer)
+    planned(model, windows, options)  # what cannot be, before anything is measured
     measured: dict[str, dict[str, Any]] = {}
 
     def measure(when: str) -> None:
@@ -208,7 +221,7 @@ def finetune(args: argparse.Namespace) -> int:
     zeros = {key: sum(layer[key] for layer in tuned.zeros) for key in ("zeros_before", "zeros")}
     say(f"merged: {zeros['zeros']:,} zeros in the layers with adapters, of {zeros['zeros_before']:,}")
     measure("merged")
-    row = {**_asked(args), "method": "LoRA" if args.plain else "masked LoRA", "block": args.block,
+    row = {**_asked(args, model), "method": "LoRA" if args.plain else "masked LoRA", "block": args.block,
            **tuned.job["options"], "target_modules": " ".join(args.target_modules), **tuned.costs,
            **{f"{key}_{when}": row[key] for when, row in measured.items() for key in ("ppl", "low", "high")},
            **zeros}
@@ -243,15 +256,16 @@ def prune(args: argparse.Namespace) -> int:
     target = _empty_directory(args.save_model) if args.save_model else None
     tasks = _tasks(args)
     import prunekit as pk
-    from prunekit.models import decoder_blocks, layers
-    from prunekit.pruning.budgets import layer_targets
+    from prunekit.pruning.gradients import Unread
+    from prunekit.pruning.prune import Plan
 
     model, tokenizer = load(args)
-    sparsity = read_sparsity(args.sparsity)
-    blocks = len(decoder_blocks(model)[1])
-    layer_targets(layers(model), sparsity, args.pattern, args.skip, blocks)  # a wrong name, before G is made
+    sparsity, how = read_sparsity(args.sparsity), {"skip": args.skip, "preserve": args.preserve}
     test = _test_windows(args, tokenizer)
     windows = windows_of(args, tokenizer, "calibration", args.corpus) if {"X", "H"} & method.needs else None
+    plan = Plan(model, windows, method, sparsity, args.pattern, Unread({}), **how)
+    for layer in plan.layers:  # a wrong name, or too many zeros, before G is made
+        plan.zeros(layer)
     G, corpus = None, args.gradient_corpus or args.corpus
     if "G" in method.needs:
         if not args.gradients:
@@ -259,10 +273,13 @@ def prune(args: argparse.Namespace) -> int:
                 f"{named(args, corpus)}")
         G = gradients_of(args, model, tokenizer, corpus, args.gradients)
     report = pk.prune(model, windows, method, sparsity, args.pattern, gradients=G, one_shot=args.one_shot,
-                      skip=args.skip, preserve=args.preserve)
-    row = _asked(args) | report.meta | {
-        "gradient_corpus": (args.gradients or named(args, corpus)) if "G" in method.needs else "",
-        "target": report.target, "sparsity": report.sparsity, "seqlen": args.seqlen}
+                      **how)
+    row = _asked(args, model) | report.meta | {
+        **{f"gradient_{key}": value for key, value in (G.meta if G else {}).items()},
+        "gradient_corpus": (args.gradients or named(args, corpus)) if G else "",
+        "sparsity_asked": sparsity if isinstance(sparsity, str) else json.dumps(sparsity),
+        "skip": " ".join(args.skip), "target": report.target, "sparsity": report.sparsity,
+        "seqlen": args.seqlen}
     say(f"{method.name}: {report.sparsity:.4%} of the prunable weights are zero")
     if target:
         _save(model, tokenizer, target, row)
@@ -303,15 +320,21 @@ def _empty_directory(name: str) -> Path:
     return check_folder(path)
 
 
-def _asked(args: argparse.Namespace) -> dict[str, Any]:
-    """What every row of results says about model, text and versions."""
+def _of_model(args: argparse.Namespace, model: Any) -> dict[str, Any]:
+    """What every row of results says about model and versions."""
     from prunekit.models import fingerprint
 
-    given = {name: getattr(args, name) for name in ("roles", "nsamples", "seqlen", "seed")}
     return {"model": args.model, "model_hash": fingerprint(args.model, args.cache_dir),
-            "corpus": named(args, args.corpus), "test_corpus": named(args, _test_corpus(args)),
-            "windows_file": args.windows or "", **given, "bos": args.begins,
+            "dtype": str(model.dtype).removeprefix("torch."),
             **{f"version_{name}": number for name, number in manifest.versions().items()}}
+
+
+def _asked(args: argparse.Namespace, model: Any) -> dict[str, Any]:
+    """What rows say about model, versions and text."""
+    given = {name: getattr(args, name) for name in ("roles", "nsamples", "seqlen", "seed")}
+    return {**_of_model(args, model), "corpus": named(args, args.corpus),
+            "test_corpus": named(args, _test_corpus(args)), "windows_file": args.windows or "", **given,
+            "bos": args.begins}
 
 
 def _save(model: Any, tokenizer: Any, target: Path, row: dict[str, Any]) -> None:

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 Option = tuple[tuple[str, ...], dict[str, Any]]
 COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], int], tuple[str | Option, ...]]] = {}
-SIZES = {"nsamples": (32, 128), "seqlen": (128, 2048), "block": (128, 1024)}  # of embedded models, of others
 
 
 def command(name: str, *options: str | Option) -> Callable:
@@ -43,8 +42,15 @@ def dashed(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def described(options: tuple[str | Option, ...]) -> Iterator[Option]:
+def sizes(command: str) -> dict[str, tuple[int, int]]:
+    """Defaults of embedded models, and of others."""
+    tuning = {"nsamples": (1600, 30_000)} if command == "finetune" else {}
+    return {"nsamples": (32, 128), "seqlen": (128, 2048), "block": (128, 1024)} | tuning
+
+
+def described(command: str, options: tuple[str | Option, ...]) -> Iterator[Option]:
     """All options of a command as `add_argument` takes them; type, default and help from the rows."""
+    defaults = sizes(command)
     for option in options:
         if not isinstance(option, str):
             yield option
@@ -52,8 +58,8 @@ def described(options: tuple[str | Option, ...]) -> Iterator[Option]:
         for name in option.split():
             row = checks.ROWS[name]
             settings = {"help": row.description, "required": row.is_required()}
-            if name in SIZES:
-                settings["help"] += " (default: {} for embedded models, else {})".format(*SIZES[name])
+            if name in defaults:
+                settings["help"] += " (default: {} for embedded models, else {})".format(*defaults[name])
             if row.annotation is bool:
                 settings |= {"action": "store_true"}
             elif choices.entry(row.annotation):
@@ -74,8 +80,7 @@ def check_options(args: argparse.Namespace) -> None:
     embedded = args.model in choices.EMBEDDED
     other = "wikitext2" if args.name == "evaluate" else "c4"
     args.corpus = args.corpus or ("embedded" if embedded else other)
-    sizes = SIZES | ({"nsamples": (1600, 30_000)} if args.name == "finetune" else {})
-    for key, (small, large) in sizes.items():
+    for key, (small, large) in sizes(args.name).items():
         if getattr(args, key, 0) is None:
             setattr(args, key, small if embedded else large)
     check_values(args)

@@ -65,7 +65,7 @@ def _start(args: argparse.Namespace, pool: Any) -> int:
     def windows(role: str, n: int) -> Any:
         return windows_of(args, tokenizer, role, args.corpus, n)
 
-    keep_request(saved.parent, _computed_with(args))
+    keep_request(saved.parent, _computed_with(args), saved.exists() or journal.exists())
     select = windows("select", args.search_windows)  # read last, but missed before a search
     if saved.exists():
         say(f"going on with {saved}")

@@ -199,8 +199,11 @@ def _read(folder: Path, subset: str | None, needed: Sequence[str]) -> Any:
             data = load_from_disk(str(place))
             break
     else:
-        subsets = get_dataset_config_names(str(folder))
-        data = load_dataset(str(folder), subset if subset in subsets else None)
+        if subset in get_dataset_config_names(str(folder)):
+            data = load_dataset(str(folder), subset)
+        else:  # not the subsets' union, where each has a folder
+            own = folder / (subset or "")
+            data = load_dataset(str(own if own.is_dir() else folder))
     missing = [split for split in needed if split not in data]
     if missing or not isinstance(data, DatasetDict):
         raise UsageError(f"the data set in {folder} has no split '{missing[0]}' (it has {', '.join(data)}).")

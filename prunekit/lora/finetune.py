@@ -28,7 +28,7 @@ from prunekit.files import writing_to
 from prunekit.lora import layers as lora
 from prunekit.lora.options import LoraOptions
 from prunekit.lora.training import train
-from prunekit.models import check_windows, in_eval_mode, prunable_layers, refuse_offloaded
+from prunekit.models import Layer, check_windows, in_eval_mode, prunable_layers, refuse_offloaded
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -52,13 +52,7 @@ def finetune_lora(model: nn.Module, windows: Tensor, options: LoraOptions = Lora
     already carries adapters, on windows that it cannot read, on checkpoints of another fine-tuning, and on
     divergence.
     """
-    check_windows(model, windows)
-    layers = lora.target_layers(model, options.target_modules)
-    if options.rank > (full := max(min(layer.weight.shape) for layer in layers)):
-        raise UsageError(f"rank = {options.rank} is more than that of the layers, at most {full}; give less.")
-    held = round(options.validation * len(windows)) if options.eval_samples else 0
-    if held >= len(windows):
-        raise UsageError(f"{len(windows)} windows leave none to train on; give more.")
+    layers, held = planned(model, windows, options)
     job = {"options": json.loads(json.dumps(asdict(options))), "masked": masked,
            "windows": _digest([windows]),
            "model": _digest(part for parameter in model.parameters()
@@ -79,6 +73,21 @@ def finetune_lora(model: nn.Module, windows: Tensor, options: LoraOptions = Lora
             lora.detach(adapters, model)
             raise
     return Tuned(model, adapters, [layer.name for layer in layers], masked, records, costs, job)
+
+
+def planned(model: nn.Module, windows: Tensor, options: LoraOptions) -> tuple[list[Layer], int]:
+    """The layers that adapters go to, and how many windows are held back to validate on.
+
+    Raises UsageError as `finetune_lora` does, for what is seen without a computation.
+    """
+    check_windows(model, windows)
+    layers = lora.target_layers(model, options.target_modules)
+    if options.rank > (full := max(min(layer.weight.shape) for layer in layers)):
+        raise UsageError(f"rank = {options.rank} is more than that of the layers, at most {full}; give less.")
+    held = round(options.validation * len(windows)) if options.eval_samples else 0
+    if held >= len(windows):
+        raise UsageError(f"{len(windows)} windows leave none to train on; give more.")
+    return layers, held
 
 
 def load_lora(model: nn.Module, folder: str | Path) -> Tuned:

@@ -151,6 +151,13 @@ class Gradients(LayerTensors):
     kind = "gradient"
 
 
+class Unread(Gradients):
+    """Stands for gradients that need not be there yet."""
+
+    def check(self, layers: list[Layer]) -> None:
+        """Nothing to check."""
+
+
 class Activations(LayerTensors):
     """Mean over windows of the inputs' column norms per layer, (in,) float32, by `collect_activations`."""
 

@@ -61,7 +61,7 @@ class Stored:
 
 
 class Checkpoint(Mapping[str, Stored]):
-    """The tensors of a directory's safetensors files (one, or shards with an index), or of one file."""
+    """The tensors of a directory's safetensors files (one, or else shards with an index), or of one file."""
 
     def __init__(self, path: str | Path):
         path = Path(path)
@@ -103,15 +103,15 @@ class Checkpoint(Mapping[str, Stored]):
 def _files(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
-    index = path / INDEX
-    if index.is_file():
+    index, single = path / INDEX, path / "model.safetensors"
+    if index.is_file() and not single.is_file():  # where both are, transformers reads the single one, too
         try:
             places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
             files = sorted({path / file for file in places.values()})
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise UsageError(f"checkpoint index {index} is damaged; copy it again.") from error
     else:
-        files = [path / "model.safetensors"]
+        files = [single]
     missing = next((file for file in files if not file.is_file()), None)
     if missing:
         raise UsageError(f"{path} holds no {missing.name}; give a directory with a safetensors checkpoint "

@@ -20,13 +20,13 @@ from torch import Tensor, nn
 from prunekit import __version__
 from prunekit.choices import Sparsity
 from prunekit.errors import UsageError
-from prunekit.files import check_folder, file_hash, locked, replacing
+from prunekit.files import check_folder, check_room, file_hash, locked, replacing
 from prunekit.metric.catalogue import Method, resolve
 from prunekit.metric.tree import Tree
 from prunekit.models import Layer, fingerprint, load_config, load_model, locate, prunable_layers, save_model
 from prunekit.pruning import walk
 from prunekit.pruning.admm import AdmmOptions
-from prunekit.pruning.gradients import Gradients, is_safetensors
+from prunekit.pruning.gradients import Gradients, Unread, is_safetensors
 from prunekit.pruning.obs import ObsOptions
 from prunekit.pruning.prune import Plan, Report, refuse_not_finite
 from prunekit.streaming.checkpoint import INDEX, Checkpoint, Entry, write_json, write_safetensors
@@ -34,6 +34,7 @@ from prunekit.streaming.skeleton import Skeleton, Streamed, build
 
 PROGRESS, PROVENANCE, LOCK = "prunekit.progress.json", "prunekit.json", "prunekit.lock"
 _COPIED = {".json", ".txt", ".model", ".jinja", ".tiktoken"}  # configuration, tokenizer, chat template
+_TAKEN = "target {} is being written by another process; wait for it, or give another directory."
 _MARGIN = 6 * 2**20  # for all that is small
 # Peaks as measured (and held by tests/streaming), in float32 matrices of a layer's shape, of the scores with:
 # "row" a copy to select in, int64 counts of ties; "layer" that copy; "variant" the sorted scores, their int64
@@ -107,7 +108,8 @@ def prune_checkpoint(source_dir: str | Path, save_dir: str | Path, windows: Tens
 def _as_checkpoint(source: str | Path, target: Path, dtype: str, check: Callable[[nn.Module], Any]
                    ) -> Iterator[Path]:
     """The source's directory; of a GGUF file one of safetensors, made once `check` has seen the model without
-    its weights, which a run that has begun leaves for its next try."""
+    its weights, which a run that has begun leaves for its next try. Nobody else may make or remove it while
+    the block lasts."""
     file = Path(locate(source))
     if not file.is_file():
         yield _local(source)
@@ -115,13 +117,18 @@ def _as_checkpoint(source: str | Path, target: Path, dtype: str, check: Callable
     plain = target.with_name(f".{target.name}.{fingerprint(file)[-16:]}.{dtype}")
     if not plain.is_dir():
         check(build(load_config(file), file, torch.float32))
-        with replacing(plain) as folder:
-            save_model(*load_model(file, dtype=dtype, device="cpu"), folder)
-    try:
-        yield plain
-    finally:
-        if not (target / PROGRESS).is_file():
-            shutil.rmtree(plain)
+    plain.parent.mkdir(parents=True, exist_ok=True)
+    lock = plain.with_name(f"{plain.name}.lock")
+    with locked(lock, _TAKEN.format(target)):
+        try:
+            if not plain.is_dir():
+                with replacing(plain) as folder:
+                    save_model(*load_model(file, dtype=dtype, device="cpu"), folder)
+            yield plain
+        finally:
+            if plain.is_dir() and not (target / PROGRESS).is_file():
+                shutil.rmtree(plain)
+            lock.unlink(missing_ok=True)
 
 
 def _prune_blocks(skeleton: Skeleton, plan: Plan, run: _Run, progress: bool) -> None:
@@ -140,15 +147,8 @@ def checkpoint_needs(source_dir: str | Path, windows: Tensor | None, method: str
     An estimate from shapes, meant to be within a fifth. Raises UsageError as `prune_checkpoint` does.
     """
     skeleton = Skeleton(_local(source_dir), dtype)
-    plan = Plan(skeleton.model, windows, resolve(method, update=update), 0.5, gradients=_Unread({}))
+    plan = Plan(skeleton.model, windows, resolve(method, update=update), 0.5, gradients=Unread({}))
     return _needs(skeleton, plan)
-
-
-class _Unread(Gradients):
-    """Stands for gradients that need not be there yet."""
-
-    def check(self, layers: list[Layer]) -> None:
-        """Nothing to check."""
 
 
 def _stored_gradients(path: str | Path) -> Gradients:
@@ -284,8 +284,7 @@ class _Run:
     def alone(self) -> Iterator[None]:
         """For a while, write where no other process does."""
         self.target.mkdir(parents=True, exist_ok=True)
-        with locked(self.target / LOCK, f"target {self.target} is being written by another process; wait for "
-                                        "it, or give another directory."):
+        with locked(self.target / LOCK, _TAKEN.format(self.target)):
             self._resume()  # another process may have come further since
             for name, digest in self.shards.items():
                 if not (self.target / name).is_file() or file_hash(self.target / name) != digest:
@@ -341,12 +340,15 @@ class _Run:
         if record is None:
             raise UsageError(f"target {self.target} is not empty and holds no interrupted run; give a new "
                              "directory.")
+        found: Any = None
         try:
             found = json.loads(record.read_text(encoding="utf-8"))
             then, rows, shards = dict(found["request"]), list(found["rows"]), dict(found["shards"])
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise UsageError(f"record {record} is damaged; remove {self.target}, or give a new directory."
-                             ) from error
+            what = f"record {record} is damaged; remove {self.target}, or"
+            if found and isinstance(found, dict) and "request" not in found:  # of `prune --save-model`, say
+                what = f"target {self.target} holds what another command wrote;"
+            raise UsageError(f"{what} give a new directory.") from error
         other = ", ".join(key for key, value in self.request.items() if then.get(key) != value)
         if other:
             raise UsageError(f"target {self.target} holds a run of another request (it differs in {other}); "
@@ -354,9 +356,5 @@ class _Run:
         self.rows, self.shards = rows, shards
 
     def _check_room(self) -> None:
-        there = self.target.absolute()
-        held = sum(file.stat().st_size for file in there.glob("*") if file.is_file())
-        free = shutil.disk_usage(next(path for path in (there, *there.parents) if path.exists())).free
-        if (lacking := self.needs["disk"] - held) > free:
-            raise UsageError(f"target {self.target} needs {lacking / 1e9:.2f} GB of disk where "
-                             f"{free / 1e9:.2f} GB are free; make room or give another directory.")
+        held = sum(file.stat().st_size for file in self.target.glob("*") if file.is_file())
+        check_room(self.target, self.needs["disk"] - held, "target")

@@ -96,9 +96,10 @@ def _fingerprint(key: str, text: str) -> str:
     """Of the model or text that a parameter names; what is not on this disk may come within the process."""
     from prunekit import data, models
 
-    read = models.fingerprint if key.partition(" ")[0] in ("model", "other_models") else data.fingerprint
+    reads = {"model": models.fingerprint, "other_models": models.fingerprint, "folders": data.content}
+    read = reads.get(key.partition(" ")[0], data.fingerprint)
     try:
-        then = data.stamp(text if read is data.fingerprint else models.locate(text))
+        then = data.stamp(models.locate(text) if read is models.fingerprint else text)
         return _read_once(read, text, then) if then else read(text)
     except UsageError:  # a model that is gone
         return ""

@@ -290,10 +290,14 @@ def refuse_unknown(settings: Mapping[str, Setting], known: Collection[str], comp
 
 
 def absolute(key: str, setting: Setting, base: Path) -> Setting:
-    """Paths that exist become absolute: a notebook works in another folder than the file's or command's."""
+    """Paths that exist become absolute: a notebook works in another folder than the file's or command's. A
+    link whose suffix says what it leads to, as of a cache of the hub, stays a link."""
     def found(text: str) -> str:
         path = base / Path(text).expanduser()
-        return str(path.resolve()) if text and os.path.exists(path) else text  # a long text is no path
+        if not text or not os.path.exists(path):  # a long text is no path
+            return text
+        there = path.resolve()
+        return str(there if there.suffixes == path.suffixes else path.parent.resolve() / path.name)
 
     if key == "folders" and isinstance(setting.value, str):
         known = (entry.partition("=") for entry in setting.value.split(","))

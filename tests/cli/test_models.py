@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 
@@ -115,8 +116,10 @@ def test_layers_have_targets_of_their_own_and_zeros_are_kept(tiny, tmp_path):
     for (name, before), after in zip(zeros(a).items(), zeros(b).values(), strict=True):
         assert (before, after) == shares.get(name.split(".")[-2], (0.5, 0.5)), name
     assert all((q[p == 0] == 0).all() for p, q in zip(a.parameters(), b.parameters(), strict=True))
-    made = json.loads((first / "prunekit.json").read_text())
+    made, then = (json.loads((tmp_path / name / "prunekit.json").read_text()) for name in ("first", "second"))
     assert made["pattern"] == "mixed" and made["target"] == pytest.approx(made["sparsity"])
+    assert json.loads(made["sparsity_asked"]) == {"*": 0.5, "*.down_proj": "1:4"}
+    assert made["skip"] == "*.k_proj" and json.loads(then["sparsity_asked"]) == json.loads(file.read_text())
 
 
 def test_gradients_from_a_file_give_the_same_masks(tiny, tmp_path):
@@ -126,10 +129,54 @@ def test_gradients_from_a_file_give_the_same_masks(tiny, tmp_path):
     for name, more in {"a": {}, "b": {"gradients": tmp_path / "g.safetensors"}}.items():
         asked = options(tiny, method="gradient", save_model=tmp_path / name, **more)
         assert main(["prune", *asked, "--no-evaluate"]) == 0
+        made = json.loads((tmp_path / name / "prunekit.json").read_text())
+        assert (made["gradient_norm"], made["gradient_scale"], made["gradient_n"]) == ("l2", 100, 4)
+        assert made["gradient_corpus"] == str(more.get("gradients", tiny / "w.safetensors"))
     a, b = (AutoModelForCausalLM.from_pretrained(tmp_path / name) for name in "ab")
     assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
     asked = options(tiny, output=tmp_path / "x.safetensors")
     assert main(["gradients", *asked, "--activations", "--half"]) == 0
+
+
+def test_gradients_beyond_float16_are_written_in_float32(tiny, tmp_path, capsys):
+    file = tmp_path / "g.safetensors"
+    assert main(["gradients", *options(tiny, output=file, scale=1e12), "--half"]) == 0
+    assert "in float32, not float16: the gradient of layer" in capsys.readouterr().out
+    assert max(G.max() for G in pk.Gradients.load(file).values()) > 1e9
+
+
+def test_too_many_zeros_to_preserve_are_noticed_before_anything_is_computed(tiny, tmp_path, monkeypatch,
+                                                                            capsys):
+    asked = options(tiny, method="magnitude", sparsity=0.6, save_model=tmp_path / "first")
+    assert main(["prune", *asked, "--no-evaluate"]) == 0
+    monkeypatch.setattr(pk, "collect_gradients", lambda *given, **more: pytest.fail("computed"))
+    again = options(tiny, method="pruner-zero", model=tmp_path / "first", sparsity=0.5)
+    assert main(["prune", *again, "--preserve"]) == 2
+    assert "are zero already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("more", "sentence"), [
+    (["--target-modules=q_prj"], "target 'q_prj' is no linear layer of LlamaForCausalLM (did you mean 'q_"),
+    (["--rank=99"], "rank = 99 is more than that of the layers, at most 16"),
+    (["--save-model=new"], "--save-model new needs 0.00 GB of disk where 0.00 GB are free; make room")])
+def test_finetune_refuses_before_it_measures(tiny, tmp_path, monkeypatch, capsys, more, sentence):
+    ids = torch.randint(0, VOCABULARY, (8, SEQLEN))
+    save_file({"train": ids, "test": ids.clone()}, tmp_path / "w")
+    monkeypatch.setattr(pk, "perplexity", lambda *given, **more: pytest.fail("measured"))
+    monkeypatch.chdir(tmp_path)
+    free = shutil.disk_usage(tmp_path)._replace(free=2000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: free)
+    asked = options(tiny, windows=tmp_path / "w", block=SEQLEN, batch=2, output=tmp_path / "adapter")
+    assert main(["finetune", *asked, *more]) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_help_says_the_default_that_holds(capsys):
+    for command, number in (("finetune", 1600), ("prune", 32)):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        said = " ".join(capsys.readouterr().out.split())
+        assert f"NSAMPLES windows (default: {number} for embedded models" in said
 
 
 def test_a_configuration_file_is_overruled_by_the_command_line(tiny, tmp_path, capsys):

@@ -50,6 +50,16 @@ def test_a_search_does_not_go_on_with_anything_else(folder, capsys):
     assert "asked.json is damaged" in capsys.readouterr().err
 
 
+def test_a_request_that_came_to_nothing_binds_nobody(tmp_path, monkeypatch, capsys):
+    (tmp_path / "mine.txt").write_text("A few words. " * 900)
+    start = [*START, f"--corpus={tmp_path}/mine.txt", f"--output={tmp_path}/found"]
+    monkeypatch.setattr(search, "gradients_of", lambda *given: 1 / 0)
+    assert main([*start, "--search-windows=9000"]) == 2
+    assert "ask for fewer or shorter windows" in capsys.readouterr().err
+    with pytest.raises(ZeroDivisionError):  # it goes on as far as that
+        main([*start, "--search-windows=2"])
+
+
 def test_a_search_for_budgets_ends_in_a_file_that_prune_takes(tmp_path, capsys):
     found = str(tmp_path / "found")
     start = [*START[:-5], "--targets=0.6", "--evolve=budget", "--method=magnitude", "--budgets=owl"]

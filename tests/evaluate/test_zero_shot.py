@@ -29,6 +29,7 @@ from prunekit.evaluate.zero_shot import (
     first_questions,
     log_probabilities,
 )
+from prunekit.models import fingerprint
 
 RTE = [{"sentence1": f"The {a} is in the box.", "sentence2": f"There is a {b}.", "label": int(a != b),
         "idx": i}
@@ -246,7 +247,7 @@ def test_a_mean_of_right_answers_alone_is_not_certain():
 
 # ------------------------------------------------------------ data from this disk, and none
 
-@pytest.mark.parametrize("form", ["save_to_disk", "jsonl", "clone"])
+@pytest.mark.parametrize("form", ["save_to_disk", "jsonl", "clone", "subsets"])
 @pytest.mark.parametrize("key", ["rte", "nyu-mll/glue"])
 def test_published_tasks_read_their_data_from_a_folder(llama, tmp_path, form, key):
     made = datasets.DatasetDict({split: datasets.Dataset.from_list(RTE) for split in ("train", "validation")})
@@ -255,7 +256,7 @@ def test_published_tasks_read_their_data_from_a_folder(llama, tmp_path, form, ke
     elif form == "jsonl":
         for split, part in made.items():
             part.to_json(tmp_path / f"{split}.jsonl")
-    else:  # a hub repository: one folder for each of several subsets, named in the card
+    else:  # a hub repository: one folder for each of several subsets, named in the card, if there is one
         for subset in ("cola", "rte"):
             (tmp_path / subset).mkdir()
             for split, part in made.items():
@@ -264,7 +265,8 @@ def test_published_tasks_read_their_data_from_a_folder(llama, tmp_path, form, ke
         splits = {s: "".join(f"  - split: {p}\n    path: {s}/{p}.parquet\n" for p in made)
                   for s in ("cola", "rte")}
         card = "".join(f"- config_name: {s}\n  data_files:\n{files}" for s, files in splits.items())
-        (tmp_path / "README.md").write_text(f"---\nconfigs:\n{card}---\n")
+        if form == "clone":
+            (tmp_path / "README.md").write_text(f"---\nconfigs:\n{card}---\n")
     frame, found = pk.zero_shot(*llama, ["rte"], datasets={key: tmp_path}, return_documents=True,
                                 progress=False)
     assert list(frame["metric"]) == ["acc"] and frame["n"].item() == 5 and frame["chance"].item() == 0.5
@@ -368,6 +370,21 @@ def test_the_command_line_evaluates_tasks(llama, tmp_path, capsys):
     assert "perplexity" not in said and "no mean of acc: embedded_recall has no acc" in said
     assert all(f"{row.metric:<10} {row.value:.4f} [{row.low:.4f}, {row.high:.4f}], 4 documents" in said
                for row in frame.itertuples())
+
+
+def test_rows_say_which_model_and_adapters_they_are_of(tmp_path):
+    tuning = ["--nsamples=4", "--block=32", "--no-evaluate", f"--output={tmp_path}/adapter"]
+    assert main(["finetune", "--model=embedded/llama", *tuning]) == 0
+    for more in ([], [f"--lora-weights={tmp_path}/adapter"]):
+        assert main(["evaluate", "--model=embedded/llama", "--tasks=embedded_rare", "--limit=2",
+                     f"--results={tmp_path}", *more]) == 0
+    written = pd.read_csv(tmp_path / "zero_shot.csv", keep_default_na=False)
+    plain, tuned = written[written["metric"] == "acc"].to_dict("records")
+    assert [row["run_lora_weights"] for row in (plain, tuned)] == ["", f"{tmp_path}/adapter"]
+    assert [len(row["run_lora_hash"]) for row in (plain, tuned)] == [0, 16]
+    of_model = {"run_model_hash": fingerprint("embedded/llama"), "run_dtype": "float32",
+                "run_version_prunekit": pk.__version__}
+    assert all({key: row[key] for key in of_model} == of_model for row in (plain, tuned))
 
 
 def test_a_pruned_model_is_evaluated_at_once(tmp_path, capsys):

@@ -294,6 +294,25 @@ def test_foreign_targets_are_refused(source: Path, tmp_path: Path):
     assert [file.name for file in target.iterdir()] == ["thesis.txt"]
 
 
+def test_a_target_that_another_command_wrote_is_not_called_damaged(source: Path, tmp_path: Path):
+    target = tmp_path / "target"
+    shutil.copytree(source, target)
+    (target / stream.PROVENANCE).write_text('{"model": "mine", "method": "wanda"}')
+    with pytest.raises(pk.UsageError, match="target holds what another command wrote; give a new directory"):
+        prune_checkpoint(source, target, windows(), "wanda", 0.5, progress=False)
+
+
+def test_of_both_forms_the_one_that_transformers_reads_is_read(tmp_path: Path):
+    """A model was saved in shards, and again, changed, in one piece: the index stays."""
+    source = saved("LLaMA", tmp_path / "source", max_shard_size="20KB")
+    model = AutoModelForCausalLM.from_pretrained(source)
+    model.model.norm.weight.data += 1
+    save_file(model.state_dict(), source / "model.safetensors", metadata={"format": "pt"})
+    read = AutoModelForCausalLM.from_pretrained(source).state_dict()
+    assert torch.equal(read["model.norm.weight"], model.state_dict()["model.norm.weight"])
+    assert torch.equal(Checkpoint(source)["model.norm.weight"].read(), read["model.norm.weight"])
+
+
 @pytest.mark.parametrize("change, names", [
     ({"sparsity": 0.6}, "sparsity"), ({"skip": ["*.q_proj"]}, "sparsity"),
     ({"pattern": "2:4"}, "pattern, sparsity"), ({"method": "wanda"}, "method, tree, gradients"),

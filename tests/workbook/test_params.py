@@ -237,6 +237,13 @@ def test_paths_of_an_override_are_of_the_folder_where_it_was_given(home, tmp_pat
     monkeypatch.chdir(tmp_path)
     assert params.resolve_profile("tiny", {"corpus": "my.txt"}, tmp_path / "a") == here
     assert here["03_baselines"]["corpus"] == str(tmp_path / "a/my.txt")
+    (tmp_path / "blob").write_text('{"text": "A text."}')
+    (tmp_path / "a/my.jsonl").symlink_to("../blob")  # as in a cache of the hub
+    assert params.absolute("corpus", params.Setting("b/../a/my.jsonl", "--set"), tmp_path).value == (
+        "b/../a/my.jsonl")  # there is no b
+    (tmp_path / "b").symlink_to("a", target_is_directory=True)
+    assert params.absolute("corpus", params.Setting("b/my.jsonl", "--set"), tmp_path).value == (
+        f"{tmp_path}/a/my.jsonl")
     own = {"folders": ("rte=a,boolq=none", f"rte={tmp_path}/a,boolq=none"),
            "layer_targets": (["a/my.txt", '{"*": 0.6}'], [f"{tmp_path}/a/my.txt", '{"*": 0.6}'])}
     for key, (value, there) in own.items():

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 BUDGETS = {
     "__init__": 90, "__main__": 10, "errors": 30, "files": 185, "hub": 185, "parallel": 165, "choices": 210,
     "models": 505, "data": 535, "embedded": 840, "metric": 1610, "pruning": 2162, "streaming": 760,
-    "evaluate": 1745, "search": 2457, "analysis": 1045, "lora": 765, "figures": 680, "workbook": 1862,
+    "evaluate": 1745, "search": 2470, "analysis": 1069, "lora": 765, "figures": 680, "workbook": 1862,
     "batch": 836, "report": 1055, "ledger": 677, "course": 1007, "cli": 1018, "progress": 20,
 }
 

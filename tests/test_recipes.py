@@ -144,7 +144,13 @@ def test_a_study_is_tested_as_prune_and_perplexity_say_and_goes_on_after_a_kill(
     assert row["ratio"] == pytest.approx(np.prod(ratios) ** 0.5, rel=1e-4)
     assert (row["draws"], row["n"]) == (2, 8)
     assert row["first"] / row["second"] == pytest.approx(row["ratio"], rel=1e-4)
-    assert "(2 draws of the statistics, each tested on 8 test windows" in recorded.answer("found").sentence
+    assert ("(2 draws of the statistics, the first that of the search, each tested on 8 test windows"
+            in recorded.answer("found").sentence)
+    evaluator = pk.Evaluator.load(folder / "evaluator.safetensors")
+    unseen = evaluator.on([pk.token_windows("embedded", tokenizer, "select", 4, 32)])
+    best = min(pk.grid(2).values(), key=lambda tree: unseen.losses(tree).mean())
+    rival = pk.Tree.parse(result.set_index("method").loc["best of the grid", "tree"].iloc[0])
+    assert pk.rank_key(rival) == pk.rank_key(best)  # of all six, which are few enough to be finalists
     for search, rows in recorded.recorded("by_seed", "found").groupby("search"):
         tree = finalists[finalists["journal"].map(names) == search]["tree"].iloc[0]
         for row in rows.itertuples():

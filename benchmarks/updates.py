@@ -121,9 +121,9 @@ def evolved(world: World, target: Target) -> pk.Budget:
     evaluator = pk.Evaluator(bench, [str(target)], update="admm", rungs=(16,))
     first = [evaluator.budget(owl(world, target))] if target.pattern == "unstructured" else []
     journal = world.output.with_name(f"{world.output.stem}-{str(target).replace(':', '-')}.jsonl")
-    *_, last = pk.evolve(evaluator, budget=world.evaluations, evolve="budget", budgets=first, lag=1,
-                         journal=journal, progress=False)
-    return best_unseen(evaluator.on([world.windows["select"]]), last)
+    return best_unseen(evaluator.on([world.windows["select"]]), pk.evolve(
+        evaluator, budget=world.evaluations, evolve="budget", budgets=first, lag=1, journal=journal,
+        progress=False))
 
 
 def measure(world: World, word: str, only: list[str], known: dict[str, Any]) -> Iterator[str]:

@@ -5,9 +5,10 @@
 The searches of notebook 04 under several seeds, as many at a time as there are workers, each in a process of
 its own; meanwhile the known methods are tested. Of the finalists of each seed of preset `modern` the one with
 the lowest loss on windows of the validation split is what that seed found, and the best of those is the
-winner. Tables are those of `prunekit record`: the winner's perplexity on test windows divided by each
-rival's, and each other seed's own by Wanda's, paired, with Holm's correction over all rows; the winner's by
-Wanda's at the targets of the search, with several draws of calibration and gradient windows (`redrawn`);
+winner; of each other search's finalists, all its seeds together, one is chosen alike. Tables are those of
+`prunekit record`: the winner's perplexity on test windows divided by each rival's, and each other seed's own
+by Wanda's, paired, with Holm's correction over all rows; the winner's by Wanda's at the targets of the
+search, with several draws of calibration and gradient windows, the first that of the search (`redrawn`);
 with `--tasks` also accuracies of zero-shot tasks, and the winner's mean minus each rival's on the same
 questions. What is computed stays in `--folder`, so that a run that was killed goes on where it was, if it is
 asked for the same; kinds of searches may be added.
@@ -39,7 +40,7 @@ from prunekit.evaluate.perplexity import Perplexity
 from prunekit.files import keep_request, read_json, replacing, write_atomic
 from prunekit.ledger.study import write
 from prunekit.models import fingerprint
-from prunekit.search.rivals import planned
+from prunekit.search.rivals import held_against, planned
 from prunekit.workbook import manifest
 from prunekit.workbook.protocol import label
 from recipes import common
@@ -121,8 +122,8 @@ def study(model: str, corpus: str, folder: Path, output: Path, *, texts: Sequenc
     finalists = pd.read_csv(file)
     each = {seed_of(journal, seed): trees.iloc[0] for journal, trees in finalists.groupby("journal")["tree"]
             if journal != finalists.loc[0, "journal"]}  # the winner's rows are in `paired`
-    best = {name: str(tree) for name, tree in lowest(searches(pk.history(list(journals.values())))).items()}
-    rivals = {"winner": finalists.loc[0, "tree"], **KNOWN, **best}
+    found = lowest(searches(pk.history(list(journals.values()))), evaluator.on([of["select"]]))
+    rivals = {"winner": finalists.loc[0, "tree"], **KNOWN, **{name: str(found[name]) for name in found}}
     tested.add([rivals["winner"], *each.values(), *rivals.values()], test_targets)
     tested.add([rivals[name] for name in ("winner", *ASKED)], task_targets, ask=True)
     redrawn = [tested]
@@ -173,8 +174,8 @@ def told(journals: Sequence[Path], finalists: pd.DataFrame, rivals: Mapping[str,
             if (tree, target) in tested.rows and (winner, target) in tested.rows]
     rows = [{**row, "method": name, "target": target}
             for name, target in done for row in tested.rows[rivals[name], target]["rows"]]
-    against = {(name, target): (winner, rivals[name]) for name, target in done
-               if name not in UNPAIRED}
+    others = held_against(winner, {name: tree for name, tree in rivals.items() if name not in UNPAIRED})
+    against = {(name, target): (winner, rivals[name]) for name, target in done if name in others}
     own = {(name, target): (tree, KNOWN["wanda"]) for name, tree in each.items() for target in targets
            if (tree, target) in tested.rows}
 

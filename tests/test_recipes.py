@@ -13,6 +13,7 @@ import torch
 from scipy.stats import kurtosis, spearmanr
 
 import prunekit as pk
+from prunekit.analysis.history import lowest
 from prunekit.errors import UsageError
 from prunekit.evaluate.harness import load_tasks
 from prunekit.evaluate.perplexity import Perplexity
@@ -101,7 +102,9 @@ def test_a_study_is_tested_as_prune_and_perplexity_say_and_goes_on_after_a_kill(
              "tasks": ["embedded_reference", "embedded_ending"], "task_targets": ["0.5"], "draws": 2,
              "progress": False}
     names = {"journal-modern": "seed 0", "journal-modern-1": "seed 1"}
-    output, folder = tmp_path / "found", tmp_path / "kept"
+    output, folder, chosen_on = tmp_path / "found", tmp_path / "kept", []
+    monkeypatch.setattr("recipes.study.lowest", lambda history, unseen: chosen_on.append(
+        unseen.benches[0].search) or lowest(history, unseen))
     table = study("embedded/llama", "embedded", folder, output, **asked)
     monkeypatch.setattr(recorded, "FOLDER", tmp_path)
     assert recorded.studies() == ["found"]
@@ -144,7 +147,10 @@ def test_a_study_is_tested_as_prune_and_perplexity_say_and_goes_on_after_a_kill(
     assert row["ratio"] == pytest.approx(np.prod(ratios) ** 0.5, rel=1e-4)
     assert (row["draws"], row["n"]) == (2, 8)
     assert row["first"] / row["second"] == pytest.approx(row["ratio"], rel=1e-4)
-    assert "(2 draws of the statistics, each tested on 8 test windows" in recorded.answer("found").sentence
+    assert ("(2 draws of the statistics, the first that of the search, each tested on 8 test windows"
+            in recorded.answer("found").sentence)
+    [select] = chosen_on  # rivals are chosen as the winner is
+    assert torch.equal(select, pk.token_windows("embedded", tokenizer, "select", 4, 32))
     for search, rows in recorded.recorded("by_seed", "found").groupby("search"):
         tree = finalists[finalists["journal"].map(names) == search]["tree"].iloc[0]
         for row in rows.itertuples():

@@ -5,13 +5,15 @@ import hashlib
 import json
 import math
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from prunekit.evaluate.intervals import corrected, mean_of, verdict
+from prunekit.metric.rank import rank_key
 from prunekit.metric.tree import Tree
 from prunekit.search import journal as journals
 from prunekit.search.budgets import Budget, Places
@@ -147,14 +149,27 @@ def searches(history: pd.DataFrame) -> pd.DataFrame:
     return named[given | bred | ~listed]
 
 
-def lowest(history: pd.DataFrame) -> dict[str, Tree]:
-    """The metrics of lowest loss of `searches`: of each but `modern`; of all, those without G, without X."""
+def lowest(history: pd.DataFrame, unseen: Evaluator | None = None) -> dict[str, Tree]:
+    """The metrics of lowest loss of `searches`: of each but `modern`; of all, those without G, without X.
+
+    unseen: an evaluator on select windows; of each the one of its `finalists` is taken that is lowest there.
+    """
     ranked = history[history["complete"]].sort_values("fitness", kind="stable")
     names = {"grid": "the grid", "parametric": "the parametric form"}
     parts = {f"best of {names.get(search, search)}": rows for search, rows in ranked.groupby("search")
              if search != "modern"}
     parts |= {f"best without {read}": ranked[~ranked["terminals"].str.contains(read)] for read in "GX"}
-    return {name: Tree.parse(rows["tree"].iloc[0]) for name, rows in parts.items() if len(rows)}
+    loss = cache(lambda tree: unseen.losses(tree).mean() if unseen else 0)
+    return {name: min(_leading(rows["tree"]), key=loss) for name, rows in parts.items() if len(rows)}
+
+
+def _leading(texts: Iterable[str], count: int = 10) -> list[Tree]:
+    """The finalists among metrics in the order of their losses; spellings of one metric count once."""
+    found: dict[Hashable, Tree] = {}
+    for tree in map(Tree.parse, texts):
+        if len(found) < count or tree.size < min(other.size for other in found.values()):
+            found.setdefault(rank_key(tree), tree)
+    return list(found.values())
 
 
 def convergence(history: pd.DataFrame) -> pd.DataFrame:

@@ -74,35 +74,37 @@ def corner(bench: Bench, tree: Tree, index: int, target: float | str = 0.5, most
 
 
 def flip_disputed(bench: Bench, first: Tree, second: Tree, target: float | str = 0.5, *,
-                  progress: bool = True) -> pd.DataFrame:
+                  windows: Tensor | None = None, progress: bool = True) -> pd.DataFrame:
     """What disputes are worth: the model pruned by `first`, with `second`'s masks in one kind or block.
 
-    Columns: by ("kind", "block" or "all"), part, disputed (share of those layers' weights that change hands),
-    change (of the mean loss, nats per token: above 0, `first` was right there), low, high (95 % paired
-    interval over the bench's search windows in the text's order), n. The model is dense again afterwards.
+    windows: (n, seqlen) in the text's order, of which `first` knows nothing; default: the bench's search
+    windows. Columns: by ("kind", "block" or "all"), part, disputed (share of those layers' weights that
+    change hands), change (of the mean loss, nats per token: above 0, `first` was right there), low, high
+    (95 % paired interval over these windows), n. The model is dense again afterwards.
     """
+    windows = bench.given if windows is None else windows
     places = dict.fromkeys((by, getattr(layer, by)) for by in ("kind", "block") for layer in bench.layers)
     masks = [[_keep(bench, tree, index, target) for tree in (first, second)]
              for index in range(len(bench.layers))]
     rows = []
     try:
-        base = _measured(bench, [ours for ours, _ in masks])
+        base = _measured(bench, [ours for ours, _ in masks], windows)
         for by, part in tqdm([("all", "all layers"), *places], desc="flips", disable=not progress):
             turned = [by == "all" or getattr(layer, by) == part for layer in bench.layers]
             mixed = [pair[turn] for pair, turn in zip(masks, turned, strict=True)]
             whose = [pair for pair, turn in zip(masks, turned, strict=True) if turn]
             disputed = sum(int((a != b).sum()) for a, b in whose) / sum(a.numel() for a, _ in whose)
-            change = mean_of(_measured(bench, mixed) - base, running=True)
+            change = mean_of(_measured(bench, mixed, windows) - base, running=True)
             rows.append((by, f"block {part}" if by == "block" else part, disputed, change.value,
-                         *change.interval(), len(bench.given)))
+                         *change.interval(), len(windows)))
     finally:
         bench.restore()
     return pd.DataFrame(rows, columns=["by", "part", "disputed", "change", "low", "high", "n"])
 
 
-def _measured(bench: Bench, masks: Sequence[Tensor]) -> np.ndarray:
+def _measured(bench: Bench, masks: Sequence[Tensor], windows: Tensor) -> np.ndarray:
     bench.apply([Decision(keep) for keep in masks])
-    return bench.measure(bench.given)
+    return bench.measure(windows)
 
 
 # Transfer ---------------------------------------------------------------------------------------------------
@@ -244,13 +246,16 @@ def carried(losses: pd.DataFrame) -> pd.DataFrame:
     holm_low, holm_high, p_holm, verdict.
 
     metric: the lowest loss of `monomial_losses` on the model that it was chosen on; ratio: of perplexities on
-    the other model, to Wanda's (W8 X4), paired over groups of windows.
+    the other model, to Wanda's (W8 X4), paired over groups of windows. A model that chooses Wanda's itself
+    has nothing to compare, and no rows.
     """
+    wanda = "W8 X4"
     means = losses.groupby(["setting", "metric"], sort=False)["loss"].mean()
     best = means.groupby("setting", sort=False).idxmin().str[1]
     wide = losses.pivot(index=["setting", "metric"], columns="window", values="loss")
-    pairs = [(home, model) for home in best.index for model in best.index if home != model]
-    found = [mean_of((wide.loc[(model, best[home])] - wide.loc[(model, "W8 X4")]).dropna().to_numpy(),
+    pairs = [(home, model) for home in best.index if best[home] != wanda
+             for model in best.index if home != model]
+    found = [mean_of((wide.loc[(model, best[home])] - wide.loc[(model, wanda)]).dropna().to_numpy(),
                      running=True) for home, model in pairs]
     rows = [(home, best[home], model) for home, model in pairs]
     return _as_ratios(pd.DataFrame(rows, columns=["chosen on", "metric", "model"]), found)
@@ -306,9 +311,9 @@ def _cost(table: pd.DataFrame, metric: str) -> Mean:
 
 def _as_ratios(rows: pd.DataFrame, means: Sequence[Mean]) -> pd.DataFrame:
     values = [(mean.value, *found) for mean, found in zip(means, corrected(means), strict=True)]
-    rows[["ratio", "holm_low", "holm_high"]] = [np.exp([value, low, high]) for value, _, low, high in values]
-    return rows.assign(p_holm=[p for _, p, *_ in values],
-                       verdict=[verdict(p, value) for value, p, *_ in values])
+    value, p, low, high = np.array(values).reshape(-1, 4).T  # also of no rows
+    return rows.assign(ratio=np.exp(value), holm_low=np.exp(low), holm_high=np.exp(high), p_holm=p,
+                       verdict=[*map(verdict, p, value)])
 
 
 def model_properties(properties: pd.DataFrame, losses: pd.DataFrame) -> pd.DataFrame:
@@ -346,12 +351,16 @@ def winners_curse(frame: pd.DataFrame, home: str, other: str, chosen: Sequence[s
 
     One row with excess, low, high (95 %): the ratio of the chosen metrics' losses (geometric mean of other /
     home) to that of the metrics that nobody chose by these windows, minus 1. Ratios, since harder windows
-    raise large losses more; the others measure how hard the windows are, and what remains is luck. The
-    interval resamples windows. NaN without both kinds of metrics, or where a mean loss is not positive.
+    raise large losses more; the others measure how hard the windows are, and what remains is luck. One that
+    has a chosen metric's losses at home was chosen under another name: it is left out. The interval resamples
+    windows. NaN without both kinds of metrics, or where a mean loss is not positive.
     """
     wide = frame.pivot(index="metric", columns=["setting", "window"], values="loss")[[home, other]]
     wide = wide.reindex(frame["metric"].unique()).dropna()
     ours, value, interval = wide.index.isin(chosen), np.nan, (np.nan, np.nan)
+    found = set(map(tuple, wide.loc[ours, home].to_numpy()))
+    kept = ours | np.array([tuple(losses) not in found for losses in wide[home].to_numpy()], dtype=bool)
+    wide, ours = wide[kept], ours[kept]
 
     def excess(before: np.ndarray, after: np.ndarray) -> float:
         growth = np.log(np.where((before > 0) & (after > 0), after / before, np.nan))

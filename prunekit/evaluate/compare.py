@@ -157,23 +157,25 @@ def leaders(measured: Mapping[tuple[str, str], Perplexity]) -> pd.DataFrame:
 def compare_draws(draws: Sequence[Mapping[Any, Perplexity | Measured]], first: str) -> pd.DataFrame:
     """Perplexity of `first` divided by every other name's, for new draws of statistics and of test windows.
 
-    draws: by (name, target) or (name, target, text), what `measure_targets` gives or perplexities, each draw
-    with its own calibration windows; names are those of the last. Columns rival, target (text), draws, n
-    (windows of each), first and second (perplexities of `first` and of the rival, over all draws), ratio,
-    low, high (95 %), holm_low, holm_high, p_holm, verdict; see `sources`.
+    draws: by (name, target) what `measure_targets` gives, or by that or (name, target, text) perplexities,
+    each of its own calibration windows (those that `first` was chosen by are not new); names are the last's.
+    Columns rival, target, text (of several), draws, n (windows of each), first and second (perplexities over
+    all draws), ratio, low, high (95 %), holm_low, holm_high, p_holm, verdict; see `sources`.
     """
     import pandas as pd
 
-    nll = {key: np.array([drawn[key].nll for drawn in draws]) for key in draws[-1]}
+    every = [{(*key, text)[:3]: ppl for key, found in drawn.items()
+              for text, ppl in getattr(found, "perplexities", {"": found}).items()} for drawn in draws]
+    nll = {key: np.array([drawn[key].nll for drawn in every]) for key in every[-1]}
     pairs = {key: (nll[first, *key[1:]], values) for key, values in nll.items() if key[0] != first}
     over = [sources(ours - theirs, running=True).whole for ours, theirs in pairs.values()]
     rows = [(*key, len(draws), ours.shape[1], *np.exp([ours.mean(), theirs.mean(), mean.value]),
              *np.exp([*mean.interval(), *interval]), p, verdict(p, mean.value))
             for (key, (ours, theirs)), mean, (p, *interval) in zip(pairs.items(), over, corrected(over),
                                                                     strict=True)]
-    names = ["rival", "target", "text"][:len(next(iter(pairs)))]
-    return pd.DataFrame(rows, columns=[*names, "draws", "n", "first", "second", "ratio", "low", "high",
-                                       "holm_low", "holm_high", "p_holm", "verdict"])
+    frame = pd.DataFrame(rows, columns=["rival", "target", "text", "draws", "n", "first", "second", "ratio",
+                                        "low", "high", "holm_low", "holm_high", "p_holm", "verdict"])
+    return frame if frame["text"].any() else frame.drop(columns="text")
 
 
 def loss_differences(a: Perplexity, b: Perplexity) -> np.ndarray:

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _TABLES = {
-    "paired": "perplexity of the winner divided by the rival's on the same test windows, of one draw of the "
-              "statistics",
-    "redrawn": "perplexity of the winner by the rival's, over draws of the statistics, on one set of windows",
+    "paired": "perplexity of the winner by the rival's on the same test windows, one draw of the statistics",
+    "redrawn": "perplexity of the winner by the rival's, over draws of the statistics (the first: the "
+               "search's own), on one set of windows",
     "update": "perplexity under the update by SparseGPT's, of a metric evolved with it, and of the winner"}
 _READ = ("study", "rival", "metric", "target", "text", "draws", "ratio", "low", "high", "holm_low",
          "holm_high", "p_holm", "detectable", "verdict")  # as far as they are there

@@ -140,8 +140,8 @@ def found(name: str, against: str = "{verdicts}") -> tuple[Claim, str]:
     read = f"{count} test windows{' of each text' * ('text' in rows)} of {made['seqlen']:,} tokens"
     by_holm = f"by Holm's correction over all {len(_rows(table, name))} comparisons"
     if table == "redrawn":
-        read = (f"{rows['draws'].iloc[0]:.0f} draws of the statistics, each tested on {read}; intervals, for "
-                f"new draws and new windows, {by_holm}")
+        read = (f"{rows['draws'].iloc[0]:.0f} draws of the statistics, the first that of the search, each "
+                f"tested on {read}; intervals, for new draws and new windows, {by_holm}")
     else:
         by = f"intervals {by_holm}" if "holm_low" in rows else "95 % intervals of each comparison alone"
         read = f"one draw of the statistics; {read}; {by}"
@@ -234,8 +234,8 @@ _SAID = {  # by table: what names its rows, what follows "is lower" and "cannot 
                   ("On {about}, with one draw of the statistics, mean acc over the zero-shot tasks with the "
                    "metric found {verdicts}.")),
     "redrawn": ("rival", "than that of", "from that of",
-                ("On {about}, with {draws} draws of calibration and gradient windows, on the same test "
-                 "windows, the perplexity of the metric found there {verdicts}.")),
+                ("On {about}, with {draws} draws of calibration and gradient windows, the first that of the "
+                 "search, on the same test windows, the perplexity of the metric found there {verdicts}.")),
     "update": ("metric", "with the", "with the",
                ("On {about}, with one draw of the statistics, under the weight update `obs-iter`, "
                 "perplexity, against SparseGPT's, {verdicts}."))}

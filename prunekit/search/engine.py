@@ -56,8 +56,9 @@ def evolve(evaluator: Callable[..., Any], preset: str | Preset = "modern", budge
 
     evaluator: `Evaluator`, or a function from a tree to a loss (lower is better; not finite: no metric). Of
     one a journal knows the name alone; of a callable object the repr, which a dataclass writes in full.
-    budget: distinct evaluations (default: the preset's). journal: a file that the search is written to and
-    resumed from. executor: None (here, one after the other), any concurrent.futures.Executor, or
+    budget: distinct evaluations (default: the preset's); with a preset that is not `unique`, as Algorithm 1,
+    candidates, trees that come again among them. journal: a file that the search is written to and resumed
+    from. executor: None (here, one after the other), any concurrent.futures.Executor, or
     `open_executor(...)`. seeds, budgets: trees, as such or as text, and budgets of the first tree
     (`evaluator.budget(…)`), to try first, as they are written. restart: put a journal of another search aside
     (as …~) and begin anew instead of refusing, and of this search, with a larger budget, keep just what this

@@ -78,7 +78,8 @@ OPERATORS = ("crossover", *MUTATIONS)
 def breed(rng: random.Random, alphabet: Alphabet, parents: tuple[Tree, Tree],
           weights: Mapping[str, float]) -> tuple[Tree, str]:
     """One operator, drawn by weight, on the first parent (crossover: on both); the child and the operator."""
-    name = rng.choices(list(weights), list(weights.values()))[0]
+    names = [name for name in OPERATORS if name in weights]  # a journal does not tell orders apart
+    name = rng.choices(names, [weights[name] for name in names])[0]
     if name == "crossover":
         return crossover(rng, alphabet, *parents), name
     return MUTATIONS[name](rng, alphabet, parents[0]), name

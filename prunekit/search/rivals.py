@@ -1,4 +1,4 @@
-"""What a search is held against, with one evaluator and as many evaluations."""
+"""What a search is held against, with one evaluator and as many evaluations (Algorithm 1 counts repeats)."""
 from __future__ import annotations
 
 import re
@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from prunekit.evaluate.compare import compare_many
 from prunekit.evaluate.measure import prune_and_measure
+from prunekit.metric.rank import rank_key
+from prunekit.metric.tree import Tree
 from prunekit.pruning.budgets import owl_budget
 from prunekit.search.budgets import Budget
 from prunekit.search.engine import evolve
@@ -25,9 +27,11 @@ def planned(names: Iterable[str], budget: int, population: int, seed: int = 0, r
     """Arguments of `evolve` by the name of a journal: `journal-KIND`, of further seeds `journal-KIND-SEED`.
 
     names: `modern`, `paper` (Algorithm 1), `random` (expressions that are provably different), and, drawing
-    nothing and so once each, `grid` (monomials whose exponents add up to `steps`) and `parametric`.
+    nothing and so once each, `grid` (monomials whose exponents add up to `steps`) and `parametric`. A budget
+    below the number of points cuts: the grid keeps those with most of W, as what `modern` is handed has, the
+    parametric form its first.
     """
-    points = {"grid": [*grid(steps).values()], "parametric": [*parametric().values()]}
+    points = {"grid": [*grid(steps).values()][::-1], "parametric": [*parametric().values()]}
     asked: dict[str, dict[str, Any]] = {
         "modern": {"preset": "modern", "population": population}, "random": {"preset": "random-distinct"},
         "paper": {"preset": "paper", "population": max(2, min(50, budget // 3))},
@@ -36,6 +40,13 @@ def planned(names: Iterable[str], budget: int, population: int, seed: int = 0, r
     return {f"journal-{name}" + f"-{own}" * (own > seed): {
         "budget": len(asked[name].get("seeds", ())) or budget, "seed": own, **asked[name]}
         for name in names for own in range(seed, seed + (1 if name in points else repeats))}
+
+
+def held_against(winner: Tree | str, lines: Mapping[str, Tree | str]) -> list[str]:
+    """Of lines (names: trees or their text) those that are not provably the winner's metric, of which a ratio
+    of 1 would be one more test to correct for; and always `wanda`, by which every study is told."""
+    keys = {name: rank_key(Tree.parse(str(line))) for name, line in {**lines, "": winner}.items()}
+    return [name for name in lines if name == "wanda" or keys[name] != keys[""]]
 
 
 def compared(first: str = "paper") -> pd.DataFrame:
@@ -67,9 +78,8 @@ def budgets(evaluator: Evaluator, model: nn.Module, windows: Mapping[str, Tensor
         made["OWL"] = evaluator.budget(shares)
     unseen = evaluator.on([windows["select"]])
     for name, drawn in (("best of random", True), ("evolved", False)):
-        how = {"evolve": "budget", "random": drawn, "progress": False}
-        *_, last = evolve(evaluator, "modern", evaluations, seed, **how)
-        made[name] = best_unseen(unseen, last)
+        made[name] = best_unseen(unseen, evolve(evaluator, "modern", evaluations, seed, evolve="budget",
+                                                random=drawn, progress=False))
     settings = [{"method": "wanda", "sparsity": budget} for budget in made.values()]
     results = prune_and_measure(model, windows["calibration"], windows["test"], settings, progress=False)
     ppl = {name: result.perplexity for name, result in zip(made, results, strict=True)}
@@ -77,9 +87,10 @@ def budgets(evaluator: Evaluator, model: nn.Module, windows: Mapping[str, Tensor
     return made, compare_many({f"{one} by {other}": (ppl[one], ppl[other]) for one, other in pairs})
 
 
-def best_unseen(unseen: Evaluator, last: Generation) -> Budget:
-    """Of the budgets that a search ended with, the best on select windows of the five with the lowest loss on
-    search windows. unseen: its evaluator on select windows."""
-    known = {one.index: one for one in (*last.population, last.best)}
+def best_unseen(unseen: Evaluator, generations: Iterable[Generation]) -> Budget:
+    """Of all budgets that a search has tried, the best on select windows of the five with the lowest loss on
+    search windows. unseen: its evaluator on select windows; generations: every one, since a population
+    forgets."""
+    known = {one.index: one for each in generations for one in each.population}
     leading = sorted(known.values(), key=lambda one: one.order)[:5]
     return min(leading, key=lambda one: unseen.losses(one.tree, one.budget).mean()).budget

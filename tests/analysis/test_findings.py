@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -344,6 +345,19 @@ def test_the_lowest_of_every_other_search_and_of_those_that_read_less():
                             tree=["mul(W, G)", "W", "mul(G, mul(W, X))", "mul(W, X)", "W", "mul(G, X)", "X"])
     found = {name: str(tree) for name, tree in history.lowest(history.searches(rows)).items()}
     assert found == {"best of the grid": "mul(G, X)", "best without G": "W", "best without X": "W"}
+
+
+def test_the_best_of_every_other_search_is_chosen_on_select_windows_as_the_winner_is():
+    """Of the ten different metrics with the lowest losses, and of the front; not of all."""
+    ten = [f"mul({'sqr(' * power}W{')' * power}, mul(G, X))" for power in range(10)]
+    texts = ["mul(mul(G, X), W)", *ten, "mul(G, W)", "mul(W, mul(W, G))"]  # the first two are one metric
+    rows = pd.DataFrame({"tree": texts, "search": "grid", "fitness": np.arange(13.0), "complete": True,
+                         "terminals": ["GWX"] * 11 + ["GW"] * 2})
+    places = {pk.Tree.parse(text): place for place, text in enumerate(texts)}
+    unseen = SimpleNamespace(losses=lambda tree: np.array([-places[tree]]))  # the last would be chosen
+    found = {name: str(tree) for name, tree in history.lowest(rows, unseen).items()}
+    assert found == {"best of the grid": "mul(G, W)", "best without X": "mul(W, mul(W, G))"}
+    assert str(history.lowest(rows)["best of the grid"]) == texts[0]
 
 
 def test_curves_and_ends_of_several_seeds_by_hand():

@@ -60,6 +60,12 @@ def test_flips_add_up_to_the_other_metric(evaluator):
     interval = mean_of(change, running=True).interval()
     assert tuple(found.set_index("by").loc["all", ["low", "high"]]) == pytest.approx(interval, abs=1e-5)
     assert set(found.query("by == 'kind'")["part"]) == {layer.kind for layer in bench.layers}
+    other = bench.calibration  # windows that chose nothing
+    there = transfer.flip_disputed(bench, TREES["magnitude"], TREES["wanda"], windows=other, progress=False)
+    fresh = evaluator.on([other])
+    change = (fresh.losses(TREES["wanda"]) - fresh.losses(TREES["magnitude"])).mean()
+    assert there.set_index("by").loc["all", "change"] == pytest.approx(change, abs=1e-5)
+    assert (there["n"] == len(other)).all() and change != pytest.approx(whole, abs=1e-3)
     nothing = transfer.flip_disputed(bench, TREES["wanda"], TREES["w2x"], progress=False)
     assert not nothing["disputed"].any() and not nothing["change"].any()
 
@@ -131,6 +137,10 @@ def test_the_winners_curse_is_what_choosing_by_noise_costs():
     harder = frame.assign(loss=frame["loss"].where(frame["setting"] == "home", frame["loss"] * 3))
     assert curse(harder, best)["excess"] == pytest.approx(found["excess"])
     assert np.isnan(curse(frame, [])).all()
+    again = pd.concat([frame, *(frame[frame["metric"] == name].assign(metric=f"{name} again")
+                                for name in [*best[:3], "m0"])])  # a chosen one's twin was chosen, too
+    assert {"m0"}.isdisjoint(best) and curse(again, best)["excess"] == pytest.approx(
+        curse(again[~again["metric"].isin([f"{name} again" for name in best[:3]])], best)["excess"])
 
 
 def test_a_corner_is_that_of_scores_and_mask(evaluator):
@@ -200,6 +210,15 @@ def test_an_order_of_monomials_is_asked_whether_it_travels_to_other_models():
                for (_, model), metric in carried["metric"].items()]
     ends = [ends for _, *ends in corrected(mean_of(change, running=True) for change in changes)]
     np.testing.assert_allclose(np.log(carried[["holm_low", "holm_high"]]), ends)
+
+
+def test_wanda_is_not_carried_against_itself():
+    up = dict(zip(GRID, (0.1, 0.3, 0.5, 0.7, 0.9)))
+    its = {**up, GRID[1]: 0.0}  # W8 X4
+    carried = transfer.carried(transfer.monomial_losses(recorded_monomials({"a": up, "b": its}), "0.6"))
+    assert carried[["chosen on", "metric", "model"]].values.tolist() == [["a", "W12", "b"]]
+    none = transfer.carried(transfer.monomial_losses(recorded_monomials({"b": its, "c": its}), "0.6"))
+    assert none.empty and list(none) == list(carried)
 
 
 def test_one_metric_for_all_and_stronger_to_weaker_are_held_against_what_a_model_chose_on_other_windows():

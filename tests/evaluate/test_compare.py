@@ -319,6 +319,25 @@ def test_new_draws_are_compared_as_two_sources_and_corrected_for_the_rivals():
     assert found["p_holm"].tolist() == pytest.approx(pk.holm(p).tolist(), rel=1e-9)
 
 
+def test_new_draws_are_compared_on_every_text():
+    generator, texts = RNG(0), ("wiki", "ptb")
+    nll = {(name, text): 3 + 0.3 * (name == "first" and text == "ptb") + generator.normal(0, 0.05, (3, 16))
+           for name in ("first", "wanda") for text in texts}
+    whole = [{(name, "0.5"): Measured(None, {text: Perplexity(nll[name, text][draw]) for text in texts})
+              for name in ("first", "wanda")} for draw in range(3)]
+    found = compare_draws(whole, "first")
+    assert found[["rival", "target", "text", "n"]].values.tolist() == [
+        ["wanda", "0.5", text, 16] for text in texts]
+    assert found["ratio"].tolist() == pytest.approx([
+        np.exp((nll["first", text] - nll["wanda", text]).mean()) for text in texts])
+    assert found["verdict"].tolist() == ["indistinguishable", "higher"]
+    apart = [{(*key, text): ppl for key, at in draw.items() for text, ppl in at.perplexities.items()}
+             for draw in whole]
+    pd.testing.assert_frame_equal(compare_draws(apart, "first"), found)
+    assert "text" not in compare_draws([{key: at.perplexity for key, at in draw.items()} for draw in whole],
+                                       "first")
+
+
 def test_shares_say_what_more_of_which_would_help():
     by_seed = pk.sources(crossed(RNG(0), 5, 100, (1.0, 0.1, 0.1)))
     by_item = pk.sources(crossed(RNG(0), 5, 100, (0.0, 1.0, 0.1)))

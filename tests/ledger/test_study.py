@@ -227,7 +227,10 @@ def test_the_figure_of_ratios_is_over_draws_where_wandas_were_drawn_anew():
     rows = rows[rows["text"] == "wikitext2"].set_index("target")
     assert "(4 against Wanda at 60 % and 2:4)" in shown["caption"]
     [drawn] = [said.sentence for said in study.sentences("study-smollm2") if said.table == "redrawn"]
-    assert "4 draws of calibration and gradient windows, on the same test windows" in drawn  # as recipes draw
+    first, same = "the first that of the search", "on the same test windows"  # as recipes draw
+    assert f"4 draws of calibration and gradient windows, {first}, {same}" in drawn
+    assert f"4 draws of the statistics, {first}, each tested on" in study.answer("study-smollm2").sentence
+    assert "(the first: the search's own)" in exhibits.table("redrawn")["caption"]
     panels = {panel.get_title("left"): panel for panel in shown["figure"].axes}
     one_draw = pk.recorded("paired", "study-smollm2").query("rival == 'wanda' and text == 'wikitext2'")
     for target in ("0.6", "2:4"):

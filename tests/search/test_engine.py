@@ -131,6 +131,13 @@ def test_the_same_seed_gives_the_same_search_and_another_seed_another():
     assert rows[0] == rows[1] != rows[2]
 
 
+def test_the_order_in_which_weights_are_given_changes_no_draw():
+    """A journal does not know it, so a search that is resumed must not depend on it either."""
+    turned = dict(reversed(preset("modern").weights.items()))
+    one, other = (run(distance, "modern", 60, 0, **changes)[-1] for changes in ({}, {"weights": turned}))
+    assert [str(each.tree) for each in one.population] == [str(each.tree) for each in other.population]
+
+
 def test_the_paper_counts_candidates_and_modern_distinct_evaluations():
     paper, modern = run(distance, "paper", 120)[-1], run(distance, "modern", 120)[-1]
     assert paper.evaluated + paper.saved["masks"] == 120 and paper.evaluated < 120

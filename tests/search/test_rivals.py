@@ -5,6 +5,7 @@ import pytest
 
 import prunekit as pk
 from prunekit.search import presets, rivals
+from tests.search.toy import Sloped
 
 
 def test_searches_at_an_equal_budget_draw_as_often_as_asked_or_not_at_all():
@@ -19,6 +20,21 @@ def test_searches_at_an_equal_budget_draw_as_often_as_asked_or_not_at_all():
     hidden = pk.Planted(pk.METHODS["wanda"].tree)
     *_, last = pk.evolve(hidden, progress=False, **plan["journal-grid"])
     assert last.evaluated == len(pk.grid(3)) and last.best.fitness == 0
+
+
+@pytest.mark.parametrize("budget", [24, 200])
+def test_the_grid_holds_what_modern_is_handed_also_where_the_budget_cuts_it(budget: int):
+    cut = rivals.planned(["grid"], budget, 12, steps=6)["journal-grid"]
+    handed = {pk.rank_key(tree) for (w, *_), tree in pk.grid(3).items() if w}
+    assert cut["budget"] == len(cut["seeds"]) == min(budget, 28) and len(handed) == 6
+    assert handed <= {pk.rank_key(tree) for tree in cut["seeds"]}
+
+
+def test_a_winner_is_held_against_what_is_not_provably_itself_and_against_wanda():
+    lines = {"best of the grid": "mul(sqr(W), G)", "pruner-zero": pk.METHODS["pruner-zero"].tree,
+             "wanda": "mul(W, sqrt(X))"}
+    assert rivals.held_against(pk.Tree.parse("mul(W, sqrt(G))"), lines) == ["pruner-zero", "wanda"]
+    assert rivals.held_against("mul(sqr(W), X)", lines) == [*lines]
 
 
 @pytest.mark.parametrize("budget", [1, 5])
@@ -61,8 +77,26 @@ def test_an_evolved_budget_is_held_against_what_takes_no_search_and_luck():
 
 
 def test_a_budget_is_chosen_on_windows_that_the_search_has_not_seen():
-    """Of the leading five; the sixth, which is out of reach, would be better still."""
+    """Of the leading five, which the last population need not hold; the sixth would be better still."""
     losses = [3.0, 2.5, 2.0, 2.5, 3.0, 1.0]
-    ended = [SimpleNamespace(index=i, order=(i, 1, i), tree="W", budget=i) for i in range(6)]
+    tried = [SimpleNamespace(index=i, order=(i, 1, i), tree="W", budget=i) for i in range(6)]
     unseen = SimpleNamespace(losses=lambda tree, budget: np.array(losses[budget]))
-    assert rivals.best_unseen(unseen, SimpleNamespace(population=ended[1:], best=ended[0])) == 2
+    populations = [tried[:3], tried[1:5], [tried[0], *tried[3:]]]
+    assert rivals.best_unseen(unseen, [SimpleNamespace(population=each) for each in populations]) == 2
+
+
+@pytest.mark.parametrize("drawn", [True, False])
+def test_the_leading_five_are_those_of_all_budgets_that_were_tried(drawn: bool):
+    measured, asked = {}, []
+
+    class Kept(Sloped):
+        def __call__(self, tree, race, seen, raw, budget):
+            outcome = super().__call__(tree, race, seen, raw, budget)
+            measured[budget] = sum(outcome.losses)
+            return outcome
+
+    unseen = SimpleNamespace(losses=lambda tree, budget: asked.append(budget) or np.zeros(1))
+    rivals.best_unseen(unseen, pk.evolve(Kept(), "modern", 100, 0, evolve="budget", random=drawn,
+                                         progress=False))
+    assert len(measured) == 100 and len(set(asked)) == 5
+    assert sorted(map(measured.get, asked)) == pytest.approx(sorted(measured.values())[:5])  # of equals any

@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BaseModel, Field
 from pydantic.fields import FieldInfo
 
 from prunekit import choices
-from prunekit.choices import BEGINNINGS, CORPORA, DTYPES, EMBEDDED, SAMPLINGS, Target, checked, entry
+from prunekit.choices import BEGINNINGS, CORPORA, DTYPES, EMBEDDED, SAMPLINGS, checked, entry
 from prunekit.errors import UsageError, did_you_mean
 from prunekit.hub import DOWNLOADS, gguf_file
 from prunekit.lora.options import LoraOptions
@@ -95,17 +95,6 @@ def method(value: str) -> str | None:
     return None
 
 
-def target(value: str) -> str | None:
-    """A sparsity or a pattern; older parameter files of 07 have names of layers here."""
-    try:
-        Target.parse(value)
-    except UsageError:
-        layers = re.fullmatch(r"[a-z]+[\d_-]\w*", value)
-        return (f"must be a sparsity such as '0.6', or {_N_OF_M}"
-                + "; the layers that LoRA adapts are target_modules" * bool(layers))
-    return None
-
-
 # ---------------------------------------------------------------- the rows
 
 def _text(wrong: Callable[[str], str | None], optional: bool = False) -> Any:
@@ -141,7 +130,7 @@ def _sparsity(value: Any) -> Any:
 
 
 _Name = Annotated[str, Field(pattern=r"^[\w.+-]+$", description="the name of a task of lm-eval")]
-_Target = _text(target)
+_Target = _parsed(choices.Target.parse, f"must be a sparsity such as '0.6', or {_N_OF_M}")
 _Pattern = _parsed(choices.parse_pattern, f"must be 'unstructured' or {_N_OF_M}")
 _Model, _OtherModel = _text(model), _text(model, optional=True)
 _Sparsity = Annotated[Any, AfterValidator(_sparsity)]

@@ -324,9 +324,10 @@ def test_saved_evaluators_measure_the_same_here_and_in_other_processes(parts, ev
     path = evaluator.save(tmp_path / "evaluator.safetensors")
     again = pk.Evaluator.load(path)
     assert again.identity == evaluator.identity and [again(t) for t in TREES] == [evaluator(t) for t in TREES]
-    for name, executor in (("serial", None), ("two", {"kind": "processes", "workers": 2})):
-        list(pk.evolve(evaluator, "modern", 12, population=6, lag=3, journal=tmp_path / f"{name}.jsonl",
-                       executor=executor, progress=False))
+    with pk.open_executor("processes", workers=2) as pool:
+        for name, executor in (("serial", None), ("two", pool)):
+            list(pk.evolve(evaluator, "modern", 12, population=6, lag=3, journal=tmp_path / f"{name}.jsonl",
+                           executor=executor, progress=False))
     one, two = ([journals.stable(event) for event in journals.read(tmp_path / f"{name}.jsonl")]
                 for name in ("serial", "two"))
     assert one == two

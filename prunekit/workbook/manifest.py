@@ -200,6 +200,11 @@ class State:
 def read(profile: str, topic: str) -> dict[str, Any] | None:
     folder = project.run_folder(profile, topic)
     project.mend(folder)
+    return there(folder)
+
+
+def there(folder: Path) -> dict[str, Any] | None:
+    """The manifest in a folder; None if there is none, or one that cannot be read."""
     try:
         content = read_json((folder / "manifest.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

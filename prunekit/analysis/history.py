@@ -39,11 +39,10 @@ def replay(path: str | Path) -> Search:
 
 def replayed(header: Mapping[str, Any], *events: Mapping[str, Any]) -> Search:
     """The state of a search after some events of its journal; after none, as it began."""
-    seeds = [Tree.parse(text) for text in header["seeds"]]
     places = Places.from_plain(header) if "places" in header else None
     budgets = [Budget(places, tuple(moved)) for moved in header.get("budgets", ())]
     preset = Preset.from_dict(header["preset"])
-    search = Search(preset, header["seed"], header["group"], seeds, places, budgets)
+    search = Search(preset, header["seed"], header["group"], header["seeds"], places, budgets)
     for event in events:
         search.apply(event)
     return search

@@ -16,7 +16,7 @@ from tests.tiny_project import DATA, profile, write_notebook
 OWN = "params/tiny/03_baselines.yaml: "
 COMMON = "params/tiny/common.yaml: "
 MODELS = ("an embedded model ('embedded/llama', 'embedded/opt'), an existing directory or GGUF file, or a "
-          "hub id 'org/name'")
+          "hub id ('org/name', 'gpt2')")
 N_OF_M = "'n:m' with 0 < n < m (n zeros in every m consecutive inputs, as in '2:4')."
 BAD = [
     ("pattern: 2:4", 'pattern = 124 must be text (YAML reads an unquoted 2:4 as 124: quote it: "2:4").'),

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -17,7 +18,8 @@ from types import ModuleType
 from typing import Any
 from urllib.parse import urlsplit
 
-from prunekit.errors import UsageError
+from prunekit.choices import EMBEDDED
+from prunekit.errors import UsageError, did_you_mean
 from prunekit.files import check_folder, file_hash, writing_to
 
 
@@ -75,6 +77,32 @@ def _reachable(endpoint: str) -> bool:
             return True
     except OSError:
         return False
+
+
+def no_model(name: str) -> str | None:
+    """Why a text names no model; None if it does: an embedded one, a directory that holds a config.json or a
+    GGUF file, such a file, or what looks like a hub id and not like a path into a folder that is here.
+
+    Raises UsageError for a directory of several GGUF files.
+    """
+    allowed = ("an embedded model ('embedded/llama', 'embedded/opt'), an existing directory or GGUF file, or "
+               "a hub id ('org/name', 'gpt2')")
+    path, first = Path(name).expanduser(), name.partition("/")[0]
+    if name in EMBEDDED:
+        return None
+    if not name:
+        return f"names no model: give {allowed}"
+    if path.exists():
+        held = (path / "config.json").is_file() or gguf_file(path)
+        return None if held else "is not a model directory: it holds neither config.json nor a GGUF file"
+    if first == "embedded":
+        return f"is not an embedded model{did_you_mean(name, EMBEDDED)}"
+    if known := next((key for key, download in DOWNLOADS.items() if download.file == path.name), None):
+        return f"does not exist: `prunekit models get {known}` brings it"
+    hub_id = r"[\w-][\w.-]*" + (r"(/[\w.-]+){2}" if path.suffix == ".gguf" else r"(/[\w.-]+)?")
+    if not re.fullmatch(hub_id, name) or Path(first).is_dir():
+        return f"does not exist; allowed are {allowed}"
+    return None
 
 
 def gguf_file(path: Path) -> Path | None:

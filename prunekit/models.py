@@ -18,7 +18,15 @@ from torch import Tensor, nn
 from prunekit.choices import DTYPES as _DTYPES
 from prunekit.choices import EMBEDDED
 from prunekit.errors import UsageError, did_you_mean
-from prunekit.hub import gguf_file, gguf_on_hub, gguf_read_once, hub_or_cache, quantization_of, unreadable
+from prunekit.hub import (
+    gguf_file,
+    gguf_on_hub,
+    gguf_read_once,
+    hub_or_cache,
+    no_model,
+    quantization_of,
+    unreadable,
+)
 
 DTYPES = {name: getattr(torch, name) for name in _DTYPES}
 _READ, _VOCABULARIES = {".json", ".safetensors", ".model", ".jinja", ".tiktoken"}, {"merges.txt", "vocab.txt"}
@@ -78,25 +86,15 @@ def save_model(model: nn.Module, tokenizer: Any, folder: Path) -> None:
 
 
 def locate(source: str | Path) -> str:
-    """The directory, GGUF file or hub id behind a model's name. UsageError for a path that is not there."""
-    name = str(source)
+    """The directory, GGUF file or hub id behind a model's name. UsageError for what names none."""
+    name, path = str(source), Path(source).expanduser()
+    if wrong := no_model(name):
+        raise UsageError(f"model '{name}' {wrong}.")
     if name in EMBEDDED:
         return str(EMBEDDED[name])
-    if name.startswith("embedded/"):
-        raise UsageError(f"model '{name}' is not in the package{did_you_mean(name, EMBEDDED)}.")
-    path = Path(name).expanduser()
     if file := gguf_file(path):
         return str(file.absolute())
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise UsageError(f"model '{name}' is a directory without config.json and without a GGUF file; "
-                             "give a Hugging Face model directory.")
-        return str(path)
-    hub_id = r"[\w.-]+/[\w.-]+/[\w.-]+\.gguf" if name.endswith(".gguf") else r"[\w.-]+(/[\w.-]+)?"
-    if path.exists() or not re.fullmatch(hub_id, name) or name.startswith("."):
-        raise UsageError(f"model '{name}' is not a directory; give embedded/llama, embedded/opt, a Hugging "
-                         "Face model directory, a GGUF file, or a hub id such as facebook/opt-125m.")
-    return name
+    return str(path) if path.is_dir() else name
 
 
 def _place(source: str | Path, cache_dir: str | None) -> tuple[str, dict[str, str]]:

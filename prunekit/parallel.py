@@ -17,8 +17,8 @@ from prunekit.errors import UsageError, did_you_mean
 KINDS = ("serial", "processes", "dask")
 
 
-def open_executor(kind: str = "serial", *, workers: int | None = None, address: str | None = None,
-                  **unknown: Any) -> Executor:
+def open_executor(kind: str = "serial", *, workers: int | None = None, address: str | None = None
+                  ) -> Executor:
     """An executor by kind, to be used as a context manager.
 
     "serial": in this process. "processes": `workers` processes on this machine (default: one per core).
@@ -27,9 +27,6 @@ def open_executor(kind: str = "serial", *, workers: int | None = None, address: 
     them, in turn. Raises UsageError for an unknown kind, arguments that do not fit, and a scheduler that does
     not answer.
     """
-    for key in unknown:
-        known = ("kind", "workers", "address")
-        raise UsageError(f"an executor has no setting '{key}'{did_you_mean(key, known)}.")
     if kind not in KINDS:
         raise UsageError(f"executor kind {kind!r} is not known{did_you_mean(kind, KINDS)}.")
     if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 1):

@@ -77,21 +77,22 @@ def pruned_table(name: str) -> Iterator[str]:
 def answers_table(name: str) -> Iterator[str]:
     """Share of right answers by task: guessing, dense, and pruned with Wanda, with its standard error."""
     import prunekit as pk
-    from prunekit.embedded import tasks
+    from prunekit.embedded.tasks import TASKS
 
     model, tokenizer = pk.load_model(f"embedded/{name}")
     calibration = pk.token_windows("embedded", tokenizer, "calibration", CALIBRATION, SEQLEN)
-    asked = {task: list(tasks.documents(task, QUESTIONS)) for task in tasks.TASKS}
-    found: list[list[float]] = [[1 / len(questions[0]["choices"]) for questions in asked.values()]]
+    found: list[list[float]] = []
     for sparsity in tqdm((0.0, *ANSWERED), desc=f"{name}, tasks"):
         pruned = copy.deepcopy(model)
         if sparsity:
             pk.prune(pruned, calibration, "wanda", sparsity, progress=False)
-        found.append([mean(tasks.answered(pruned, tokenizer, questions)) for questions in asked.values()])
+        frame = pk.zero_shot(pruned, tokenizer, ["embedded"], limit=QUESTIONS, progress=False)
+        right = frame[frame["metric"] == "acc"].set_index("task").loc[[f"embedded_{task}" for task in TASKS]]
+        found = [right["chance"].tolist(), *found[1:], right["value"].tolist()]
     yield f"{MODELS[name]}, right answers in percent:\n"
     yield row("task", "guessing", "dense", *(f"Wanda {sparsity:.0%}" for sparsity in ANSWERED))
     yield row("---", *["---:"] * len(found))
-    for task, guess, *shares in zip(asked, *found):
+    for task, guess, *shares in zip(TASKS, *found):
         errors = [100 * math.sqrt(share * (1 - share) / QUESTIONS) for share in shares]
         cells = (f"{100 * share:.1f} ± {error:.1f}" for share, error in zip(shares, errors))
         yield row(task, f"{guess:.0%}"[:-1], *cells)

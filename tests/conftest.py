@@ -12,6 +12,7 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 # Models this small gain nothing from threads, and sums depend on their number.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 GOLDEN = Path(__file__).parent / "golden"
+SEQLEN, VOCABULARY = 16, 64
 
 
 def pytest_collection_modifyitems(items):
@@ -39,6 +40,37 @@ def golden_gradients():
     from prunekit import Gradients
 
     return {family: Gradients.load(GOLDEN / f"{family}-grad-l2.pth") for family in ("llama", "opt")}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A random LLaMA of two blocks without a tokenizer, and a file of token windows."""
+    import torch
+    from safetensors.torch import save_file
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("tiny")
+    torch.manual_seed(0)
+    config = LlamaConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+                         num_key_value_heads=1, vocab_size=VOCABULARY, max_position_embeddings=SEQLEN)
+    LlamaForCausalLM(config).save_pretrained(folder / "model")
+    ids = torch.randint(0, VOCABULARY, (12, SEQLEN))
+    roles = {"calibration": ids[:4].clone(), "gradient": ids[4:8].clone(), "test": ids[8:].clone()}
+    save_file(roles, folder / "w.safetensors")
+    return folder
+
+
+def options(tiny, **more):
+    """Of a command: those that the tiny model takes."""
+    given = {"model": tiny / "model", "windows": tiny / "w.safetensors", "corpus": "wikitext2",
+             "seqlen": SEQLEN, "nsamples": 4}
+    return [f"--{key.replace('_', '-')}={value}" for key, value in {**given, **more}.items()]
+
+
+@pytest.fixture
+def no_fsync(monkeypatch):
+    """Without waiting for the disk."""
+    monkeypatch.setattr(os, "fsync", lambda file: None)
 
 
 @pytest.fixture

@@ -2,34 +2,22 @@
 from __future__ import annotations
 
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 
 from bs4 import BeautifulSoup, NavigableString, Tag
 
 
-class Page(HTMLParser):
+class Page:
     """Everything of a page that the tests ask about."""
 
     def __init__(self, path: Path):
-        super().__init__()
-        self.path, self.text = path, ""
-        self.links, self.sources, self.alts, self.ids, self.tags = [], [], [], [], []
-        self.feed(path.read_text(encoding="utf-8"))
-
-    def handle_starttag(self, tag, attrs):
-        attrs = dict(attrs)
-        self.tags.append(tag)
-        self.ids += [attrs["id"]] if "id" in attrs else []
-        if tag == "a" and "href" in attrs:
-            self.links.append(attrs["href"])
-        elif tag in ("link", "script", "img", "iframe", "source", "object", "embed"):
-            self.sources += [attrs[key] for key in ("href", "src", "data") if key in attrs]
-        if tag == "img":
-            self.alts.append(attrs.get("alt"))
-
-    def handle_data(self, data):
-        self.text += data
+        self.path, soup = path, BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
+        self.text, self.tags = soup.get_text(), [tag.name for tag in soup.find_all()]
+        self.ids = [tag["id"] for tag in soup.select("[id]")]
+        self.links = [tag["href"] for tag in soup.select("a[href]")]
+        self.alts = [tag.get("alt") for tag in soup.select("img")]
+        self.sources = [tag[key] for tag in soup.select("link, script, img, iframe, source, object, embed")
+                        for key in ("href", "src", "data") if key in tag.attrs]
 
 
 def check_site(folder: Path) -> dict[str, Page]:

@@ -205,35 +205,12 @@ def test_guessers_are_at_chance(task: str) -> None:
 def test_every_task_is_above_chance_on_llama() -> None:
     import prunekit as pk
 
-    model, tokenizer = pk.load_model("embedded/llama")
-    shares = []
-    for task in tasks.TASKS:
-        documents = list(tasks.documents(task, 80))
-        hits, chance = sum(tasks.answered(model, tokenizer, documents)), 1 / len(documents[0]["choices"])
-        assert binomial_tail(hits, 80, chance) < 0.01, task
-        shares.append(hits / 80 - chance)
-    assert sum(shares) / len(shares) > 0.15
-
-
-def test_scores_are_those_of_one_sequence_at_a_time() -> None:
-    """Batches of padded sequences prefer what the plain sum of log-probabilities of a choice prefers."""
-    import torch
-
-    import prunekit as pk
-
-    model, tokenizer = pk.load_model("embedded/opt")
-    documents = [*tasks.documents("reading", 6), *tasks.documents("rare", 6)]
-
-    def score(query: str, choice: str) -> float:
-        ids = tokenizer(query + choice, return_tensors="pt")["input_ids"]
-        start = len(tokenizer(query)["input_ids"])
-        with torch.no_grad():
-            logits = model(ids).logits[0].log_softmax(-1)
-        return sum(logits[place - 1, ids[0, place]].item() for place in range(start, ids.shape[1]))
-
-    for one, right in zip(documents, tasks.answered(model, tokenizer, documents, batch=5), strict=True):
-        scores = [score(one["query"], choice) for choice in one["choices"]]
-        assert right == (scores.index(max(scores)) == one["gold"])
+    frame = pk.zero_shot(*pk.load_model("embedded/llama"), ["embedded"], limit=80, progress=False)
+    right = frame[frame["metric"] == "acc"]
+    assert right["task"].tolist() == [f"embedded_{task}" for task in tasks.TASKS]
+    for row in right.itertuples():
+        assert binomial_tail(round(row.value * 80), 80, row.chance) < 0.01, row.task
+    assert (right["value"] - right["chance"]).mean() > 0.15
 
 
 def test_rule_questions_have_the_answer_that_rule_and_fact_give() -> None:

@@ -10,13 +10,13 @@ import sys
 import pytest
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 
 import prunekit as pk
 from prunekit import files
 from prunekit.batch import schedule
 from prunekit.cli import main
 from prunekit.files import replacing, write_atomic
+from tests.conftest import options
 
 FULL = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
@@ -78,35 +78,6 @@ def test_other_errors_stay_what_they_are(tmp_path):
         raise PermissionError(errno.EACCES, "no", "the file")
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    folder = tmp_path_factory.mktemp("tiny")
-    LlamaForCausalLM(
-        LlamaConfig(
-            hidden_size=8,
-            intermediate_size=8,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            vocab_size=8,
-            max_position_embeddings=8,
-        )
-    ).save_pretrained(folder / "model")
-    save_file(
-        {role: torch.randint(8, (4, 8)) for role in ("calibration", "gradient", "test")},
-        folder / "w.safetensors",
-    )
-    return [
-        f"--model={folder}/model",
-        f"--windows={folder}/w.safetensors",
-        "--corpus=wikitext2",
-        "--seqlen=8",
-        "--nsamples=4",
-    ]
-
-
 @pytest.mark.parametrize(
     "command",
     [
@@ -135,13 +106,13 @@ def test_outputs_are_tried_before_a_model_is_loaded(tiny, tmp_path, monkeypatch,
         "new": tmp_path / "new",
         "searched": tmp_path / "searched",
     }
-    assert main([*(word.format(**names) for word in command.split()), *tiny]) == 2
+    assert main([*(word.format(**names) for word in command.split()), *options(tiny)]) == 2
     assert "cannot be written (" in capsys.readouterr().err and not (tmp_path / "new").exists()
 
 
 def test_a_table_that_rows_cannot_be_added_to_is_noticed_first(tiny, tmp_path, capsys):
     (tmp_path / "results.csv").touch()
-    assert main(["prune", "--method=magnitude", f"--results={tmp_path}", *tiny]) == 2
+    assert main(["prune", "--method=magnitude", f"--results={tmp_path}", *options(tiny)]) == 2
     assert "results.csv is no table that rows can be added to" in capsys.readouterr().err
 
 
@@ -152,7 +123,7 @@ def test_a_disk_that_fills_while_a_model_is_saved(tiny, tmp_path, monkeypatch, c
         raise FULL
 
     monkeypatch.setattr(LlamaForCausalLM, "save_pretrained", full)
-    assert main(["prune", "--method=magnitude", f"--save-model={tmp_path}/pruned", *tiny]) == 2
+    assert main(["prune", "--method=magnitude", f"--save-model={tmp_path}/pruned", *options(tiny)]) == 2
     assert (
         capsys.readouterr().err
         == f"prunekit: {tmp_path}/pruned cannot be written (No space left on device): make room, then "

@@ -13,10 +13,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 # Lines of Python, at most: the plan's number, or, where a room is larger still, today's: it should fall.
 BUDGETS = {
-    "__init__": 90, "__main__": 10, "errors": 30, "files": 195, "hub": 185, "parallel": 165, "choices": 209,
-    "models": 505, "data": 579, "embedded": 837, "metric": 1596, "pruning": 2169, "streaming": 755,
-    "evaluate": 1748, "search": 2470, "analysis": 1069, "lora": 772, "figures": 676, "workbook": 1867,
-    "batch": 836, "report": 1053, "ledger": 677, "course": 1007, "cli": 1046, "progress": 20,
+    "__init__": 90, "__main__": 10, "errors": 30, "files": 195, "hub": 213, "parallel": 162, "choices": 209,
+    "models": 503, "data": 579, "embedded": 803, "metric": 1560, "pruning": 2136, "streaming": 755,
+    "evaluate": 1747, "search": 2465, "analysis": 1069, "lora": 772, "figures": 676, "workbook": 1838,
+    "batch": 836, "report": 1045, "ledger": 677, "course": 1007, "cli": 1045, "progress": 20,
 }
 
 # Lines of code in a notebook, at most; a larger number is today's, and should fall.

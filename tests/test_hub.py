@@ -173,7 +173,7 @@ def torn(file, size):
     (lambda folder: torn(folder / "a.gguf", 100), "cannot be read .*torn"),
     (lambda folder: torn(folder / "a.gguf", 0), "cannot be read .*torn"),
     (lambda folder: (folder / "a.gguf").write_bytes(b"PK\3\4" * 999), "cannot be read .*not a GGUF file"),
-    (lambda folder: (folder / "a.gguf").unlink(), "without config.json and without a GGUF file")])
+    (lambda folder: (folder / "a.gguf").unlink(), "neither config.json nor a GGUF file")])
 def test_what_is_no_gguf_model_is_one_sentence(packed, harm, sentence, tmp_path):
     shutil.copy(packed[0] / "tiny.Q4_1.gguf", tmp_path / "a.gguf")
     harm(tmp_path)

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import prunekit as pk
-from prunekit.models import fingerprint, prunable_layers
+from prunekit.models import fingerprint, locate, prunable_layers
+from prunekit.workbook import checks
 from tests.conftest import GOLDEN
 from tests.pruning.families import FAMILIES
 
@@ -111,7 +112,7 @@ def broken(tmp_path, case: str):
     ("pickled", "holds no .safetensors weights"),
     ("torn", "cannot be loaded"),
     ("encoder-decoder", "cannot be loaded"),
-    ("no config", "is a directory without config.json"),
+    ("no config", "holds neither config.json nor a GGUF file"),
 ])
 def test_broken_directories_get_one_sentence(case, message, tmp_path):
     with pytest.raises(pk.UsageError) as refused:
@@ -237,16 +238,28 @@ def test_no_code_of_a_model_is_run(read, model_type, tmp_path, monkeypatch):
         assert "needs code of its own" in str(refused.value)
 
 
-@pytest.mark.parametrize(("source", "message"), [
-    ("embedded/lama", "(did you mean 'embedded/llama'?)"),
-    ("./nowhere", "is not a directory"),
-    ("/nowhere/at/all", "is not a directory"),
-    ("a model", "is not a directory"),
-])
-def test_names_that_are_no_model(source, message):
+@pytest.mark.parametrize(("name", "wrong"), [
+    *((name, "") for name in ("embedded/opt", "gpt2", "facebook/opt-125m", "org/name/FILE.gguf", "one",
+                              "one/a.gguf", "embeddings/small")),
+    ("embedded/lama", "is not an embedded model (did you mean 'embedded/llama'?)"), ("", "names no model"),
+    *((name, "does not exist; allowed are") for name in ("./nowhere", "/nowhere/at/all", "a model", "a/b/c",
+                                                         ".cache/model", "org/FILE.gguf", "one/typed wrongly",
+                                                         "one/typo")),
+    ("models/SmolLM2-135M-Instruct.Q4_1.gguf", "does not exist: `prunekit models get smollm2` brings it"),
+    ("none", "holds neither config.json nor a GGUF file"), ("two", "holds 2 GGUF files: name one")])
+def test_what_names_a_model_is_decided_once(name, wrong, tmp_path, monkeypatch):
+    """For whatever loads one as for a parameter or an option."""
+    monkeypatch.chdir(tmp_path)
+    for file in ("one/a.gguf", "two/a.gguf", "two/b.gguf", "none/a.txt"):
+        Path(file).parent.mkdir(exist_ok=True)
+        Path(file).touch()
+    said = checks.model(name)
+    if not wrong:
+        assert said is None and locate(name)
+        return
     with pytest.raises(pk.UsageError) as refused:
-        pk.load_model(source)
-    assert message in str(refused.value)
+        locate(name)
+    assert wrong in said and wrong in str(refused.value)
 
 
 def test_a_hub_id_out_of_reach_is_one_sentence(monkeypatch):

@@ -36,15 +36,15 @@ _NOT_MEASURED = ("file", "rungs", "threads", "torch")  # of an evaluator's ident
 def replay(path: str | Path) -> Search:
     """The state of a search, from its journal alone (also while it runs). Raises UsageError as
     `journal.read`."""
-    return _replayed(*journals.read(path))
+    return replayed(*journals.read(path))
 
 
-def _replayed(header: Mapping[str, Any], *events: Mapping[str, Any]) -> Search:
-    seeds = [Tree.parse(text) for text in header["seeds"]]
+def replayed(header: Mapping[str, Any], *events: Mapping[str, Any]) -> Search:
+    """The state of a search after some events of its journal; after none, as it began."""
     places = Places.from_plain(header) if "places" in header else None
     budgets = [Budget(places, tuple(moved)) for moved in header.get("budgets", ())]
     preset = Preset.from_dict(header["preset"])
-    search = Search(preset, header["seed"], header["group"], seeds, places, budgets)
+    search = Search(preset, header["seed"], header["group"], header["seeds"], places, budgets)
     for event in events:
         search.apply(event)
     return search
@@ -79,7 +79,7 @@ def _names(files: Sequence[Path]) -> list[str]:
 
 def _rows(path: Path, name: str) -> list[dict[str, Any]]:
     header, *events = journals.read(path)
-    search, identity = _replayed(header, *events), header["evaluator"]
+    search, identity = replayed(header, *events), header["evaluator"]
     seconds = {event["i"]: event.get("seconds") for event in events if event["event"] == "evaluate"}
     what = json.dumps({key: identity[key] for key in identity if key not in _NOT_MEASURED}, sort_keys=True)
     measured = hashlib.sha256(what.encode()).hexdigest()[:8]

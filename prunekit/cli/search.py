@@ -117,9 +117,8 @@ def _write_budget(budget: str, beside: Path) -> None:
 def resume(args: argparse.Namespace) -> int:
     """Go on with a search from its journal."""
     import prunekit as pk
-    from prunekit.analysis.history import replay
+    from prunekit.analysis.history import replayed
     from prunekit.search import journal
-    from prunekit.search.presets import Preset
 
     check_values(args)
     with _executor(args) as pool:
@@ -130,9 +129,9 @@ def resume(args: argparse.Namespace) -> int:
         there = Path(header["file"])
         beside = Path(args.journal).with_name(there.name)  # the folder may have been moved, or copied
         evaluator = pk.Evaluator.load(there if there.is_file() and not beside.is_file() else beside)
-        preset, seeds = Preset.from_dict(header["preset"]), [pk.Tree.parse(text) for text in header["seeds"]]
-        budgets = replay(args.journal).budgets
-        _evolve(evaluator, Path(args.journal), preset, args.budget, header["seed"], pool, seeds, budgets)
+        begun = replayed(header)
+        _evolve(evaluator, Path(args.journal), begun.preset, args.budget, begun.seed, pool, begun.seeds,
+                begun.budgets)
     return 0
 
 

@@ -65,10 +65,10 @@ class _Names:
                 return word.capitalize() if proper else word
 
 
-def _zipf(count: int, exponent: float = 0.8, shift: int = 8, size: int = 20_000) -> list[int]:
-    """How often each rank lies in the urn: proportional to (rank + shift)^-exponent, at least once."""
-    weights = [(rank + shift) ** -exponent for rank in range(count)]
-    return [max(1, round(weight / sum(weights) * size)) for weight in weights]
+def _zipf(count: int) -> list[int]:
+    """How often each rank lies in the urn of 20,000: proportional to (rank + 8)^-0.8, at least once."""
+    weights = [(rank + 8) ** -0.8 for rank in range(count)]
+    return [max(1, round(weight / sum(weights) * 20_000)) for weight in weights]
 
 
 def _name_all(rng: random.Random, names: _Names) -> dict[str, list[Entity]]:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import TypeVar
 
-from prunekit.embedded.entities import ATTRIBUTES, WORDS, Entity, World, the_world
+from prunekit.embedded.entities import ATTRIBUTES, WORDS, Entity, the_world
 
 T = TypeVar("T")
 
@@ -18,8 +18,8 @@ def cap(text: str) -> str:
 class Scribe:
     """A random stream with a taste for the popular: `entity` and its like draw from the urns."""
 
-    def __init__(self, rng: random.Random, world: World | None = None) -> None:
-        self.rnd, self.rng, self.world = rng.random, rng, world or the_world()
+    def __init__(self, rng: random.Random) -> None:
+        self.rnd, self.rng, self.world = rng.random, rng, the_world()
 
     def pick(self, options: Sequence[T]) -> T:
         return options[int(self.rnd() * len(options))]

@@ -7,9 +7,8 @@ do), positions of the right answer are balanced, wrong answers are of the right 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
-from itertools import accumulate
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from prunekit.embedded import questions
 from prunekit.embedded.entities import ATTRIBUTES, SEED
@@ -17,9 +16,6 @@ from prunekit.embedded.registers import Story
 from prunekit.embedded.scribe import Scribe
 from prunekit.embedded.world import role_of
 from prunekit.errors import UsageError, did_you_mean
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Made = tuple[str, list[str]]  # query, and the choices with the right one first
 YES, NO = " yes", " no"
@@ -123,33 +119,3 @@ def _placed(w: Scribe, right: str, choices: list[str], index: int) -> dict[str, 
     w.rng.shuffle(wrong)
     gold = index % len(choices)
     return {"choices": [*wrong[:gold], right, *wrong[gold:]], "gold": gold}
-
-
-def answered(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: Sequence[dict[str, Any]],
-             batch: int = 64) -> list[bool]:
-    """For each question whether the model prefers the right choice.
-
-    The preferred choice c has the greatest sum of log p(token | query, tokens before) over the tokens of c,
-    in float32, without regard to its length (lm-eval's `acc`). Sequences of like length are scored `batch` at
-    a time.
-    """
-    import torch
-
-    def ids(text: str) -> list[int]:
-        return tokenizer(text, add_special_tokens=False)["input_ids"]
-
-    pairs = [(ids(one["query"]), ids(choice)) for one in questions for choice in one["choices"]]
-    order = sorted(range(len(pairs)), key=lambda i: sum(map(len, pairs[i])))
-    scores = torch.empty(len(pairs))
-    for chosen in (order[start:start + batch] for start in range(0, len(order), batch)):
-        rows = [torch.tensor(query + choice) for query, choice in (pairs[i] for i in chosen)]
-        # (rows, longest), filled up on the right, where causal models do not see it
-        padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(model.device)
-        with torch.no_grad():
-            logits = model(input_ids=padded, use_cache=False).logits[:, :-1].float().transpose(1, 2)
-        loss = torch.nn.functional.cross_entropy(logits, padded[:, 1:], reduction="none")
-        for i, row in zip(chosen, loss):
-            query, choice = map(len, pairs[i])
-            scores[i] = -row[query - 1:query + choice - 1].sum()
-    ends = list(accumulate(len(one["choices"]) for one in questions))
-    return [int(part.argmax()) == one["gold"] for part, one in zip(scores.tensor_split(ends[:-1]), questions)]

@@ -2,9 +2,9 @@
 
     pk.compare(a, b)                    two perplexities on the same windows -> Comparison
     pk.compare_many({name: (a, b)})     several of them at once, Holm-corrected -> DataFrame
-    pk.compare_documents(a, b, "acc")   two models' answers to the same questions -> DataFrame, one row per
-    task pk.sources(differences)             how much of a difference is seeds, how much is windows or
-    documents -> Sources pk.holm(p)                          p-values corrected for their number
+    pk.compare_documents(a, b, "acc")   two models' answers to the same questions -> DataFrame, a row per task
+    pk.sources(differences)             how much of a difference is seeds, how much items -> Sources
+    pk.holm(p)                          p-values corrected for their number
 
 The statistics are those of `evaluate/intervals.py`.
 """
@@ -25,7 +25,6 @@ from prunekit.evaluate.intervals import (
     Mean,
     corrected,
     decimals,
-    exp_mean,
     holm,
     holm_levels,
     mean_of,
@@ -82,11 +81,13 @@ def compare(a: Perplexity, b: Perplexity) -> Comparison:
     paired.
     """
     differences = loss_differences(a, b)
-    ratio, *interval = exp_mean(differences)
-    mean = mean_of(differences, running=True)
-    with np.errstate(over="ignore"):
-        least = float(np.exp(mean.detectable))
-    return Comparison(ratio, tuple(interval), len(differences), mean.p, least, neighbours(differences))
+    return _comparison(differences, mean_of(differences, running=True))
+
+
+def _comparison(differences: np.ndarray, mean: Mean) -> Comparison:
+    with np.errstate(over="ignore"):  # of few windows far apart: infinity is right
+        ratio, low, high, least = np.exp([mean.value, *mean.interval(), mean.detectable]).tolist()
+    return Comparison(ratio, (low, high), len(differences), mean.p, least, neighbours(differences))
 
 
 COMPARED = ["ratio", "holm_low", "holm_high", "p_holm", "verdict"]  # what people read of `compare_many`
@@ -103,14 +104,13 @@ def compare_many(pairs: Mapping[Any, tuple[Perplexity, Perplexity]], names: Sequ
     """
     import pandas as pd
 
-    found = {name: compare(a, b) for name, (a, b) in pairs.items()}
-    p = [c.p for c in found.values()]
-    rows = []
-    for (name, c), p_holm, level in zip(found.items(), holm(p), holm_levels(p), strict=True):
-        _, low, high = exp_mean(loss_differences(*pairs[name]), level)
-        rows.append({"name": name, "ratio": c.ratio, "low": c.interval[0], "high": c.interval[1], "n": c.n,
-                     "correlation": c.correlation, "p": c.p, "p_holm": p_holm, "holm_low": low,
-                     "holm_high": high, "detectable": c.detectable, "verdict": verdict(p_holm, c.ratio - 1)})
+    differences = [loss_differences(*pair) for pair in pairs.values()]
+    means = [mean_of(values, running=True) for values in differences]
+    found = map(_comparison, differences, means)
+    with np.errstate(over="ignore"):
+        tested = [(p, *np.exp(interval)) for p, *interval in corrected(means)]
+    rows = [(name, c.ratio, *c.interval, c.n, c.correlation, c.p, *by_holm, c.detectable,
+             verdict(by_holm[0], c.ratio - 1)) for name, c, by_holm in zip(pairs, found, tested, strict=True)]
     columns = ["name", "ratio", "low", "high", "n", "correlation", "p", "p_holm", "holm_low", "holm_high",
                "detectable", "verdict"]
     return _named(pd.DataFrame(rows, columns=columns), names)

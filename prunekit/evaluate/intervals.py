@@ -71,11 +71,11 @@ def mean_of(values: np.ndarray, *, running: bool) -> Mean:
     return Mean(centre, math.sqrt(((cosines @ (values - centre)) ** 2).mean() / n), len(cosines))
 
 
-def exp_mean(values: np.ndarray, level: float = LEVEL) -> tuple[float, float, float]:
-    """exp(mean) of losses of the windows of a text, with its interval: value, low, high."""
+def exp_mean(values: np.ndarray) -> tuple[float, float, float]:
+    """exp(mean) of losses of the windows of a text, with its 95 % interval: value, low, high."""
     mean = mean_of(values, running=True)
     with np.errstate(over="ignore"):  # of few windows far apart: infinity is right
-        return tuple(np.exp([mean.value, *mean.interval(level)]).tolist())
+        return tuple(np.exp([mean.value, *mean.interval()]).tolist())
 
 
 def pooled(means: Sequence[Mean]) -> Mean:

@@ -126,21 +126,20 @@ def _fields(labels: Sequence[tuple[str, ...]], signs: Sequence[int], printed: Se
     """What may stand in a template, from each row's names, its sign (0: cannot be told) and its effect."""
     phrases = dict(zip((-1, 1, 0), words, strict=True))
     short = {side: re.sub(r"^is | than.*| from.*", "", phrase) for side, phrase in phrases.items()}
-    sides = {side: [label for label, sign in zip(labels, signs, strict=True) if sign == side]
-             for side in phrases}
     with_value = [(*label[:-1], f"{label[-1]} ({value.replace(' (', ', ')}")
                   for label, value in zip(labels, printed, strict=True)]
-    measured = {side: [each for each, sign in zip(with_value, signs, strict=True) if sign == side]
-                for side in sides}
+
+    def by_side(names: Sequence[tuple[str, ...]]) -> str:
+        return "; ".join(f"**{phrase}** {_listed(here)}" for side, phrase in phrases.items() if (
+            here := [name for name, sign in zip(names, signs, strict=True) if sign == side]))
+
     return {
         **{field: _whole(field, side, signs) for field, side in _SIDES.items()},
         "verdict": phrases[signs[0]],
-        "verdicts": "; ".join(f"**{phrases[side]}** {_listed(names)}"
-                              for side, names in sides.items() if names),
-        "measured": "; ".join(f"**{phrases[side]}** {_listed(names)}"
-                              for side, names in measured.items() if names),
-        "counts": _joined([f"{'is ' * bool(side)}{short[side]} in **{len(names)}**"
-                           for side, names in sides.items()]),
+        "verdicts": by_side(labels),
+        "measured": by_side(with_value),
+        "counts": _joined([f"{'is ' * bool(side)}{short[side]} in **{signs.count(side)}**"
+                           for side in phrases]),
         "value": printed[0],
         "values": "; ".join(f"{_listed([label])} {value}, {short[sign]}".strip()
                             for label, value, sign in zip(labels, printed, signs, strict=True)),

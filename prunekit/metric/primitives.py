@@ -41,13 +41,11 @@ class Primitive:
     sign:     signs of the operands (1: proven >= 0, -1: proven <= 0, 0: unknown) -> sign of the result
     monotone: "increasing" | "decreasing" | "even" (increasing in the magnitude) | "affine" (positive scale
               and a shift, both matrix-wide, of the first operand) | "none", strictly and in exact arithmetic
-    partial:  undefined somewhere on zeros and negatives (such an operation must be declared)
     """
 
     name: str
     arity: int
     function: Callable[..., Tensor]
-    equation: str
     infix: str
     latex: str
     sign: Callable[..., int]
@@ -55,7 +53,6 @@ class Primitive:
     freeze: Callable[..., tuple[Tensor, ...]] | None = None
     grammar: str = "reference"
     binding: int = 9
-    partial: bool = False
 
     def __call__(self, *operands: Tensor) -> Tensor:
         """The value on whole matrices."""
@@ -93,43 +90,39 @@ def _nonzero(x: Tensor) -> Tensor:
 
 
 PRIMITIVES: dict[str, Primitive] = {p.name: p for p in (
-    Primitive("sqr", 1, lambda x: x * x, "x²", "sqr({0})", "{q0}^2", lambda a: 1, "even"),
-    Primitive("neg", 1, lambda x: -x, "−x", "-{p0}", "-{p0}", lambda a: -a, "decreasing", binding=3),
-    Primitive("abs", 1, lambda x: x.abs(), "|x|", "|{0}|", r"\left|{0}\right|", lambda a: 1, "even"),
-    Primitive("log", 1, lambda x: x.abs().add_(LOG_SHIFT).log_(), "ln(|x| + 0.001)", "log({0})",
+    Primitive("sqr", 1, lambda x: x * x, "sqr({0})", "{q0}^2", lambda a: 1, "even"),
+    Primitive("neg", 1, lambda x: -x, "-{p0}", "-{p0}", lambda a: -a, "decreasing", binding=3),
+    Primitive("abs", 1, lambda x: x.abs(), "|{0}|", r"\left|{0}\right|", lambda a: 1, "even"),
+    Primitive("log", 1, lambda x: x.abs().add_(LOG_SHIFT).log_(), "log({0})",
               r"\ln\left(\left|{0}\right| + 0.001\right)", lambda a: 0, "even"),
-    Primitive("exp", 1, lambda x: x.clamp(max=EXP_CLAMP).exp_(), "exp(min(x, 88))", "exp({0})",
-              r"\exp\left({0}\right)", lambda a: 1, "increasing"),
-    Primitive("sqrt", 1, lambda x: x.abs().sqrt_(), "√|x|", "sqrt({0})", r"\sqrt{{\left|{0}\right|}}",
-              lambda a: 1, "even"),
-    Primitive("tanh", 1, lambda x: x.tanh(), "tanh x", "tanh({0})", r"\tanh\left({0}\right)", lambda a: a,
-              "increasing"),
-    Primitive("pow", 1, lambda x: x.pow(2), "x² (a duplicate of sqr)", "pow({0})", "{q0}^2", lambda a: 1,
+    Primitive("exp", 1, lambda x: x.clamp(max=EXP_CLAMP).exp_(), "exp({0})", r"\exp\left({0}\right)",
+              lambda a: 1, "increasing"),
+    Primitive("sqrt", 1, lambda x: x.abs().sqrt_(), "sqrt({0})", r"\sqrt{{\left|{0}\right|}}", lambda a: 1,
               "even"),
-    Primitive("skp", 1, lambda x: x, "x", "skp({0})", "{0}", lambda a: a, "affine"),
-    Primitive("mms", 1, lambda x, low, span: (x - low).div_(span),
-              "(x − min x)/(max x − min x) over the matrix", "mms({0})",
-              r"\operatorname{{mms}}\left({0}\right)", lambda a: 1, "affine", _range, partial=True),
-    Primitive("zsn", 1, lambda x, mean, std: (x - mean).div_(std),
-              "(x − mean x)/std x over the matrix (n − 1)", "zsn({0})",
-              r"\operatorname{{zsn}}\left({0}\right)", lambda a: 0, "affine", _moments, partial=True),
-    Primitive("add", 2, lambda x, y: x + y, "x + y", "{p0} + {p1}", "{p0} + {p1}",
-              lambda a, b: a if a == b else 0, "increasing", binding=1),
-    Primitive("sub", 2, lambda x, y: x - y, "x − y", "{p0} - {p1}", "{p0} - {p1}",
-              lambda a, b: a if a == -b else 0, binding=1),
-    Primitive("mul", 2, lambda x, y: x * y, "x·y", "{p0} * {p1}", r"{p0} \cdot {p1}",
-              lambda a, b: a * b, binding=2),
-    Primitive("div", 2, _divide, "x/‖y‖₂, one scalar norm over y broadcast against x", "{p0} / {p1}",
-              r"\frac{{{0}}}{{\left\| {1} \right\|_2}}", lambda a, b: a, "affine", _norm, binding=2,
-              partial=True),
-    Primitive("ediv", 2, lambda x, y: (x / _nonzero(y)).mul_(y != 0), "x/y element by element, 0 where y = 0",
-              "{p0} ./ {p1}", r"\frac{{{0}}}{{{1}}}", lambda a, b: a * b, grammar="extended", binding=2),
-    Primitive("rrow", 1, lambda x, total: x / total, "x/Σ|x| over its row (0 where the row is 0)",
-              "rrow({0})", r"\operatorname{{rrow}}\left({0}\right)", lambda a: a,
-              freeze=lambda x: (_nonzero(x.abs().sum(1, keepdim=True)),), grammar="extended"),
-    Primitive("rcol", 1, lambda x, total: x / total, "x/Σ|x| over its column (0 where the column is 0)",
-              "rcol({0})", r"\operatorname{{rcol}}\left({0}\right)", lambda a: a,
-              freeze=lambda x: (_nonzero(x.abs().sum(0, keepdim=True)),), grammar="extended"),
+    Primitive("tanh", 1, lambda x: x.tanh(), "tanh({0})", r"\tanh\left({0}\right)", lambda a: a,
+              "increasing"),
+    Primitive("pow", 1, lambda x: x.pow(2), "pow({0})", "{q0}^2", lambda a: 1, "even"),  # a duplicate of sqr
+    Primitive("skp", 1, lambda x: x, "skp({0})", "{0}", lambda a: a, "affine"),
+    # (x - min x)/(max x - min x) and (x - mean x)/std x (n - 1), over the matrix
+    Primitive("mms", 1, lambda x, low, span: (x - low).div_(span), "mms({0})",
+              r"\operatorname{{mms}}\left({0}\right)", lambda a: 1, "affine", _range),
+    Primitive("zsn", 1, lambda x, mean, std: (x - mean).div_(std), "zsn({0})",
+              r"\operatorname{{zsn}}\left({0}\right)", lambda a: 0, "affine", _moments),
+    Primitive("add", 2, lambda x, y: x + y, "{p0} + {p1}", "{p0} + {p1}", lambda a, b: a if a == b else 0,
+              "increasing", binding=1),
+    Primitive("sub", 2, lambda x, y: x - y, "{p0} - {p1}", "{p0} - {p1}", lambda a, b: a if a == -b else 0,
+              binding=1),
+    Primitive("mul", 2, lambda x, y: x * y, "{p0} * {p1}", r"{p0} \cdot {p1}", lambda a, b: a * b, binding=2),
+    # by ||y||_2, one scalar norm over y broadcast against x; element by element, 0 where y = 0
+    Primitive("div", 2, _divide, "{p0} / {p1}", r"\frac{{{0}}}{{\left\| {1} \right\|_2}}", lambda a, b: a,
+              "affine", _norm, binding=2),
+    Primitive("ediv", 2, lambda x, y: (x / _nonzero(y)).mul_(y != 0), "{p0} ./ {p1}", r"\frac{{{0}}}{{{1}}}",
+              lambda a, b: a * b, grammar="extended", binding=2),
+    # by the sum of |x| over its row, or column (0 where that is 0)
+    Primitive("rrow", 1, lambda x, total: x / total, "rrow({0})", r"\operatorname{{rrow}}\left({0}\right)",
+              lambda a: a, freeze=lambda x: (_nonzero(x.abs().sum(1, keepdim=True)),), grammar="extended"),
+    Primitive("rcol", 1, lambda x, total: x / total, "rcol({0})", r"\operatorname{{rcol}}\left({0}\right)",
+              lambda a: a, freeze=lambda x: (_nonzero(x.abs().sum(0, keepdim=True)),), grammar="extended"),
 )}
 
 
@@ -151,32 +144,3 @@ def symbols(grammar: str = "reference") -> tuple[str, ...]:
     wide = grammar == "extended"
     operations = (p.name for p in PRIMITIVES.values() if wide or p.grammar == "reference")
     return (*operations, *TERMINALS, *(CONSTANTS if wide else ()))
-
-
-def check_closed(primitive: Primitive) -> None:
-    """UsageError unless the operation is finite on zeros, negatives and both mixed, or declared partial."""
-    import torch
-
-    mixed = torch.tensor([[-3.0, 0.0, 2.0], [0.5, -1e-3, 40.0]])
-    probes = (torch.zeros(2, 3), -torch.ones(2, 3), mixed, -mixed * 10)
-    for first in probes:
-        for second in probes if primitive.arity == 2 else (first,):
-            operands = (first, second)[: primitive.arity]
-            if not primitive.partial and not primitive(*operands).isfinite().all():
-                raise UsageError(f"primitive '{primitive.name}' is not finite on zeros and negatives: "
-                                 "make it so, or declare it partial=True")
-
-
-def register(primitive: Primitive) -> None:
-    """Add an operation to the language (in every process that evaluates it).
-
-    UsageError if the name is taken or no identifier, the arity is not 1 or 2, the grammar is unknown, or the
-    operation is not closed on zeros and negatives without being declared partial.
-    """
-    taken = primitive.name in PRIMITIVES or primitive.name in TERMINALS
-    if taken or not primitive.name.isidentifier() or primitive.arity not in (1, 2):
-        raise UsageError(f"primitive '{primitive.name}' needs a new name that is an identifier, and 1 or 2 "
-                         f"operands (it has {primitive.arity})")
-    symbols(primitive.grammar)
-    check_closed(primitive)
-    PRIMITIVES[primitive.name] = primitive

@@ -6,7 +6,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -25,7 +25,7 @@ from prunekit.models import Layer, check_windows, decoder_blocks, in_eval_mode, 
 from prunekit.progress import tqdm
 from prunekit.pruning.inputs import refuse_not_finite_inputs
 from prunekit.pruning.masks import bounds, finite, nonzero
-from prunekit.pruning.walk import InputGroup, Walk
+from prunekit.pruning.walk import InputGroup, Walk, called_instead
 
 GRADIENT_NORMS = ("l2", "l1", "signed")
 ACTIVATION_NORMS = ("l2", "l1")
@@ -82,7 +82,7 @@ class LayerTensors(Mapping[str, Tensor]):
             if _place(layer.name) not in self._names:
                 raise UsageError(f"the {self.kind}s hold nothing for layer {layer.name}; they were made with "
                                  "another model (collect them with this one).")
-            tensor, wanted = self[layer.name], self._shape(layer)
+            tensor, wanted = self[layer.name], tuple(layer.weight.shape)
             whose = f"the {self.kind} of layer {layer.name}"
             if tensor.shape != wanted:
                 raise UsageError(f"{whose} has shape {tuple(tensor.shape)} where the model needs {wanted}; "
@@ -93,10 +93,6 @@ class LayerTensors(Mapping[str, Tensor]):
             if low < 0:
                 raise UsageError(f"{whose} is negative somewhere, where a norm cannot be; collect it with "
                                  f"collect_{self.kind}s.")
-
-    @staticmethod
-    def _shape(layer: Layer) -> tuple[int, ...]:
-        return tuple(layer.weight.shape)
 
     def save(self, path: str | Path, *, dtype: torch.dtype | None = None) -> Path:
         """Write a .safetensors file that says how it was made; `dtype=torch.float16` halves it.
@@ -162,10 +158,6 @@ class Activations(LayerTensors):
     """Mean over windows of the inputs' column norms per layer, (in,) float32, by `collect_activations`."""
 
     kind = "activation"
-
-    @staticmethod
-    def _shape(layer: Layer) -> tuple[int, ...]:
-        return (layer.weight.shape[1],)
 
 
 def _place(name: str) -> tuple[int, str] | None:
@@ -314,20 +306,10 @@ def _repeatedly(run: Callable[[], None], device: torch.device, sums: Iterable[Te
     return False
 
 
-@contextmanager
-def _recomputed(model: nn.Module, wanted: bool) -> Iterator[None]:
+def _recomputed(model: nn.Module, wanted: bool) -> AbstractContextManager[None]:
     """For a while, keep only what goes into a block (transformers' checkpointing works in training only)."""
     blocks = decoder_blocks(model)[1] if wanted else []
-    own = [block.__dict__.get("forward") for block in blocks]
-    try:
-        for block in blocks:
-            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
-        yield
-    finally:
-        for block, forward in zip(blocks, own, strict=True):
-            del block.forward
-            if forward is not None:
-                block.forward = forward
+    return called_instead(blocks, lambda _, own: partial(checkpoint, own, use_reentrant=False))
 
 
 def _zeros(parameter: Tensor, path: Path | None) -> Tensor:

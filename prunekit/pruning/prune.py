@@ -123,8 +123,6 @@ def prune(model: nn.Module, windows: Tensor | None, method: str | Tree | Method,
                 raise
             raise UsageError(f"{str(error).rstrip('.')}; the layers before it are pruned already, so "
                              "load the model anew.") from error
-    order = {layer.name: place for place, layer in enumerate(plan.layers)}
-    rows.sort(key=lambda row: order[row["layer"]])
     return Report(rows, plan.meta() | {"seconds": round(time.perf_counter() - started, 3)})
 
 

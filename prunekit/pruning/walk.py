@@ -7,7 +7,7 @@ positions or caches.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,6 +35,21 @@ Observe = Callable[["InputGroup", Tensor], None]  # called with x of shape (toke
 
 class Stop(Exception):
     """Ends a forward pass once everything wanted has been seen."""
+
+
+@contextmanager
+def called_instead(blocks: Sequence[nn.Module], instead: Callable[[int, Any], Any]) -> Iterator[None]:
+    """For a while, whoever calls a block calls `instead(index, its own forward)`."""
+    before = [block.__dict__.get("forward") for block in blocks]
+    try:
+        for index, block in enumerate(blocks):
+            block.forward = instead(index, block.forward)
+        yield
+    finally:
+        for block, own in zip(blocks, before, strict=True):
+            del block.forward
+            if own is not None:
+                block.forward = own
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +90,6 @@ class Step:
     """One decoder block and the hidden states that reach it."""
 
     index: int
-    name: str
     block: nn.Module
     layers: list[Layer]
     groups: list[InputGroup]
@@ -94,9 +108,15 @@ class Step:
         The pass ends at the input of the last layer, unless its outputs are wanted (one-shot statistics) or
         there are experts, of which any may come last.
         """
-        keep = self._walk.one_shot
-        with _observing(self, observe,
-                        stop_early=not keep and all(layer.expert is None for layer in self.layers)):
+        keep, first = self._walk.one_shot, {group.layers[0]: group for group in self.groups}
+        stop_early = not keep and all(layer.expert is None for layer in self.layers)
+
+        def see(layer: Layer, x: Tensor) -> None:
+            observe(first[layer], x.reshape(-1, x.shape[-1]))
+            if stop_early and first[layer] is self.groups[-1]:
+                raise Stop
+
+        with _watching(first, see):
             self._walk._forward(self, store=keep)
         self._outputs_kept = keep
 
@@ -155,7 +175,7 @@ class Walk:
         check_windows(model, windows)
         self.model, self.windows, self.one_shot, self.progress = model, windows, one_shot, progress
         self.batch = batch or max(1, batch_tokens(model) // windows.shape[1])
-        self.path, self.blocks = decoder_blocks(model)
+        self.blocks = decoder_blocks(model)[1]
         self.layers = prunable_layers(model)
         if resident is None:
             refuse_offloaded(model)
@@ -167,7 +187,7 @@ class Walk:
             with in_eval_mode(self.model), one_by_one(self.model):
                 groups, rewrap = self._probe()
                 self._prepare(rewrap)
-                steps = [Step(i, f"{self.path}.{i}", block, self.layers[i], groups[i], self)
+                steps = [Step(i, block, self.layers[i], groups[i], self)
                          for i, block in enumerate(self.blocks)]
                 for step in tqdm(steps, desc="blocks", disable=not self.progress, leave=False):
                     with self.resident.block(step.index):
@@ -181,23 +201,11 @@ class Walk:
 
     def _run(self, ids: Tensor, forward: Callable[[int, Callable[..., Any], Any, Any], Any]) -> None:
         """Call the model, and `forward(index, its own forward, args, kwargs)` in place of every block."""
-        originals = [block.forward for block in self.blocks]
-        patched = [block.__dict__.get("forward") for block in self.blocks]
+        def instead(index: int, own: Callable[..., Any]) -> Callable[..., Any]:
+            return lambda *args, **kwargs: forward(index, own, args, kwargs)
 
-        def instead(index: int) -> Callable[..., Any]:
-            return lambda *args, **kwargs: forward(index, originals[index], args, kwargs)
-
-        try:
-            for index, block in enumerate(self.blocks):
-                block.forward = instead(index)
+        with called_instead(self.blocks, instead), suppress(Stop):
             self.model(input_ids=ids.to(self.resident.entrance(self.model)), use_cache=False)
-        except Stop:
-            pass
-        finally:
-            for block, own in zip(self.blocks, patched, strict=True):
-                del block.forward
-                if own is not None:
-                    block.forward = own
 
     def _probe(self) -> tuple[list[list[InputGroup]], list[Callable[[Tensor], Any]]]:
         """Run a few tokens for real: what shares inputs, what do blocks return, does a replay agree?"""
@@ -212,8 +220,9 @@ class Walk:
             if index and not _agree(hidden, previous[0].to(hidden.device), 0):
                 raise self._cannot(f"block {index} does not read what block {index - 1} returned")
             entered = hidden.clone()
-            with self.resident.block(index):
-                with _reading(self.layers[index]) as reads:
+            reads: list[tuple[Layer, Tensor, int]] = []
+            with self.resident.block(index):  # which version is read, too: a tensor may be changed in place
+                with _watching(self.layers[index], lambda layer, x: reads.append((layer, x, x._version))):
                     output = block(*args, **kwargs)
                 again = _first(call(block, entered))
             if again.shape != hidden.shape or not _agree(again, _first(output), 1e-3):
@@ -288,28 +297,6 @@ class Walk:
     def _cannot(self, reason: str) -> UsageError:
         return UsageError(f"{type(self.model).__name__} cannot be pruned block by block: {reason}; this "
                           "family calls its blocks in a way that is not known here.")
-
-
-@contextmanager
-def _observing(step: Step, observe: Observe, *, stop_early: bool) -> Iterator[None]:
-    """Watch the first layer of every input group for the time of one pass."""
-    first = {group.layers[0]: group for group in step.groups}
-
-    def see(layer: Layer, x: Tensor) -> None:
-        observe(first[layer], x.reshape(-1, x.shape[-1]))
-        if stop_early and first[layer] is step.groups[-1]:
-            raise Stop
-
-    with _watching(first, see):
-        yield
-
-
-@contextmanager
-def _reading(layers: Sequence[Layer]) -> Iterator[list[tuple[Layer, Tensor, int]]]:
-    """For a while, record which layer reads which tensor, and which version: one may be changed in place."""
-    reads: list[tuple[Layer, Tensor, int]] = []
-    with _watching(layers, lambda layer, x: reads.append((layer, x, x._version))):
-        yield reads
 
 
 @contextmanager

@@ -12,8 +12,7 @@ import nbformat
 
 from prunekit.batch.verify import compare_tables
 from prunekit.errors import UsageError, did_you_mean
-from prunekit.files import read_json
-from prunekit.workbook import project
+from prunekit.workbook import manifest, project
 
 _MADE = ("machine", "device", "threads", "commit", "dirty", "notebook")
 
@@ -33,7 +32,7 @@ class Difference:
         self._before, after = (_essential(file) for file in files)
         set_notebook_diff_targets(attachments=False, metadata=False, identifier=False, details=False)
         self.changes = diff_notebooks(self._before, after)
-        self.made = _made(*(_manifest(file.parent) for file in files))
+        self.made = _made(*(manifest.there(file.parent) for file in files))
         self.numbers, self.mismatches = compare_tables(*(file.parent for file in files))
 
     @property
@@ -68,14 +67,7 @@ def _executed(name: str) -> Path:
                      "smoke/03_baselines, a run's folder, or an .ipynb file.")
 
 
-def _manifest(folder: Path) -> dict[str, Any]:
-    try:
-        return read_json((folder / "manifest.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-
-
-def _made(then: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+def _made(then: dict[str, Any] | None, now: dict[str, Any] | None) -> list[tuple[str, Any, Any]]:
     if not (then and now):
         return []
     groups = [("", {key: then.get(key) for key in _MADE}, {key: now.get(key) for key in _MADE})]
@@ -95,7 +87,7 @@ def _essential(file: Path) -> Any:
         notebook = nbformat.read(file, as_version=4)
     except (OSError, ValueError) as error:
         raise UsageError(f"{file} cannot be read as a notebook: {error}.") from None
-    if _manifest(file.parent):  # which names all parameters
+    if manifest.there(file.parent):  # which names all parameters
         notebook.cells = [cell for cell in notebook.cells
                           if "injected-parameters" not in cell.metadata.get("tags", [])]
     for cell in notebook.cells:

@@ -120,7 +120,7 @@ class Evaluator:
         known = {"models": [bench.identity for bench in self.benches],
                  "tasks": [list(target) for target in self.targets], "update": self.update or "",
                  "rungs": self.rungs, "threads": self.threads, "seed": self.seed, "torch": torch.__version__}
-        if self.update and self.options != ObsOptions():  # those are left out, as in the first journals
+        if self.update:
             known["options"] = json.loads(json.dumps(asdict(self.options)))  # lists, as they will be read
         return known
 
@@ -348,7 +348,7 @@ def _resident(path: str, changed: int) -> Evaluator:
 
 
 def _read_bench(tensors: Mapping[str, Tensor], number: int, update: str | None, name: str, dtype: str,
-                device: str, tokens: int | None = None) -> Bench:
+                device: str, tokens: int | None) -> Bench:
     by_kind: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         whose, kind, *name_of = key.split("/", 2)
@@ -367,5 +367,5 @@ def _read_bench(tensors: Mapping[str, Tensor], number: int, update: str | None, 
         if update:  # the rest is what the update's layers share
             bench.inputs[-1].shared = SOLVERS[update].shared(**here, damping=0.0)
     bench.nll = by_kind["nll"][""].numpy()
-    bench.given = by_kind.get("given", by_kind["search"])[""]  # older files have no other order
+    bench.given = by_kind["given"][""]
     return bench

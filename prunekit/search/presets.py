@@ -85,8 +85,7 @@ class Preset:
     def as_dict(self) -> dict[str, Any]:
         """For the journal's header, as JSON gives it back; without the budget, so that it may grow."""
         alphabet = asdict(self.alphabet) | {"without": list(self.alphabet.without)}
-        unsaid = {"budget", *(["evolve"] if self.evolve == "metric" else [])}  # as in the first journals
-        return {key.name: getattr(self, key.name) for key in fields(self) if key.name not in unsaid} | {
+        return {key.name: getattr(self, key.name) for key in fields(self) if key.name != "budget"} | {
             "depths": list(self.depths), "weights": dict(self.weights), "alphabet": alphabet}
 
     @classmethod

@@ -49,8 +49,8 @@ def held_against(winner: Tree | str, lines: Mapping[str, Tree | str]) -> list[st
     return [name for name in lines if name == "wanda" or keys[name] != keys[""]]
 
 
-def compared(first: str = "paper") -> pd.DataFrame:
-    """A row per field in which presets differ, as text: of one preset all, of the others what they change."""
+def compared() -> pd.DataFrame:
+    """A row per field in which presets differ, as text: of `paper` all, of the others what they change."""
     def said(value: Any) -> str:  # as Python prints it, without its brackets
         text = f"{value:,}" if type(value) is int else re.sub(r"\[\]|\{\}", "none", str(value))
         return re.sub(r"[][{}':]", "", text)
@@ -58,8 +58,8 @@ def compared(first: str = "paper") -> pd.DataFrame:
     known = {name: {"budget": preset.budget} | preset.as_dict() for name, preset in PRESETS.items()}
     table = pd.DataFrame(known).map(said).drop("name")
     table = table[table.nunique(axis=1) > 1]
-    others = table.drop(columns=first).where(lambda rows: rows.ne(table[first], axis=0), "")
-    return table[[first]].join(others).reset_index(names="field")
+    others = table.drop(columns="paper").where(lambda rows: rows.ne(table["paper"], axis=0), "")
+    return table[["paper"]].join(others).reset_index(names="field")
 
 
 def budgets(evaluator: Evaluator, model: nn.Module, windows: Mapping[str, Tensor], evaluations: int,

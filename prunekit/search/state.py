@@ -88,7 +88,7 @@ class Search:
         proposal = self.proposed[index]
         source = self.candidates.get(same) if same is not None else None
         losses = source.losses if source else journals.unpack(event["losses"])
-        by_task = source.by_task if source else event.get("by_task", {})
+        by_task = source.by_task if source else event["by_task"]
         tree, raw = Tree.parse(proposal["tree"]), Tree.parse(proposal["raw"])
         candidate = Candidate(index, tree, raw, tuple(proposal["parents"]), proposal["operator"],
                               event["fitness"], losses, event["complete"], event["stopped"], event["audit"],

@@ -2,13 +2,12 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from concurrent.futures import BrokenExecutor, Executor, Future
 from dataclasses import dataclass
 from typing import Any, Self
 
 from prunekit.errors import UsageError
-from prunekit.parallel import open_executor
 from prunekit.search.records import Outcome
 
 KILLED = "killed two workers"
@@ -23,15 +22,13 @@ class Task:
 
 
 class Workers:
-    """An executor, and what to do when its workers die. A context manager; closes only what it opened
-    itself."""
+    """An executor, and what to do when its workers die. A context manager, which leaves the executor open."""
 
-    def __init__(self, executor: Executor | Mapping[str, Any]):
-        self._own = isinstance(executor, Mapping)
-        self._executor = open_executor(**executor) if self._own else executor
-        if not hasattr(self._executor, "submit"):
+    def __init__(self, executor: Executor):
+        if not hasattr(executor, "submit"):
             raise UsageError(f"executor {type(executor).__name__} has no submit: give a concurrent.futures."
-                             "Executor, or {'kind': 'processes', 'workers': 2}.")
+                             "Executor, or open_executor('processes', workers=2).")
+        self._executor = executor
         self._open: list[Task] = []
         self.host = socket.gethostname()
 
@@ -40,8 +37,6 @@ class Workers:
 
     def __exit__(self, *exception: object) -> None:
         self.forget(list(self._open))
-        if self._own:
-            self._executor.shutdown(wait=False, cancel_futures=True)
 
     def submit(self, *args: Any) -> Task:
         task = Task(args, self._start(args))
@@ -79,8 +74,9 @@ class Workers:
     def _alone(self, task: Task) -> Any:
         """After a death among several, this one by itself, to know whose fault it was; then the others."""
         if not hasattr(self._executor, "renew"):
-            raise UsageError("a worker died and this executor cannot replace it: give {'kind': 'processes'}, "
-                             "and start the search again, it goes on from its last event.")
+            raise UsageError("a worker died and this executor cannot replace it: give "
+                             "open_executor('processes'), and start the search again, it goes on from its "
+                             "last event.")
         outcome = Outcome(defect=KILLED)
         for _ in range(2):
             self._executor.renew()

@@ -5,7 +5,6 @@ and stand in the refusal of a number that is out of bounds.
 """
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from functools import cache
@@ -16,9 +15,9 @@ from pydantic import AfterValidator, BaseModel, Field
 from pydantic.fields import FieldInfo
 
 from prunekit import choices
-from prunekit.choices import BEGINNINGS, CORPORA, DTYPES, EMBEDDED, SAMPLINGS, Target, checked, entry
+from prunekit.choices import BEGINNINGS, CORPORA, DTYPES, SAMPLINGS, checked, entry
 from prunekit.errors import UsageError, did_you_mean
-from prunekit.hub import DOWNLOADS, gguf_file
+from prunekit.hub import no_model
 from prunekit.lora.options import LoraOptions
 from prunekit.search.presets import PRESETS, Preset
 
@@ -30,29 +29,11 @@ _N_OF_M = "'n:m' with 0 < n < m (n zeros in every m consecutive inputs, as in '2
 # ---------------------------------------------------------------- what is wrong with a text, or None
 
 def model(value: str) -> str | None:
-    """An embedded model, a GGUF file, a directory with one or a config.json, or what looks like a hub id."""
-    allowed = ("an embedded model ('embedded/llama', 'embedded/opt'), an existing directory or GGUF file, or "
-               "a hub id 'org/name'")
-    if value in EMBEDDED:
-        return None
-    if not value:
-        return f"names no model: give {allowed}"
-    path = Path(value).expanduser()
-    if path.exists():
-        try:
-            held = (path / "config.json").is_file() or gguf_file(path)
-        except UsageError as error:
-            return f"is no choice: {str(error).rstrip('.')}"
-        return None if held else "is not a model directory: it holds neither config.json nor a GGUF file"
-    if value.startswith("embedded"):
-        return f"is not an embedded model{did_you_mean(value, EMBEDDED)}"
-    if known := next((name for name, download in DOWNLOADS.items() if download.file == path.name), None):
-        return f"does not exist: `prunekit models get {known}` brings it"
-    folders_here = {path.name for path in Path.cwd().iterdir() if path.is_dir()}
-    hub_id = r"[\w-][\w.-]*/[\w.-]+" + r"/[\w.-]+" * (path.suffix == ".gguf")
-    if not re.fullmatch(hub_id, value) or value.partition("/")[0] in folders_here:
-        return f"does not exist; allowed are {allowed}"
-    return None
+    """As whatever loads one takes it, see `hub.no_model`."""
+    try:
+        return no_model(value)
+    except UsageError as error:
+        return f"is no choice: {str(error).rstrip('.')}"
 
 
 def corpus(value: str) -> str | None:
@@ -95,17 +76,6 @@ def method(value: str) -> str | None:
     return None
 
 
-def target(value: str) -> str | None:
-    """A sparsity or a pattern; older parameter files of 07 have names of layers here."""
-    try:
-        Target.parse(value)
-    except UsageError:
-        layers = re.fullmatch(r"[a-z]+[\d_-]\w*", value)
-        return (f"must be a sparsity such as '0.6', or {_N_OF_M}"
-                + "; the layers that LoRA adapts are target_modules" * bool(layers))
-    return None
-
-
 # ---------------------------------------------------------------- the rows
 
 def _text(wrong: Callable[[str], str | None], optional: bool = False) -> Any:
@@ -141,7 +111,7 @@ def _sparsity(value: Any) -> Any:
 
 
 _Name = Annotated[str, Field(pattern=r"^[\w.+-]+$", description="the name of a task of lm-eval")]
-_Target = _text(target)
+_Target = _parsed(choices.Target.parse, f"must be a sparsity such as '0.6', or {_N_OF_M}")
 _Pattern = _parsed(choices.parse_pattern, f"must be 'unstructured' or {_N_OF_M}")
 _Model, _OtherModel = _text(model), _text(model, optional=True)
 _Sparsity = Annotated[Any, AfterValidator(_sparsity)]

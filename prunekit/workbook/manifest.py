@@ -135,9 +135,9 @@ def altered(folder: Path, artifact: Mapping[str, Any]) -> list[str]:
     from prunekit.data import stamp
 
     def intact(file: str, size: int) -> bool:
-        then, path = artifact.get("hashes", {}).get(file), folder / file  # older manifests have no hashes
+        then, path = artifact["hashes"][file], folder / file
         return path.is_file() and path.stat().st_size == size and (
-            then is None or size > _LARGE or _read_once(file_hash, path, stamp(path)) == then)
+            size > _LARGE or _read_once(file_hash, path, stamp(path)) == then)
 
     return [file for file, size in artifact["files"].items() if not intact(file, size)]
 
@@ -201,6 +201,11 @@ class State:
 def read(profile: str, topic: str) -> dict[str, Any] | None:
     folder = project.run_folder(profile, topic)
     project.mend(folder)
+    return there(folder)
+
+
+def there(folder: Path) -> dict[str, Any] | None:
+    """The manifest in a folder; None if there is none, or one that cannot be read."""
     try:
         content = read_json((folder / "manifest.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -22,8 +22,6 @@ from prunekit.errors import UsageError, did_you_mean
 from prunekit.workbook import checks, project
 
 TYPES = {"str": str, "int": int, "float": float, "bool": bool}
-RENAMED = dict.fromkeys(("sparsities", "patterns", "tasks", "task_sparsities"), "targets") | {
-    "regimes": "test_targets", "other_tasks": "other_targets", "update_sparsity": "update_targets"}
 
 
 @dataclass(frozen=True)
@@ -281,10 +279,8 @@ def _settings(file: Path, known: Mapping[str, Parameter], complaint: str) -> Set
 
 
 def refuse_unknown(settings: Mapping[str, Setting], known: Collection[str], complaint: str) -> None:
-    """Refuse what is not a parameter, and name the nearest; of one that was renamed, the new name."""
+    """Refuse what is not a parameter, and name the nearest."""
     for key, setting in settings.items():
-        if key not in known and (new := RENAMED.get(key)):
-            raise UsageError(f"{setting.origin}: '{key}' is now '{new}', as in {new}: [\"0.5\", \"2:4\"].")
         if key not in known:
             raise UsageError(f"{setting.origin}: {complaint} '{key}'{did_you_mean(key, known)}.")
 

@@ -19,10 +19,7 @@ from prunekit.errors import UsageError
 from prunekit.evaluate import intervals
 from prunekit.search.random_trees import Alphabet, half_and_half
 
-
-@pytest.fixture(autouse=True)
-def no_waiting_for_the_disk(monkeypatch):
-    monkeypatch.setattr("os.fsync", lambda file: None)
+pytestmark = pytest.mark.usefixtures("no_fsync")
 
 
 def noise(tree):

@@ -57,7 +57,6 @@ def grid(home):
 
 @pytest.mark.parametrize(("body", "sentence"), [
     ("sed: [1]", "no notebook of this sweep has a parameter 'sed' (did you mean 'seed'?)"),
-    ("sparsities: [0.5]", "'sparsities' is now 'targets'"),
     ("rank: [8]", "no notebook of this sweep has a parameter 'rank'"),
     ("pattern: [2:4]", 'pattern = 124 must be text (YAML reads an unquoted 2:4 as 124: quote it: "2:4")'),
     ("scale: [1e-4]", "scale = '1e-4' must be a number (YAML reads 1e-4 as text: write 1.0e-4)"),

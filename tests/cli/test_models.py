@@ -16,30 +16,7 @@ from prunekit.cli import _parser, main
 from prunekit.cli.models import _add_rows
 from prunekit.lora.options import LoraOptions
 from prunekit.pruning.gradients import Activations
-
-SEQLEN, VOCABULARY = 16, 64
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    """A random LLaMA of two blocks without a tokenizer, and a file of token windows."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    folder = tmp_path_factory.mktemp("tiny")
-    torch.manual_seed(0)
-    config = LlamaConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-                         num_key_value_heads=1, vocab_size=VOCABULARY, max_position_embeddings=SEQLEN)
-    LlamaForCausalLM(config).save_pretrained(folder / "model")
-    ids = torch.randint(0, VOCABULARY, (12, SEQLEN))
-    roles = {"calibration": ids[:4].clone(), "gradient": ids[4:8].clone(), "test": ids[8:].clone()}
-    save_file(roles, folder / "w.safetensors")
-    return folder
-
-
-def options(tiny, **more):
-    given = {"model": tiny / "model", "windows": tiny / "w.safetensors", "corpus": "wikitext2",
-             "seqlen": SEQLEN, "nsamples": 4}
-    return [f"--{key.replace('_', '-')}={value}" for key, value in {**given, **more}.items()]
+from tests.conftest import SEQLEN, VOCABULARY, options
 
 
 def zeros(model):

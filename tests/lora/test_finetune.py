@@ -29,7 +29,7 @@ from prunekit.lora import finetune, training
 from prunekit.lora import layers as lora_layers
 from prunekit.lora.options import LoraOptions
 from prunekit.models import prunable_layers
-from tests.pruning.families import FAMILIES, windows
+from tests.pruning.families import FAMILIES, weights, windows
 
 FAST = LoraOptions(rank=4, dropout=0.0, target_modules=("all-linear",), learning_rate=0.02, batch=2,
                    validation=0.0)
@@ -39,10 +39,6 @@ def pruned(family="LLaMA", pattern="2:4", dtype=torch.float32):
     model = FAMILIES[family].model().to(dtype)
     pk.prune(model, None, "magnitude", 0.5, pattern, progress=False)
     return model
-
-
-def weights(model):
-    return {layer.name: layer.weight.clone() for block in prunable_layers(model) for layer in block}
 
 
 def logits(model, ids):

@@ -1,7 +1,7 @@
 """Tiny random models of every decoder family that is tested, and what is prunable in each."""
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
+
+from prunekit.models import layers
 
 VOCAB, HIDDEN, BLOCKS, HEADS = 128, 32, 3, 4
 _PLAIN = {"vocab_size": VOCAB, "hidden_size": HIDDEN, "num_hidden_layers": BLOCKS,
@@ -150,3 +152,15 @@ def block_outputs(model: nn.Module, blocks: str, ids: torch.Tensor) -> list[torc
 
 def windows(n: int = 4, seqlen: int = 12, seed: int = 0) -> torch.Tensor:
     return torch.randint(3, VOCAB, (n, seqlen), generator=torch.Generator().manual_seed(seed))
+
+
+def weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Copies of what can be pruned, by layer."""
+    return {layer.name: layer.weight.clone() for layer in layers(model)}
+
+
+def assert_close(mine: Mapping[str, torch.Tensor], theirs: Mapping[str, torch.Tensor]) -> None:
+    """The same by layer, of all linear layers of a LLaMA."""
+    assert set(mine) == set(theirs) and len(mine) == 7 * BLOCKS
+    for name, tensor in mine.items():
+        torch.testing.assert_close(tensor, theirs[name], rtol=1e-4, atol=1e-5)

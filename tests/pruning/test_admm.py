@@ -1,18 +1,14 @@
 """ADMM against exact least squares on its support, against the column loop, and on every kind of target."""
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
 
-from prunekit import AdmmOptions, Bench, Evaluator, Tree, UsageError, collect_gradients, layer_errors, prune
+from prunekit import AdmmOptions, Tree, UsageError, collect_gradients, layer_errors, prune
 from prunekit.metric.catalogue import GROUPS
-from prunekit.models import load_model, prunable_layers
 from prunekit.pruning.admm import above_optimum, admm_inverse, admm_update, output_error
 from prunekit.pruning.obs import inverse_factor, obs_update
-from prunekit.streaming.stream import prune_checkpoint
-from tests.pruning.families import FAMILIES, windows
+from tests.pruning.families import FAMILIES, weights, windows
 
 TARGETS = [(0.6, "unstructured"), (0.5, "2:4"), (0.5, "4:8"), (0.2, "1:5"), (0.75, "3:4")]
 
@@ -211,10 +207,6 @@ def test_the_same_twice():
 # --- in a model ---------------------------------------------------------------------------------------------
 
 
-def weights(model) -> list[torch.Tensor]:
-    return [layer.weight.clone() for block in prunable_layers(model) for layer in block]
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("name", ["LLaMA", "OPT", "GPT-2", "Mixtral"])
 def test_in_a_model_of_any_dtype(name, dtype):
@@ -222,7 +214,7 @@ def test_in_a_model_of_any_dtype(name, dtype):
     report = prune(model, windows(), "mul(W, mms(G))", 0.5, "2:4", update="admm",
                    gradients=collect_gradients(FAMILIES[name].model(), windows()))
     assert 2 * sum(row["masked"] for row in report.rows) == sum(row["numel"] for row in report.rows)
-    for W in weights(model):
+    for W in weights(model).values():
         assert W.dtype == dtype and torch.isfinite(W).all()
         assert ((W == 0).view(len(W), -1, 4).sum(2) >= 2).all()
     for row in report.rows:
@@ -236,29 +228,3 @@ def test_the_error_in_the_report_is_relative_to_the_dense_layer():
     found = prune(model, windows(), "wanda", 0.6, update="admm", one_shot=True).to_frame().set_index("layer")
     expected = layer_errors(model, dense, windows()).set_index("layer")
     assert found["error"].to_dict() == pytest.approx(expected["error"].to_dict(), rel=1e-3)
-
-
-def test_a_checkpoint_is_pruned_alike(tmp_path):
-    FAMILIES["LLaMA"].model().save_pretrained(tmp_path / "dense")
-    model = load_model(tmp_path / "dense")[0]
-    how = {"update": "admm", "admm": AdmmOptions(6, 4)}
-    report = prune(model, windows(), "wanda", 0.6, **how)
-    streamed = prune_checkpoint(tmp_path / "dense", tmp_path / "out", windows(), "wanda", 0.6, **how)
-    for one, other in zip(weights(model), weights(load_model(tmp_path / "out")[0]), strict=True):
-        assert torch.equal(one, other)
-    assert streamed.rows == report.rows
-
-
-def test_the_search_measures_what_prune_makes(tmp_path):
-    FAMILIES["LLaMA"].model().save_pretrained(tmp_path / "dense")
-    bench = Bench(tmp_path / "dense", windows(), windows(seed=1))
-    evaluator = Evaluator(bench, [0.6, "2:4"], update="admm", admm=AdmmOptions(6, 4))
-    tree = Tree.parse("mul(W, sqrt(X))")
-    losses = evaluator.losses(tree)
-    model = load_model(tmp_path / "dense")[0]
-    prune(model, windows(), tree, 0.6, update="admm", one_shot=True, admm=AdmmOptions(6, 4))
-    after = Bench(model, windows(), windows(seed=1)).measure(bench.search)
-    assert after - bench.nll == pytest.approx(losses[0, 0], abs=1e-6)
-    assert json.loads(json.dumps(evaluator.identity)) == evaluator.identity
-    evaluator.save(tmp_path / "evaluator")
-    assert (Evaluator.load(tmp_path / "evaluator").losses(tree) == losses).all()

@@ -11,14 +11,9 @@ import prunekit as pk
 from prunekit.models import layers
 from prunekit.pruning import gradients
 from prunekit.pruning.masks import keep_mask
-from tests.pruning.families import BLOCKS, FAMILIES, block_outputs, windows
+from tests.pruning.families import FAMILIES, assert_close, block_outputs, windows
 
 NAME = "model.layers.1.mlp.down_proj"
-
-
-@pytest.fixture
-def model() -> nn.Module:
-    return FAMILIES["LLaMA"].model()
 
 
 def by_hand(model: nn.Module, ids: torch.Tensor, norm: str, scale: float) -> dict[str, torch.Tensor]:
@@ -33,12 +28,6 @@ def by_hand(model: nn.Module, ids: torch.Tensor, norm: str, scale: float) -> dic
                 sums[name] = sums.get(name, 0) + {"l2": g.square(), "l1": g.abs(), "signed": g}[norm]
     model.zero_grad()
     return {name: total.sqrt() if norm == "l2" else total.abs() for name, total in sums.items()}
-
-
-def assert_close(mine: pk.Gradients, theirs: dict[str, torch.Tensor]) -> None:
-    assert set(mine) == set(theirs) and len(mine) == 7 * BLOCKS
-    for name in mine:
-        torch.testing.assert_close(mine[name], theirs[name], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("options", [{}, {"gradient_checkpointing": True}, {"offload": "sums"}])

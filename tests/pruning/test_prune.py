@@ -9,11 +9,7 @@ import prunekit as pk
 from prunekit.models import layers
 from prunekit.pruning.masks import keep_mask
 from prunekit.pruning.obs import ObsOptions
-from tests.pruning.families import FAMILIES
-
-
-def weights(model):
-    return {layer.name: layer.weight.clone() for layer in layers(model)}
+from tests.pruning.families import FAMILIES, weights
 
 
 def test_a_tree_is_a_method(golden_model, golden_windows):

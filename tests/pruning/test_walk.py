@@ -11,12 +11,7 @@ import prunekit as pk
 from prunekit.evaluate import perplexity
 from prunekit.pruning import inputs, prune, walk
 from prunekit.pruning.walk import InputGroup, Stop, Walk
-from tests.pruning.families import BLOCKS, FAMILIES, windows
-
-
-@pytest.fixture
-def model() -> nn.Module:
-    return FAMILIES["LLaMA"].model()
+from tests.pruning.families import assert_close, windows
 
 
 def column_norms(walk: Walk, change: bool) -> dict[str, torch.Tensor]:
@@ -46,12 +41,6 @@ def hooked_norms(model: nn.Module, ids: torch.Tensor) -> dict[str, torch.Tensor]
     for handle in handles:
         handle.remove()
     return found
-
-
-def assert_close(mine: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
-    assert mine.keys() == theirs.keys() and len(mine) == 7 * BLOCKS
-    for name, X in mine.items():
-        torch.testing.assert_close(X, theirs[name], rtol=1e-4, atol=1e-5)
 
 
 def test_inputs_of_an_unchanged_model(model: nn.Module):

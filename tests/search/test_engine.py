@@ -22,10 +22,7 @@ from prunekit.search.records import Outcome, Race, behind, pareto
 from prunekit.search.state import Search
 from tests.search.toy import Racing, Sloped, distance
 
-
-@pytest.fixture(autouse=True)
-def no_waiting_for_the_disk(monkeypatch):
-    monkeypatch.setattr("os.fsync", lambda file: None)
+pytestmark = pytest.mark.usefixtures("no_fsync")
 
 
 def run(evaluator, *args, **kwargs):
@@ -227,7 +224,7 @@ def test_a_search_that_stalls_also_walks_through_the_smallest_metrics():
     for index in range(120):
         found.apply(found.propose())
         found.apply({"event": "evaluate", "i": index, "fitness": 1.0, "complete": True, "stopped": 0,
-                     "audit": False, "masks": "", "losses": journals.pack([1.0])})
+                     "audit": False, "masks": "", "losses": journals.pack([1.0]), "by_task": {}})
     walked = [one for one in found.candidates.values() if one.operator == "smallest"]
     assert [one.index for one in walked] == list(range(walked[0].index, 120, 2)) and 20 < walked[0].index < 30
     sizes = [one.tree.size for one in walked]
@@ -252,7 +249,7 @@ def test_given_trees_come_first_and_as_they_are_written():
         same = search.known(Tree.parse(event["tree"]))
         search.apply({"event": "evaluate", "i": event["i"], "fitness": fitness, "complete": True,
                       "stopped": 0, "audit": False, "masks": "", "losses": journals.pack([fitness]),
-                      "same": same})
+                      "by_task": {}, "same": same})
     assert same == 0 and event["tree"] == squared and len(search.candidates) == 2
     places = Sloped.places
     given = [iter([places.uniform]), [places.uniform]]

@@ -49,8 +49,8 @@ def evaluator(parts):
     return make(parts)
 
 
-@pytest.mark.parametrize("tree, update", [*product(TREES[1:3], (None, "obs", "obs-iter")), (SCALED, None)],
-                         ids=str)
+@pytest.mark.parametrize("tree, update", [*product(TREES[1:3], (None, "obs", "obs-iter", "admm")),
+                                          (SCALED, None)], ids=str)
 def test_fitness_is_that_of_pruning_and_measuring(parts, tree, update):
     model, windows, gradients = parts
     evaluator = make(parts, update=update)
@@ -249,12 +249,20 @@ def test_the_race_stops_the_hopeless_only(evaluator):
     assert audited.complete and audited.stopped == 8 and np.allclose(audited.losses[:8], bad.losses)
 
 
-def test_the_options_of_an_update_are_saved_and_named(parts, tmp_path):
-    small = make(parts, update="obs-iter", obs=pk.ObsOptions(block_size=16))
-    assert "options" not in make(parts, update="obs-iter").identity  # as in the journals that there are
-    again = pk.Evaluator.load(small.save(tmp_path / "evaluator.safetensors"))
-    assert again.identity == small.identity and small.identity["options"]["block_size"] == 16
-    assert (again.losses(WANDA) == small.losses(WANDA)).all()
+@pytest.mark.parametrize("update, options", [("obs-iter", {"obs": pk.ObsOptions(block_size=16)}),
+                                             ("admm", {"admm": pk.AdmmOptions(6, 4)})])
+def test_the_options_of_an_update_are_saved_and_named(parts, tmp_path, update, options):
+    own = make(parts, update=update, **options)
+    again = pk.Evaluator.load(own.save(tmp_path / "evaluator.safetensors"))
+    assert again.identity == own.identity == json.loads(json.dumps(own.identity))
+    assert [again.options] == [own.options] == list(options.values())
+    assert (again.losses(WANDA) == own.losses(WANDA)).all()
+
+
+def test_activations_are_no_gradients():
+    model, ids = FAMILIES["LLaMA"].model(), windows(2, 12)
+    with pytest.raises(pk.UsageError, match=r"activation of layer .* has shape \(32,\) where the"):
+        pk.Bench(model, ids, ids, gradients=pk.collect_activations(model, ids, progress=False))
 
 
 def test_all_that_decides_a_loss_is_in_the_identity():
@@ -316,9 +324,10 @@ def test_saved_evaluators_measure_the_same_here_and_in_other_processes(parts, ev
     path = evaluator.save(tmp_path / "evaluator.safetensors")
     again = pk.Evaluator.load(path)
     assert again.identity == evaluator.identity and [again(t) for t in TREES] == [evaluator(t) for t in TREES]
-    for name, executor in (("serial", None), ("two", {"kind": "processes", "workers": 2})):
-        list(pk.evolve(evaluator, "modern", 12, population=6, lag=3, journal=tmp_path / f"{name}.jsonl",
-                       executor=executor, progress=False))
+    with pk.open_executor("processes", workers=2) as pool:
+        for name, executor in (("serial", None), ("two", pool)):
+            list(pk.evolve(evaluator, "modern", 12, population=6, lag=3, journal=tmp_path / f"{name}.jsonl",
+                           executor=executor, progress=False))
     one, two = ([journals.stable(event) for event in journals.read(tmp_path / f"{name}.jsonl")]
                 for name in ("serial", "two"))
     assert one == two

@@ -76,16 +76,6 @@ def test_a_search_for_budgets_is_resumed_after_each_line(tmp_path, evolve):
     assert search.best.budget.places == Sloped.places and search.candidates[0].budget == Sloped.places.uniform
 
 
-def test_a_journal_of_metrics_is_written_as_before_there_were_budgets(tmp_path):
-    search(tmp_path / "j.jsonl", 30)
-    header, *events = journals.read(tmp_path / "j.jsonl")
-    assert set(header) == {"event", "format", "preset", "seed", "group", "seeds", "code", "evaluator", "file",
-                           "started"}
-    assert "evolve" not in header["preset"]
-    assert {tuple(event) for event in events if event["event"] == "propose"} == {
-        ("event", "i", "tree", "raw", "operator", "parents", "refused")}
-
-
 def test_a_larger_budget_continues_where_the_smaller_ended(tmp_path):
     search(tmp_path / "a.jsonl", 30), search(tmp_path / "a.jsonl", 60), search(tmp_path / "b.jsonl", 60)
     assert lines(tmp_path / "a.jsonl") == lines(tmp_path / "b.jsonl")
@@ -251,18 +241,6 @@ def test_tables_of_a_journal(tmp_path):
     assert all(int(parent) in set(family["i"]) for parents in family["parents"] for parent in parents.split())
     chosen = pk.finalists(replayed.candidates.values(), 5)
     assert chosen[0] is replayed.best and set(replayed.front) <= set(chosen)
-
-
-def test_a_journal_that_does_not_tell_tasks_apart_reads_as_it_did(tmp_path):
-    search(tmp_path / "new.jsonl", 30)
-    header, *events = journals.read(tmp_path / "new.jsonl")
-    kept = {key: header[key] for key in header if key not in ("event", "format", "crc")}
-    with journals.Journal(tmp_path / "old.jsonl", kept) as old:
-        for event in events:
-            old.append({key: event[key] for key in event if key not in ("by_task", "crc")})
-    one, other = (pk.history(tmp_path / f"{name}.jsonl").drop(columns="journal") for name in ("old", "new"))
-    assert one.equals(other.drop(columns=["loss[0.5]", "loss[2:4]"]))
-    assert not pk.replay(tmp_path / "old.jsonl").best.by_task
 
 
 def test_two_that_restart_at_once_keep_what_was_put_aside(tmp_path, monkeypatch):

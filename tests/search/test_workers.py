@@ -31,7 +31,8 @@ def serial(tmp_path_factory):
 
 @pytest.mark.parametrize("workers", [1, 2, 4])
 def test_the_journal_does_not_depend_on_the_number_of_processes(tmp_path, serial, workers):
-    search(tmp_path / "j.jsonl", {"kind": "processes", "workers": workers})
+    with pk.open_executor("processes", workers=workers) as pool:
+        search(tmp_path / "j.jsonl", pool)
     assert events(tmp_path / "j.jsonl") == serial
 
 
@@ -44,7 +45,8 @@ def test_threads_of_the_standard_library_do_as_well(tmp_path, serial):
 
 
 def test_a_tree_that_kills_two_workers_is_quarantined_and_no_other(tmp_path):
-    search(tmp_path / "j.jsonl", {"kind": "processes", "workers": 2}, Deadly(), 40)
+    with pk.open_executor("processes", workers=2) as pool:
+        search(tmp_path / "j.jsonl", pool, Deadly(), 40)
     lines = events(tmp_path / "j.jsonl")
     proposed = {event["i"]: event["tree"] for event in lines if event["event"] == "propose"}
     rejected = [event for event in lines if event["event"] == "reject"]
@@ -56,7 +58,8 @@ def test_a_tree_that_kills_two_workers_is_quarantined_and_no_other(tmp_path):
 
 def test_a_worker_that_dies_once_costs_nothing(tmp_path):
     search(tmp_path / "whole.jsonl", None, Deadly(__file__), 40)  # that file exists: nobody dies
-    search(tmp_path / "once.jsonl", {"kind": "processes", "workers": 2}, Deadly(str(tmp_path / "died")), 40)
+    with pk.open_executor("processes", workers=2) as pool:
+        search(tmp_path / "once.jsonl", pool, Deadly(str(tmp_path / "died")), 40)
     assert (tmp_path / "died").exists()
     assert events(tmp_path / "once.jsonl") == events(tmp_path / "whole.jsonl")
 
@@ -68,7 +71,8 @@ def test_dask_with_a_scheduler_of_its_own_and_a_worker_killed(tmp_path, serial):
         victims = [worker.pid for worker in cluster.workers.values() if isinstance(worker, Nanny)]
         killer = threading.Timer(0.5, lambda: os.kill(victims[0], signal.SIGKILL))
         killer.start()
-        search(tmp_path / "j.jsonl", {"kind": "dask", "address": cluster.scheduler_address}, _Slow())
+        with pk.open_executor("dask", address=cluster.scheduler_address) as pool:
+            search(tmp_path / "j.jsonl", pool, _Slow())
         killer.join()
     assert [event for event in events(tmp_path / "j.jsonl")[1:]] == serial[1:]
 
@@ -84,7 +88,6 @@ class _Slow(Racing):
     ({"kind": "processes", "workers": 0}, "give a number of"),
     ({"kind": "serial", "address": "tcp://x"}, "has no address"),
     ({"kind": "serial", "workers": 4}, "has no 4 workers; give kind"),
-    ({"kind": "processes", "worker": 2}, "an executor has no setting 'worker' .did you mean 'workers'"),
     ({"kind": "dask", "address": "nonsense://127.0.0.1:1"}, "no Dask scheduler answers at nonsense"),
 ])
 def test_bad_executors(arguments, sentence):

@@ -27,11 +27,7 @@ from tests.conftest import GOLDEN
 from tests.pruning.families import FAMILIES, windows
 
 G_TREE = "mul(mul(W, G), sqrt(X))"
-
-
-@pytest.fixture(autouse=True)
-def without_the_disks_time(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(os, "fsync", lambda handle: None)
+pytestmark = pytest.mark.usefixtures("no_fsync")
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from tests.tiny_project import DATA, profile, write_notebook
 OWN = "params/tiny/03_baselines.yaml: "
 COMMON = "params/tiny/common.yaml: "
 MODELS = ("an embedded model ('embedded/llama', 'embedded/opt'), an existing directory or GGUF file, or a "
-          "hub id 'org/name'")
+          "hub id ('org/name', 'gpt2')")
 N_OF_M = "'n:m' with 0 < n < m (n zeros in every m consecutive inputs, as in '2:4')."
 BAD = [
     ("pattern: 2:4", 'pattern = 124 must be text (YAML reads an unquoted 2:4 as 124: quote it: "2:4").'),
@@ -27,10 +27,7 @@ BAD = [
     ("targets: unstructured",
      "targets = 'unstructured' must be a list, each entry text (write it as a list: [unstructured])."),
     ("targets: [unstructured]", "targets[0] = 'unstructured' must be a sparsity such as '0.6', or " + N_OF_M),
-    ("targets: [q_proj]", "targets[0] = 'q_proj' must be a sparsity such as '0.6', or " + N_OF_M[:-1]
-     + "; the layers that LoRA adapts are target_modules."),
     ('targets: ["1.0"]', "targets[0] = '1.0' must be a sparsity such as '0.6', or " + N_OF_M),
-    ("sparsities: [0.5]", """'sparsities' is now 'targets', as in targets: ["0.5", "2:4"]."""),
     ('pattern: "4:2"', "pattern = '4:2' must be 'unstructured' or " + N_OF_M),
     ('pattern: "2:4"\nsparsity: 0.6',
      "sparsity = 0.6 does not go with pattern = '2:4', which removes exactly 0.5."),
@@ -92,8 +89,6 @@ def test_an_unknown_method_names_its_place_and_the_nearest(home, method):
 
 @pytest.mark.parametrize(("files", "sentence"), [
     ({"common": "seqln: 3\n"}, COMMON + "no notebook has a parameter 'seqln' (did you mean 'seqlen'?)."),
-    ({"common": "regimes: [0.5]\n"},
-     COMMON + """'regimes' is now 'test_targets', as in test_targets: ["0.5", "2:4"]."""),
     ({"common": "profile: other\n"},
      COMMON + "profile = 'other' must be 'tiny', the name of the file's folder."),
     ({"01_data": "method: wanda\n"},
@@ -110,8 +105,6 @@ def test_profiles_hold_only_what_a_notebook_knows(home, files, sentence):
 
 @pytest.mark.parametrize(("overrides", "sentence"), [
     ({"seqln": "3"}, "--set seqln=3: no notebook has a parameter 'seqln' (did you mean 'seqlen'?)."),
-    ({"patterns": "2:4"},
-     """--set patterns=2:4: 'patterns' is now 'targets', as in targets: ["0.5", "2:4"]."""),
     ({"seqlen": "many"}, "--set seqlen=many: seqlen = 'many' must be a whole number."),
     ({"seed": "1e3"}, "--set seed=1e3: seed = '1e3' must be a whole number (write 1000)."),
     ({"pattern": "2:3:4"}, "--set pattern=2:3:4: pattern = '2:3:4' must be 'unstructured' or " + N_OF_M),
